@@ -1,0 +1,196 @@
+//! Devices: their names, what is there, and how much memory is free.
+//!
+//! Asking creates no CUDA context and imports nothing: NVIDIA's cards are read through NVML, which
+//! does not poison forked children as `cuInit` does. Other accelerators come from registered
+//! [`Provider`]s. A virtual device is the CPU under another name, for machines without a GPU.
+//!
+//! # Errors
+//! [`DeviceError`], one kind per kind of mistake; [`NameError`] for a text that names no device.
+//!
+//! # Example
+//! ```
+//! use coresident::device::{Inventory, Selection, VirtualSpec, virtual_devices};
+//!
+//! let two = virtual_devices(2, VirtualSpec::default())?;
+//! assert_eq!(two[1].to_string(), "virtual:1");
+//! assert!(Inventory::of(vec![]).select(&Selection::parse("cuda:9")?).is_err());
+//! # Ok::<(), coresident::device::DeviceError>(())
+//! ```
+
+mod driver;
+mod host;
+mod inventory;
+mod name;
+mod nvml;
+mod virtual_device;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use driver::Driver;
+pub use host::Host;
+pub use inventory::{Found, Inventory, Provider, Selection};
+pub use name::{DeviceType, Name, NameError};
+pub use nvml::visible_devices;
+pub use virtual_device::{VirtualSpec, virtual_devices};
+
+/// Something to run on: a name, a label for people, and a driver that knows its memory.
+///
+/// Equal when the names are: a device is itself, however it was found.
+#[derive(Clone)]
+pub struct Device(Arc<Description>);
+
+/// What there is to say about a device.
+pub struct Description {
+    /// Its name.
+    pub name: Name,
+    /// The product, as people say it: `RTX 3090`.
+    pub model: String,
+    /// Its number among those of the same model on this machine, from 1; `None` when it is alone.
+    pub number: Option<u32>,
+    /// Its memory in bytes, where it is known.
+    pub memory: Option<u64>,
+    /// Whether weights are used where they lie in host memory, without a copy.
+    pub unified: bool,
+    /// Bytes per second of an imitated bus; real devices have their own.
+    pub bandwidth: Option<u64>,
+    /// How to ask it.
+    pub driver: Arc<dyn Driver>,
+}
+
+impl Device {
+    /// A device as described.
+    #[must_use]
+    pub fn new(description: Description) -> Self {
+        Self(Arc::new(description))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        self.0.name
+    }
+
+    /// The product and, when several are alike, which: `RTX 3090 #2`.
+    #[must_use]
+    pub fn model(&self) -> String {
+        match self.0.number {
+            Some(number) => format!("{} #{number}", self.0.model),
+            None => self.0.model.clone(),
+        }
+    }
+
+    /// For people: `RTX 3090 #2 (cuda:1)`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{} ({})", self.model(), self.0.name)
+    }
+
+    /// Its memory in bytes, where it is known.
+    #[must_use]
+    pub fn memory(&self) -> Option<u64> {
+        self.0.memory
+    }
+
+    /// Whether weights are used where they lie in host memory, without a copy.
+    #[must_use]
+    pub fn is_unified(&self) -> bool {
+        self.0.unified
+    }
+
+    /// Bytes per second of the imitated bus of a virtual device.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<u64> {
+        self.0.bandwidth
+    }
+
+    /// Bytes that nobody uses now, by the driver; `None` where it cannot be known.
+    #[must_use]
+    pub fn free_memory(&self) -> Option<u64> {
+        self.0.driver.free_memory()
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for Device {}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.name.fmt(f)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device('{}', '{}'", self.0.name, self.model())?;
+        if let Some(bytes) = self.0.memory {
+            write!(f, ", {}", ByteSize(bytes))?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// Bytes as people read them: `24 GiB`, `1.5 MiB`.
+#[derive(Debug, Clone, Copy)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} B", self.0);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+        let mut value = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while value >= 1023.95 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        let text = format!("{value:.1}");
+        write!(f, "{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+    }
+}
+
+/// Why a choice of devices is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// A text that names no device.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A list without devices.
+    #[error("the list of devices is empty: name at least one, or pass 'auto'")]
+    Empty,
+    /// A device that this machine does not have.
+    #[error("there is no {name} here: this machine has {}", listed(.present))]
+    Absent {
+        /// The missing device.
+        name: Name,
+        /// What is there instead.
+        present: Vec<Name>,
+    },
+    /// Zero virtual devices, or more than can be meant.
+    #[error("virtual_devices needs a number from 1 to {}, not {given}", virtual_device::MOST)]
+    Count {
+        /// The number given.
+        given: u64,
+    },
+    /// A figure of zero where one is needed.
+    #[error("{what} of a virtual device must be more than 0 bytes")]
+    Zero {
+        /// Which figure.
+        what: &'static str,
+    },
+    /// An imitated bus for a device that copies nothing.
+    #[error("bandwidth needs memory: a unified virtual device copies nothing, so it has no bus")]
+    BandwidthWithoutMemory,
+}
+
+fn listed(names: &[Name]) -> String {
+    names.iter().map(Name::to_string).collect::<Vec<_>>().join(", ")
+}

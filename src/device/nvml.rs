@@ -1,0 +1,84 @@
+//! NVIDIA's cards as NVML sees them: no `cuInit`, no context.
+//!
+//! Indices follow `CUDA_VISIBLE_DEVICES` as CUDA reads it. NVML counts cards in the order of the PCI
+//! bus; CUDA does the same with `CUDA_DEVICE_ORDER=PCI_BUS_ID`, and otherwise puts the fastest
+//! first, which only matters for the labels of unlike cards.
+
+use std::sync::{Arc, OnceLock};
+
+use nvml_wrapper::Nvml;
+
+use super::{DeviceType, Driver, Found, Name};
+
+/// NVML, loaded at first use; `None` where there is no NVIDIA driver. Kept for the process: loading
+/// takes milliseconds, and the library has no state that a fork would break.
+fn nvml() -> Option<&'static Nvml> {
+    static LOADED: OnceLock<Option<Nvml>> = OnceLock::new();
+    // Drivers ship the versioned name; the plain one comes with developers' packages and on Windows.
+    let load = || Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().or_else(|_| Nvml::init());
+    LOADED.get_or_init(|| load().ok()).as_ref()
+}
+
+/// One card, asked again by its lasting identity.
+struct Card {
+    uuid: String,
+}
+
+impl Driver for Card {
+    fn free_memory(&self) -> Option<u64> {
+        let device = nvml()?.device_by_uuid(self.uuid.as_str()).ok()?;
+        device.memory_info().ok().map(|memory| memory.free)
+    }
+}
+
+/// The cards that CUDA would show this process.
+pub(super) fn found() -> Vec<Found> {
+    let Some(nvml) = nvml() else { return Vec::new() };
+    let count = nvml.device_count().unwrap_or(0);
+    let uuids: Vec<String> = (0..count)
+        .filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok())
+        .collect();
+    let setting = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let visible = visible_devices(setting.as_deref(), &uuids);
+    (0u32..).zip(visible).filter_map(|(index, uuid)| found_card(nvml, index, uuid)).collect()
+}
+
+fn found_card(nvml: &Nvml, index: u32, uuid: String) -> Option<Found> {
+    let device = nvml.device_by_uuid(uuid.as_str()).ok()?;
+    Some(Found {
+        name: Name::new(DeviceType::Cuda, index).ok()?,
+        model: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
+        memory: device.memory_info().ok().map(|memory| memory.total),
+        unified: false,
+        driver: Arc::new(Card { uuid }),
+    })
+}
+
+/// Which cards, by UUID and in which order, `CUDA_VISIBLE_DEVICES` leaves visible.
+///
+/// As in NVIDIA's CUDA C++ Programming Guide: indices or (prefixes of) UUIDs, up to the first that
+/// is not valid; one given twice hides all; an empty setting hides all.
+#[must_use]
+pub fn visible_devices(setting: Option<&str>, uuids: &[String]) -> Vec<String> {
+    let Some(setting) = setting else { return uuids.to_vec() };
+    let mut visible: Vec<String> = Vec::new();
+    for entry in setting.split(',').map(str::trim) {
+        let Some(uuid) = identify(entry, uuids) else { break };
+        if visible.contains(&uuid) {
+            return Vec::new();
+        }
+        visible.push(uuid);
+    }
+    visible
+}
+
+fn identify(entry: &str, uuids: &[String]) -> Option<String> {
+    if entry.starts_with("MIG-") {
+        return Some(entry.to_owned());
+    }
+    if entry.starts_with("GPU-") {
+        let mut alike = uuids.iter().filter(|uuid| uuid.starts_with(entry));
+        return alike.next().filter(|_| alike.next().is_none()).cloned();
+    }
+    uuids.get(entry.parse::<usize>().ok()?).cloned()
+}

@@ -1,0 +1,13 @@
+//! Several GPUs, several models and many users in one process: the core of `coresident`.
+//!
+//! Every room below is plain Rust. Only `python` knows the interpreter.
+
+pub mod device;
+pub mod load_lock;
+pub mod pool;
+pub mod sync;
+pub mod wait;
+pub mod worker;
+
+#[cfg(feature = "python")]
+mod python;

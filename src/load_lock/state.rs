@@ -1,0 +1,241 @@
+//! The lock's state and its transitions; everything here happens under the lock's own mutex.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::{LockStatus, LockUser, Mode};
+use crate::sync::{Mutant, planted};
+use crate::wait::{Blockers, Description, Owner, Wake, WakeList, seconds};
+
+/// A holder's place; the ticket tells it from a later holder with the same key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    key: usize,
+    ticket: u64,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    holders: Slab<Holder>,
+    writing: bool,
+    line: VecDeque<Waiter>,
+    writers_in_line: usize,
+    /// Holders let in from the line who have not come for their guard yet.
+    uncollected: Vec<Place>,
+    next_ticket: u64,
+}
+
+struct Holder {
+    ticket: u64,
+    mode: Mode,
+    owner: Owner,
+    handed_over: bool,
+    since: Instant,
+}
+
+pub(super) struct Waiter {
+    ticket: u64,
+    mode: Mode,
+    owner: Owner,
+    since: Instant,
+    waker: Arc<dyn Wake>,
+}
+
+impl State {
+    fn next_ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Takes the lock if that needs no waiting.
+    pub(super) fn take(&mut self, mode: Mode, owner: &Owner) -> Option<Place> {
+        let open = match mode {
+            Mode::Write => self.is_open_to_writer(),
+            Mode::Read => self.is_open_to_readers() || self.is_inside(owner),
+        };
+        if !open {
+            return None;
+        }
+        let ticket = self.next_ticket();
+        Some(self.enter(ticket, mode, owner.clone()))
+    }
+
+    fn is_open_to_writer(&self) -> bool {
+        self.holders.is_empty() || (planted(Mutant::WriterIgnoresReaders) && !self.writing)
+    }
+
+    fn is_open_to_readers(&self) -> bool {
+        !self.writing && (self.writers_in_line == 0 || planted(Mutant::ReadersPassWriters))
+    }
+
+    /// Whether `owner` holds the lock already, itself or through the code below its event loop.
+    fn is_inside(&self, owner: &Owner) -> bool {
+        self.holders.iter().any(|(_, holder)| {
+            !holder.handed_over && (holder.owner == *owner || owner.runs_above(&holder.owner))
+        })
+    }
+
+    fn enter(&mut self, ticket: u64, mode: Mode, owner: Owner) -> Place {
+        self.writing |= mode == Mode::Write;
+        let since = Instant::now();
+        let key = self.holders.insert(Holder { ticket, mode, owner, handed_over: false, since });
+        Place { key, ticket }
+    }
+
+    pub(super) fn join(&mut self, mode: Mode, owner: &Owner, waker: Arc<dyn Wake>) -> u64 {
+        let ticket = self.next_ticket();
+        let owner = owner.clone();
+        self.writers_in_line += usize::from(mode == Mode::Write);
+        self.line.push_back(Waiter { ticket, mode, owner, since: Instant::now(), waker });
+        ticket
+    }
+
+    fn holder(&self, place: Place) -> Option<&Holder> {
+        self.holders.get(place.key).filter(|holder| holder.ticket == place.ticket)
+    }
+
+    pub(super) fn is_held(&self, place: Place) -> bool {
+        self.holder(place).is_some()
+    }
+
+    pub(super) fn set_owner(&mut self, place: Place, owner: Option<&Owner>) {
+        let holder = self.holders.get_mut(place.key).filter(|holder| holder.ticket == place.ticket);
+        let Some(holder) = holder else { return };
+        holder.handed_over = owner.is_none();
+        if let Some(owner) = owner {
+            holder.owner = owner.clone();
+        }
+    }
+
+    /// Lets a holder out and the next in. Returns whom to wake once the mutex is free.
+    pub(super) fn release(&mut self, place: Place) -> WakeList {
+        if !self.is_held(place) {
+            return WakeList::new();
+        }
+        let writer_left = self.holders.remove(place.key).mode == Mode::Write;
+        self.writing &= !writer_left;
+        self.advance(writer_left)
+    }
+
+    /// The phases: after a writer the readers that wait, after the last reader the first writer.
+    fn advance(&mut self, writer_left: bool) -> WakeList {
+        let mut wakers = WakeList::new();
+        if self.line.is_empty() || self.writing {
+            return wakers;
+        }
+        let readers_turn = writer_left && !planted(Mutant::WritersPassReaders);
+        if readers_turn || self.writers_in_line == 0 {
+            let (readers, rest) = self.line.drain(..).partition(|waiter| waiter.mode == Mode::Read);
+            self.line = rest;
+            for reader in VecDeque::into_iter(readers) {
+                wakers.push(self.admit(reader));
+            }
+        }
+        if self.is_open_to_writer()
+            && let Some(first) = self.line.iter().position(|waiter| waiter.mode == Mode::Write)
+            && let Some(writer) = self.line.remove(first)
+        {
+            self.writers_in_line -= 1;
+            wakers.push(self.admit(writer));
+        }
+        wakers
+    }
+
+    fn admit(&mut self, waiter: Waiter) -> Arc<dyn Wake> {
+        let Waiter { ticket, mode, owner, waker, .. } = waiter;
+        let place = self.enter(ticket, mode, owner);
+        self.uncollected.push(place);
+        waker
+    }
+
+    fn take_uncollected(&mut self, ticket: u64) -> Option<Place> {
+        let at = self.uncollected.iter().position(|place| place.ticket == ticket)?;
+        Some(self.uncollected.swap_remove(at))
+    }
+
+    pub(super) fn collect(&mut self, ticket: u64) -> Option<(Place, Mode)> {
+        let place = self.take_uncollected(ticket)?;
+        let mode = self.holder(place)?.mode;
+        Some((place, mode))
+    }
+
+    /// Takes a ticket out of the line, as if it had never come.
+    pub(super) fn abandon(&mut self, ticket: u64) -> (Option<Waiter>, WakeList) {
+        if let Some(place) = self.take_uncollected(ticket) {
+            return (None, self.release(place));
+        }
+        let Some(at) = self.line.iter().position(|waiter| waiter.ticket == ticket) else {
+            return (None, WakeList::new());
+        };
+        let waiter = self.line.remove(at);
+        if waiter.as_ref().is_some_and(|waiter| waiter.mode == Mode::Write) {
+            self.writers_in_line -= 1;
+        }
+        let wakers =
+            if planted(Mutant::AbandonedWriterBlocks) { WakeList::new() } else { self.advance(false) };
+        (waiter, wakers)
+    }
+
+    pub(super) fn held_by_thread(&self, thread: u64) -> Vec<Place> {
+        let left = self.holders.iter().filter(|(_, holder)| {
+            !holder.handed_over && holder.owner.thread_number() == thread
+        });
+        left.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect()
+    }
+
+    /// Those inside who are in the way of `mode`.
+    fn in_the_way(&self, mode: Mode) -> impl Iterator<Item = &Holder> {
+        let holders = self.holders.iter().map(|(_, holder)| holder);
+        holders.filter(move |holder| mode == Mode::Write || holder.mode == Mode::Write)
+    }
+
+    /// Those inside who are in the way, and the last one in line who goes before.
+    pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
+        let at = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
+        let mode = self.line[at].mode;
+        let before = self.line.range(..at).rev().find(|other| mode == Mode::Write || other.mode == Mode::Write);
+        let inside = self.in_the_way(mode).filter(|holder| !holder.handed_over);
+        let owners = inside.map(|holder| &holder.owner).chain(before.map(|other| &other.owner));
+        Some(vec![owners.cloned().collect()])
+    }
+
+    pub(super) fn describe(&self, ticket: u64) -> Description {
+        let mode = self.line.iter().find(|waiter| waiter.ticket == ticket).map(|waiter| waiter.mode);
+        let Some(mode) = mode else {
+            return Description { wants: "the load lock".to_owned(), held: String::new() };
+        };
+        let now = Instant::now();
+        let holders: Vec<String> = self
+            .in_the_way(mode)
+            .map(|holder| {
+                format!("held by {} to {} for {}", holder.owner, holder.mode, seconds(now - holder.since))
+            })
+            .collect();
+        let held = match (holders.is_empty(), mode) {
+            (false, _) => format!(", {}", holders.join(", ")),
+            (true, Mode::Read) if self.writers_in_line > 0 => ", for which a writer waits already".to_owned(),
+            (true, _) => String::new(),
+        };
+        Description { wants: format!("the load lock to {mode}"), held }
+    }
+
+    pub(super) fn status(&self) -> LockStatus {
+        let now = Instant::now();
+        let holders = self.holders.iter().map(|(_, holder)| LockUser {
+            owner: holder.owner.to_string(),
+            mode: holder.mode,
+            lasted: now - holder.since,
+            handed_over: holder.handed_over,
+        });
+        let waiting = self.line.iter().map(|waiter| LockUser {
+            owner: waiter.owner.to_string(),
+            mode: waiter.mode,
+            lasted: now - waiter.since,
+            handed_over: false,
+        });
+        LockStatus { holders: holders.collect(), waiting: waiting.collect() }
+    }
+}

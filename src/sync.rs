@@ -1,0 +1,115 @@
+//! One facade over mutexes, condition variables and atomics.
+//!
+//! Ordinary builds use `parking_lot` and `std`. With the feature `model` the same names are loom's,
+//! so that the tests in `tests/models` drive the shipped types through every interleaving, and
+//! [`planted`] lets a test switch one rule of a primitive off to see that its model notices.
+
+#[cfg(not(feature = "model"))]
+mod imp {
+    pub use parking_lot::{Condvar, Mutex, MutexGuard};
+    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use std::time::Instant;
+
+    /// Waits for a notification, or until `deadline` has passed; may wake for no reason.
+    pub fn wait_until<'a, T>(
+        condvar: &Condvar,
+        mut guard: MutexGuard<'a, T>,
+        deadline: Option<Instant>,
+    ) -> MutexGuard<'a, T> {
+        match deadline {
+            None => condvar.wait(&mut guard),
+            Some(deadline) => drop(condvar.wait_until(&mut guard, deadline)),
+        }
+        guard
+    }
+
+    /// Never true here: mutants exist in models only.
+    #[inline]
+    #[must_use]
+    pub const fn planted(_: super::Mutant) -> bool {
+        false
+    }
+}
+
+#[cfg(feature = "model")]
+mod imp {
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use loom::sync::{Condvar, MutexGuard};
+
+    use std::sync::atomic::{AtomicU8, Ordering as StdOrdering};
+    use std::time::Instant;
+
+    /// loom's mutex with the calls of `parking_lot`'s.
+    #[derive(Debug, Default)]
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// An unlocked mutex.
+        pub fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        /// Waits for the lock.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    /// Waits for a notification; models have no clock, so a deadline never passes.
+    pub fn wait_until<'a, T>(
+        condvar: &Condvar,
+        guard: MutexGuard<'a, T>,
+        _deadline: Option<Instant>,
+    ) -> MutexGuard<'a, T> {
+        condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    // One mutant per test process run at a time; std's atomic, so that loom does not explore it.
+    static PLANTED: AtomicU8 = AtomicU8::new(0);
+
+    /// Switches `mutant` on (or all off) for the models that follow in this process.
+    pub fn plant(mutant: Option<super::Mutant>) {
+        PLANTED.store(mutant.map_or(0, |mutant| mutant as u8), StdOrdering::SeqCst);
+    }
+
+    /// Whether a test has switched this mutant on.
+    #[must_use]
+    pub fn planted(mutant: super::Mutant) -> bool {
+        PLANTED.load(StdOrdering::SeqCst) == mutant as u8
+    }
+}
+
+pub use imp::*;
+
+/// Rules that a model can switch off, each to prove that the model guards it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mutant {
+    /// A borrow takes a device that a lease already waits for.
+    BorrowOvertakes = 1,
+    /// Releasing a device forgets to hand it to the next in line.
+    ReleaseForgetsWaiters,
+    /// A guard releases its device even when another lease holds it by now.
+    ReleaseOfAnothers,
+    /// A request that gives up keeps its place in the line.
+    AbandonLeavesTicket,
+    /// A writer is let in while readers are inside.
+    WriterIgnoresReaders,
+    /// New readers pass a waiting writer.
+    ReadersPassWriters,
+    /// After a writer the next writer goes, whoever waits to read.
+    WritersPassReaders,
+    /// A writer that gives up does not let the readers behind it go on.
+    AbandonedWriterBlocks,
+    /// A cancel token does not wake the one who waits.
+    CancelForgetsWaiters,
+    /// A cancelled ticket still runs.
+    CancelledTaskRuns,
+    /// Finishing a ticket does not wake the one who waits for it.
+    FinishForgetsWaiters,
+    /// Closing a lane drops what is still queued.
+    CloseDropsQueued,
+    /// Waiting does not look for cycles.
+    NoDeadlockCheck,
+}
