@@ -22,6 +22,7 @@ mod host;
 mod inventory;
 mod name;
 mod nvml;
+mod size;
 mod virtual_device;
 
 use std::fmt;
@@ -29,9 +30,10 @@ use std::sync::Arc;
 
 pub use driver::Driver;
 pub use host::Host;
-pub use inventory::{Found, Inventory, Provider, Selection};
+pub use inventory::{Choice, Found, Inventory, Provider, Selection};
 pub use name::{DeviceType, Name, NameError};
 pub use nvml::visible_devices;
+pub use size::{ByteSize, SizeError};
 pub use virtual_device::{VirtualSpec, virtual_devices};
 
 /// Something to run on: a name, a label for people, and a driver that knows its memory.
@@ -132,28 +134,6 @@ impl fmt::Debug for Device {
             write!(f, ", {}", ByteSize(bytes))?;
         }
         f.write_str(")")
-    }
-}
-
-/// Bytes as people read them: `24 GiB`, `1.5 MiB`.
-#[derive(Debug, Clone, Copy)]
-pub struct ByteSize(pub u64);
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-        if self.0 < 1024 {
-            return write!(f, "{} B", self.0);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-        let mut value = self.0 as f64 / 1024.0;
-        let mut unit = 0;
-        while value >= 1023.95 && unit + 1 < UNITS.len() {
-            value /= 1024.0;
-            unit += 1;
-        }
-        let text = format!("{value:.1}");
-        write!(f, "{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
     }
 }
 

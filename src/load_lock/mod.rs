@@ -167,9 +167,12 @@ impl Shared {
         LockGuard { shared: self.clone(), place, mode, live: AtomicBool::new(true) }
     }
 
-    fn release(&self, place: Place) {
-        let wakers = self.state.lock().release(place);
-        wake_all(&wakers);
+    fn release(&self, place: Place) -> bool {
+        let released = self.state.lock().release(place);
+        if let Some(wakers) = &released {
+            wake_all(wakers);
+        }
+        released.is_some()
     }
 }
 
@@ -200,11 +203,12 @@ impl LockGuard {
             && self.shared.state.lock().is_held(self.place)
     }
 
-    /// Lets the next in line go; from any thread, and again without effect.
-    pub fn release(&self) {
-        if self.live.swap(false, Ordering::AcqRel) && self.shared.birth.is_here() {
-            self.shared.release(self.place);
-        }
+    /// Lets the next in line go; from any thread, and again without effect. Returns whether this
+    /// call did it.
+    pub fn release(&self) -> bool {
+        self.live.swap(false, Ordering::AcqRel)
+            && self.shared.birth.is_here()
+            && self.shared.release(self.place)
     }
 
     /// Takes the guard out of the wait-for graph and off its thread: somebody else will release it.
@@ -241,7 +245,9 @@ impl Resource for Shared {
 
     fn thread_ended(&self, thread: u64) {
         let left = self.state.lock().held_by_thread(thread);
-        left.into_iter().for_each(|place| self.release(place));
+        for place in left {
+            self.release(place);
+        }
     }
 }
 

@@ -110,14 +110,13 @@ impl State {
         }
     }
 
-    /// Lets a holder out and the next in. Returns whom to wake once the mutex is free.
-    pub(super) fn release(&mut self, place: Place) -> WakeList {
-        if !self.is_held(place) {
-            return WakeList::new();
-        }
+    /// Lets a holder out and the next in. Returns whom to wake once the mutex is free, or `None` if
+    /// that place is empty already.
+    pub(super) fn release(&mut self, place: Place) -> Option<WakeList> {
+        self.holder(place)?;
         let writer_left = self.holders.remove(place.key).mode == Mode::Write;
         self.writing &= !writer_left;
-        self.advance(writer_left)
+        Some(self.advance(writer_left))
     }
 
     /// The phases: after a writer the readers that wait, after the last reader the first writer.
@@ -165,7 +164,7 @@ impl State {
     /// Takes a ticket out of the line, as if it had never come.
     pub(super) fn abandon(&mut self, ticket: u64) -> (Option<Waiter>, WakeList) {
         if let Some(place) = self.take_uncollected(ticket) {
-            return (None, self.release(place));
+            return (None, self.release(place).unwrap_or_default());
         }
         let Some(at) = self.line.iter().position(|waiter| waiter.ticket == ticket) else {
             return (None, WakeList::new());

@@ -61,6 +61,12 @@ impl Lease {
         self.hold.is_live()
     }
 
+    /// Whether this is still the process in which it was taken.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.shared.birth.is_here()
+    }
+
     /// Gives the device to the next in line; from any thread, and again without effect.
     pub fn release(&self) {
         if self.hold.is_live() {

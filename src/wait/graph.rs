@@ -13,6 +13,8 @@ use slab::Slab;
 
 use super::Description;
 use super::owner::Owner;
+#[cfg(not(feature = "model"))]
+use super::process::PerProcess;
 use crate::sync::{Mutant, Mutex, planted};
 
 /// The ways in which a wait can end, each with everyone who must move first.
@@ -136,20 +138,8 @@ impl Default for Graph {
 
 #[cfg(not(feature = "model"))]
 fn graph() -> &'static Graph {
-    use std::sync::OnceLock;
-
-    /// A graph, and the one of a forked child behind it (see [`super::process`]).
-    #[derive(Default)]
-    struct Chain {
-        graph: Graph,
-        child: OnceLock<Box<Chain>>,
-    }
-
-    static FIRST: OnceLock<Chain> = OnceLock::new();
-    let first = FIRST.get_or_init(Chain::default);
-    let here = (0..super::process::generation())
-        .fold(first, |chain, _| chain.child.get_or_init(Box::default));
-    &here.graph
+    static GRAPH: PerProcess<Graph> = PerProcess::new();
+    GRAPH.get_or_init(Graph::default)
 }
 
 #[cfg(feature = "model")]

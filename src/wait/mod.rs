@@ -26,7 +26,9 @@ pub use cancel::{CancelToken, Listening};
 pub use graph::{Blockers, Deadlock, Registration, Resource, Step};
 pub use owner::{Kind, Owner};
 pub use park::{Parker, Wake, WakeList};
-pub use process::{Birth, Forked, begin_exit, entered_child, exiting, register, thread_ended};
+pub use process::{
+    Birth, Forked, PerProcess, begin_exit, entered_child, exiting, register, thread_ended,
+};
 
 /// Why a wait ended without what it waited for.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -158,6 +160,12 @@ impl<Q: Queue> Pending<Q> {
         Some(outcome)
     }
 
+    /// What is waited for, in words.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        self.queue.describe(self.ticket)
+    }
+
     /// Enters the wait-for graph as an asynchronous wait: the owner waits, its thread does not.
     ///
     /// # Errors
@@ -184,22 +192,24 @@ impl<Q: Queue> Pending<Q> {
         let deadline = patience.timeout.and_then(|timeout| started.checked_add(timeout));
         let waker: Arc<dyn Wake> = parker.clone();
         let _listening = patience.cancel.map(|token| token.listen(waker));
-        if patience.timeout != Some(Duration::ZERO)
-            && let Err(error) = self.enter_graph(true)
-        {
-            return self.poll().unwrap_or_else(|| Err(error.into()));
-        }
         loop {
             if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
-                let wants = self.queue.describe(self.ticket).wants;
+                let wants = self.describe().wants;
                 return Err(WaitError::Cancelled { wants, reason: token.reason() }.into());
             }
             if let Some(outcome) = self.poll() {
                 return outcome;
             }
+            // Only looking is not waiting.
+            if self.registration.is_none()
+                && patience.timeout != Some(Duration::ZERO)
+                && let Err(error) = self.enter_graph(true)
+            {
+                return self.poll().unwrap_or_else(|| Err(error.into()));
+            }
             let now = Instant::now();
             if let Some(after) = patience.timeout.filter(|_| deadline.is_some_and(|d| now >= d)) {
-                let Description { wants, held } = self.queue.describe(self.ticket);
+                let Description { wants, held } = self.describe();
                 return self
                     .poll()
                     .unwrap_or_else(|| Err(WaitError::Timeout { wants, held, after }.into()));

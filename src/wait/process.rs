@@ -10,18 +10,38 @@ use super::graph::Resource;
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-/// The process-wide registry of one process. A forked child walks on to a fresh one, because the
-/// mutexes of its parent may have been held, at the fork, by threads that the child does not have.
-#[derive(Default)]
-struct Registry {
-    resources: Mutex<Vec<Weak<dyn Resource>>>,
-    child: OnceLock<Box<Registry>>,
+/// A value of which each process has its own. A forked child makes a new one, because the mutexes in
+/// its parent's may have been held, at the fork, by threads that the child does not have.
+pub struct PerProcess<T> {
+    here: OnceLock<T>,
+    child: OnceLock<Box<Self>>,
 }
 
-fn registry() -> &'static Registry {
-    static FIRST: OnceLock<Registry> = OnceLock::new();
-    let first = FIRST.get_or_init(Registry::default);
-    (0..generation()).fold(first, |registry, _| registry.child.get_or_init(Box::default))
+impl<T> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> PerProcess<T> {
+    /// No value yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { here: OnceLock::new(), child: OnceLock::new() }
+    }
+
+    /// This process's value.
+    pub fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+        let here = (0..generation()).fold(self, |place, _| place.child.get_or_init(Box::default));
+        here.here.get_or_init(make)
+    }
+}
+
+/// The primitives that are told when a thread ends.
+static RESOURCES: PerProcess<Mutex<Vec<Weak<dyn Resource>>>> = PerProcess::new();
+
+fn resources() -> &'static Mutex<Vec<Weak<dyn Resource>>> {
+    RESOURCES.get_or_init(Mutex::default)
 }
 
 /// How many forks lie between the first process and this one.
@@ -77,18 +97,17 @@ pub struct Forked {
 /// Has `resource` told when a thread ends. It is forgotten once nobody else keeps it.
 pub fn register(resource: &Arc<impl Resource + 'static>) {
     let weak: Weak<dyn Resource> = Arc::downgrade(resource) as Weak<dyn Resource>;
-    let mut resources = registry().resources.lock();
-    if resources.len() == resources.capacity() {
-        resources.retain(|known| known.strong_count() > 0);
+    let mut known = resources().lock();
+    if known.len() == known.capacity() {
+        known.retain(|resource| resource.strong_count() > 0);
     }
-    resources.push(weak);
+    known.push(weak);
 }
 
 /// Releases what the code of one thread still holds; called when the thread ends.
 pub fn thread_ended(thread: u64) {
-    let resources: Vec<_> =
-        registry().resources.lock().iter().filter_map(Weak::upgrade).collect();
-    for resource in resources {
+    let alive: Vec<_> = resources().lock().iter().filter_map(Weak::upgrade).collect();
+    for resource in alive {
         resource.thread_ended(thread);
     }
 }

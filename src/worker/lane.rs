@@ -110,10 +110,15 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         }
         state.queue.push_back(ticket.clone());
         self.signal.fetch_add(1, Ordering::Release);
-        let needs_worker = !std::mem::replace(&mut state.has_worker, true);
+        let needs_worker = state.claim_worker();
         drop(state);
         self.ready.notify_one();
         Ok(Pushed { ticket, needs_worker })
+    }
+
+    /// Whether the caller must start the lane's worker now, before there is a task.
+    pub fn claim_worker(&self) -> bool {
+        self.state.lock().claim_worker()
     }
 
     /// For the thread that will serve: from now on it is the lane's worker.
@@ -121,10 +126,16 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         *self.post.worker.lock() = Some(worker);
     }
 
+    /// Whether the thread with this number is the lane's worker.
+    #[must_use]
+    pub fn is_served_by(&self, thread: u64) -> bool {
+        self.post.worker.lock().as_ref().is_some_and(|worker| worker.thread_number() == thread)
+    }
+
     /// For the worker: the next ticket if there is one, without waiting.
     pub fn try_take(&self) -> Option<Arc<Ticket<T, V>>> {
-        let (mut state, before) = (self.state.lock(), None::<Arc<Ticket<T, V>>>);
-        let done = before.or(state.running.take());
+        let mut state = self.state.lock();
+        let done = state.running.take();
         state.finished += u64::from(done.is_some());
         let next = state.queue.pop_front();
         if next.is_some() {
@@ -244,6 +255,10 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
 }
 
 impl<T, V> State<T, V> {
+    fn claim_worker(&mut self) -> bool {
+        !std::mem::replace(&mut self.has_worker, true)
+    }
+
     fn has_left(&self) -> bool {
         self.closed && !self.has_worker
     }

@@ -172,12 +172,15 @@ impl<T: Send + 'static, V: Send + 'static> Ticket<T, V> {
         }
     }
 
-    /// Looks at the task, if it has not started. `look` runs under the ticket's lock.
-    pub fn queued<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
-        match &self.state.lock().stage {
-            Stage::Queued(task) => Some(look(task)),
-            _ => None,
-        }
+    /// Looks at the task or the outcome, whichever there is; `None` if the ticket is in use right
+    /// now. `look` runs under the ticket's lock.
+    pub fn try_look<R>(&self, look: impl FnOnce(Option<&T>, Option<&V>) -> R) -> Option<R> {
+        let state = self.state.try_lock()?;
+        Some(match &state.stage {
+            Stage::Queued(task) => look(Some(task), None),
+            Stage::Done(outcome) => look(None, Some(outcome)),
+            Stage::Running(_) | Stage::Cancelled => look(None, None),
+        })
     }
 
     /// Takes everything out of a ticket that nobody will use again; drop it with no lock held.

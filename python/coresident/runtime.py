@@ -1,0 +1,60 @@
+"""One of each primitive, wired together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from coresident import _core
+
+
+class Runtime:
+    """Owns a device pool, a load lock and a worker pool for the same devices.
+
+    Args:
+        devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
+            ``torch.device`` objects.
+
+    Raises:
+        InvalidDeviceError: for a text that names no device, or an empty list.
+        DeviceNotFoundError: for a device that this machine does not have.
+    """
+
+    def __init__(self, devices: str | _core.Device | Iterable[Any] = "auto") -> None:
+        chosen = _core.devices(devices)
+        self.pool = _core.DevicePool(chosen)
+        self.load_lock = _core.LoadLock()
+        self.workers = _core.WorkerPool(chosen)
+
+    @property
+    def devices(self) -> list[_core.Device]:
+        """The devices of the pool, in order."""
+        return self.pool.devices
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Refuses new leases and tasks, and waits for the tasks that are queued or run.
+
+        Args:
+            timeout: Seconds to wait for the workers; ``None`` waits for ever.
+
+        Raises:
+            WaitTimeoutError: naming what still runs.
+        """
+        self.pool.close()
+        self.workers.close(timeout=timeout)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.pool.close()
+        self.workers.close("drain" if kind is None else "cancel")
+
+    def __repr__(self) -> str:
+        return f"<Runtime {', '.join(map(str, self.devices))}>"

@@ -1,0 +1,229 @@
+//! Devices, and where they come from.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyList, PyString};
+
+use super::argument;
+use super::error::{Error, Result, invalid_type};
+use crate::device::{
+    self, Choice, DeviceError, DeviceType, Driver, Found, Inventory, Name, Provider, Selection,
+    VirtualSpec,
+};
+
+/// Something to run on.
+#[pyclass(frozen, eq, hash, module = "coresident", name = "Device")]
+#[derive(PartialEq)]
+pub(super) struct Device(device::Device);
+
+impl std::hash::Hash for Device {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl Device {
+    pub(super) fn of(device: device::Device) -> Self {
+        Self(device)
+    }
+
+    pub(super) fn inner(&self) -> &device::Device {
+        &self.0
+    }
+}
+
+#[pymethods]
+impl Device {
+    #[getter]
+    fn name(&self) -> String {
+        self.0.to_string()
+    }
+
+    #[getter]
+    fn r#type(&self) -> &'static str {
+        self.0.name().kind().as_str()
+    }
+
+    #[getter]
+    fn index(&self) -> u32 {
+        self.0.name().index()
+    }
+
+    #[getter]
+    fn model(&self) -> String {
+        self.0.model()
+    }
+
+    #[getter]
+    fn label(&self) -> String {
+        self.0.label()
+    }
+
+    #[getter]
+    fn memory(&self) -> Option<u64> {
+        self.0.memory()
+    }
+
+    #[getter]
+    fn unified(&self) -> bool {
+        self.0.is_unified()
+    }
+
+    #[getter]
+    fn bandwidth(&self) -> Option<u64> {
+        self.0.bandwidth()
+    }
+
+    #[getter]
+    fn torch_name(&self) -> String {
+        match self.0.name().kind() {
+            DeviceType::Cpu | DeviceType::Virtual => "cpu".to_owned(),
+            DeviceType::Cuda | DeviceType::Xpu | DeviceType::Mps => self.0.to_string(),
+        }
+    }
+
+    fn free_memory(&self, py: Python<'_>) -> Option<u64> {
+        py.detach(|| self.0.free_memory())
+    }
+
+    fn __str__(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+/// A Python function that tells what accelerators there are.
+struct PythonProvider(Vec<Reported>);
+
+struct Reported {
+    name: Name,
+    model: String,
+    memory: Option<u64>,
+    unified: bool,
+    free: Option<Arc<Py<PyAny>>>,
+}
+
+/// Asks a Python function for free memory; an error there means that it is not known.
+struct PythonDriver(Option<Arc<Py<PyAny>>>);
+
+impl Driver for PythonDriver {
+    fn free_memory(&self) -> Option<u64> {
+        let free = self.0.as_ref()?;
+        Python::attach(|py| free.call0(py).and_then(|bytes| bytes.extract(py)).ok())
+    }
+}
+
+impl Provider for PythonProvider {
+    fn found(&self) -> Vec<Found> {
+        let found = self.0.iter().map(|reported| Found {
+            name: reported.name,
+            model: reported.model.clone(),
+            memory: reported.memory,
+            unified: reported.unified,
+            driver: Arc::new(PythonDriver(reported.free.clone())),
+        });
+        found.collect()
+    }
+}
+
+fn providers(py: Python<'_>) -> &Bound<'_, PyList> {
+    static PROVIDERS: PyOnceLock<Py<PyList>> = PyOnceLock::new();
+    PROVIDERS.get_or_init(py, || PyList::empty(py).unbind()).bind(py)
+}
+
+/// Has `provider` asked whenever devices are looked up.
+#[pyfunction]
+pub(super) fn register_provider(provider: &Bound<'_, PyAny>) -> Result<()> {
+    if !provider.is_callable() {
+        let given = argument::type_name(provider);
+        return Err(invalid_type(&format!("a provider is a function without arguments, not {given}")));
+    }
+    providers(provider.py()).append(provider).map_err(Error::from)
+}
+
+fn reported(py: Python<'_>) -> Result<Vec<Reported>> {
+    let mut all = Vec::new();
+    for provider in providers(py).iter() {
+        for item in provider.call0().and_then(|items| items.try_iter()).map_err(Error::from)? {
+            let item = item.map_err(Error::from)?;
+            let attribute = |name: &str| item.getattr(name).map_err(Error::from);
+            let free = attribute("free_memory")?;
+            all.push(Reported {
+                name: argument::name(&attribute("name")?)?,
+                model: attribute("model")?.extract().map_err(Error::from)?,
+                memory: attribute("memory")?.extract().map_err(Error::from)?,
+                unified: attribute("unified")?.extract().map_err(Error::from)?,
+                free: (!free.is_none()).then(|| Arc::new(free.unbind())),
+            });
+        }
+    }
+    Ok(all)
+}
+
+fn selection(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Selection> {
+    if let Ok(text) = wanted.cast::<PyString>() {
+        return Ok(Selection::parse(text.to_str().map_err(Error::from)?)?);
+    }
+    if wanted.cast::<Device>().is_ok() {
+        return Ok(Selection::These(vec![argument::choice(wanted)?]));
+    }
+    if let Ok(choice) = argument::choice(wanted) {
+        return Ok(Selection::These(vec![choice]));
+    }
+    Ok(Selection::These(argument::choices(what, wanted)?))
+}
+
+/// The devices that are wanted, checked to be here. The machine is only looked at if it must be.
+pub(super) fn select(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Vec<device::Device>> {
+    let py = wanted.py();
+    let selection = selection(what, wanted)?;
+    let known = |choice: &Choice| match choice {
+        Choice::Given(_) => true,
+        Choice::Named(name) => matches!(name.kind(), DeviceType::Virtual | DeviceType::Cpu),
+    };
+    let needs_no_look = matches!(&selection, Selection::These(choices) if choices.iter().all(known));
+    let inventory = if needs_no_look {
+        Inventory::of(Vec::new())
+    } else {
+        let provider: Arc<dyn Provider> = Arc::new(PythonProvider(reported(py)?));
+        py.detach(|| Inventory::take(&[provider]))
+    };
+    Ok(inventory.select(&selection)?)
+}
+
+/// The devices of this machine.
+#[pyfunction]
+#[pyo3(signature = (wanted=None))]
+pub(super) fn devices(py: Python<'_>, wanted: Option<&Bound<'_, PyAny>>) -> Result<Vec<Device>> {
+    let auto = PyString::new(py, "auto").into_any();
+    let chosen = select("devices()", wanted.unwrap_or(&auto))?;
+    Ok(chosen.into_iter().map(Device).collect())
+}
+
+/// CPU-backed devices for machines without an accelerator.
+#[pyfunction]
+#[pyo3(signature = (count, *, memory=None, bandwidth=None))]
+pub(super) fn virtual_devices(
+    count: &Bound<'_, PyAny>,
+    memory: Option<&Bound<'_, PyAny>>,
+    bandwidth: Option<&Bound<'_, PyAny>>,
+) -> Result<Vec<Device>> {
+    let given = |value: Option<&Bound<'_, PyAny>>, what| {
+        value.filter(|value| !value.is_none()).map(|value| argument::bytes(what, value)).transpose()
+    };
+    let spec = VirtualSpec { memory: given(memory, "memory")?, bandwidth: given(bandwidth, "bandwidth")? };
+    let count = argument::whole_number("the number of virtual devices", count)?;
+    let devices = device::virtual_devices(count, spec)?;
+    Ok(devices.into_iter().map(Device).collect())
+}
+
+impl From<device::NameError> for Error {
+    fn from(error: device::NameError) -> Self {
+        DeviceError::from(error).into()
+    }
+}

@@ -1,0 +1,163 @@
+//! The one conversion of the core's errors to Python's. The classes are in `coresident.errors`.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyType};
+
+use crate::device::{DeviceError, SizeError};
+use crate::load_lock::LockError;
+use crate::pool::PoolError;
+use crate::wait::{Deadlock, Forked, WaitError};
+use crate::worker::{SharesError, WorkerError};
+
+/// An error of the core on its way to Python.
+pub(super) struct Error(PyErr);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        error.0
+    }
+}
+
+impl From<PyErr> for Error {
+    fn from(error: PyErr) -> Self {
+        Self(error)
+    }
+}
+
+/// The result of a bound call.
+pub(super) type Result<T> = std::result::Result<T, Error>;
+
+/// An instance of `coresident.errors.<class>` with `message` and further fields.
+pub(super) fn raise(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> Error {
+    Python::attach(|py| {
+        let build = || -> PyResult<PyErr> {
+            static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+            let errors = ERRORS.get_or_try_init(py, || {
+                PyResult::Ok(py.import("coresident.errors")?.unbind())
+            })?;
+            let class = errors.bind(py).getattr(class)?.cast_into::<PyType>()?;
+            let kwargs = PyDict::new(py);
+            fields(&kwargs)?;
+            Ok(PyErr::from_value(class.call((message,), Some(&kwargs))?))
+        };
+        Error(build().unwrap_or_else(|error| error))
+    })
+}
+
+fn plain(class: &str, error: &dyn std::error::Error) -> Error {
+    raise(class, &error.to_string(), |_| Ok(()))
+}
+
+/// A value that cannot be meant.
+pub(super) fn invalid_value(message: &str) -> Error {
+    raise("InvalidValueError", message, |_| Ok(()))
+}
+
+/// A value of a type that cannot be meant.
+pub(super) fn invalid_type(message: &str) -> Error {
+    raise("InvalidTypeError", message, |_| Ok(()))
+}
+
+impl From<WaitError> for Error {
+    fn from(error: WaitError) -> Self {
+        let message = error.to_string();
+        match error {
+            WaitError::Timeout { after, .. } => {
+                raise("WaitTimeoutError", &message, |fields| fields.set_item("timeout", after.as_secs_f64()))
+            }
+            WaitError::Cancelled { reason, .. } => {
+                raise("CancelledError", &message, |fields| fields.set_item("reason", reason))
+            }
+            WaitError::Deadlock(deadlock) => deadlock.into(),
+            WaitError::Interrupted => plain("CancelledError", &error),
+        }
+    }
+}
+
+impl From<Deadlock> for Error {
+    fn from(deadlock: Deadlock) -> Self {
+        let message = deadlock.to_string();
+        let steps = deadlock.steps.into_iter().map(|step| (step.waiter, step.wants, step.holders));
+        let cycle: Vec<_> = steps.collect();
+        raise("DeadlockError", &message, |fields| fields.set_item("cycle", cycle))
+    }
+}
+
+impl From<Forked> for Error {
+    fn from(error: Forked) -> Self {
+        plain("ForkedError", &error)
+    }
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        let message = error.to_string();
+        match error {
+            DeviceError::Absent { name, present } => {
+                let present: Vec<String> = present.iter().map(ToString::to_string).collect();
+                raise("DeviceNotFoundError", &message, |fields| {
+                    fields.set_item("device", name.to_string())?;
+                    fields.set_item("present", present)
+                })
+            }
+            DeviceError::Name(_) | DeviceError::Empty => plain("InvalidDeviceError", &error),
+            DeviceError::Count { .. } | DeviceError::Zero { .. } | DeviceError::BandwidthWithoutMemory => {
+                plain("InvalidValueError", &error)
+            }
+        }
+    }
+}
+
+impl From<SizeError> for Error {
+    fn from(error: SizeError) -> Self {
+        plain("InvalidValueError", &error)
+    }
+}
+
+impl From<SharesError> for Error {
+    fn from(error: SharesError) -> Self {
+        plain("InvalidValueError", &error)
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        let message = error.to_string();
+        match error {
+            PoolError::Wait(error) => error.into(),
+            PoolError::Forked(error) => error.into(),
+            PoolError::Device(error) => error.into(),
+            PoolError::NotInPool { name, present } => {
+                let present: Vec<String> = present.iter().map(ToString::to_string).collect();
+                raise("DeviceNotFoundError", &message, |fields| {
+                    fields.set_item("device", name.to_string())?;
+                    fields.set_item("present", present)
+                })
+            }
+            PoolError::Removed { name, .. } => raise("DeviceRemovedError", &message, |fields| {
+                fields.set_item("device", name.to_string())
+            }),
+            PoolError::Closed => plain("ClosedError", &error),
+        }
+    }
+}
+
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Wait(error) => error.into(),
+            LockError::Forked(error) => error.into(),
+        }
+    }
+}
+
+impl From<WorkerError> for Error {
+    fn from(error: WorkerError) -> Self {
+        match error {
+            WorkerError::Wait(error) => error.into(),
+            WorkerError::Forked(error) => error.into(),
+            WorkerError::Closed { .. } => plain("ClosedError", &error),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Who calls: the asyncio task if one runs, else the event loop's callbacks, else the thread.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
+
+use crate::wait::Owner;
+
+/// A task's owner, kept on the task itself: it lives exactly as long, and no id is used twice.
+#[pyclass(frozen, module = "coresident._core")]
+struct TaskOwner(Owner);
+
+static GET_RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static CURRENT_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// `sys.modules[name]`, without importing it.
+pub(super) fn loaded_module<'py>(py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+    static MODULES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let modules = MODULES.get_or_try_init(py, || {
+        PyResult::Ok(py.import("sys")?.getattr("modules")?.unbind())
+    })?;
+    match modules.bind(py).cast::<PyDict>() {
+        Ok(modules) => modules.get_item(name),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The event loop that runs on this thread. Without asyncio in the process there is none.
+pub(super) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let get = match GET_RUNNING_LOOP.get(py) {
+        Some(get) => get,
+        None => {
+            let Some(events) = loaded_module(py, "asyncio.events")? else { return Ok(None) };
+            // Another thread may be in the middle of importing it.
+            let Some(get) = events.getattr_opt(intern!(py, "_get_running_loop"))? else { return Ok(None) };
+            GET_RUNNING_LOOP.get_or_init(py, || get.unbind())
+        }
+    };
+    let running = get.bind(py).call0()?;
+    Ok(if running.is_none() { None } else { Some(running) })
+}
+
+/// The owner of what the caller takes now.
+pub(super) fn current(py: Python<'_>) -> PyResult<Owner> {
+    match running_loop(py)? {
+        None => Ok(Owner::thread(|| thread_name(py))),
+        Some(running) => on_loop(py, &running),
+    }
+}
+
+fn on_loop(py: Python<'_>, running: &Bound<'_, PyAny>) -> PyResult<Owner> {
+    let current_task = CURRENT_TASK.get_or_try_init(py, || {
+        PyResult::Ok(py.import("asyncio")?.getattr("current_task")?.unbind())
+    })?;
+    let task = current_task.bind(py).call1((running,))?;
+    if task.is_none() {
+        return Ok(Owner::callbacks(|| thread_name(py)));
+    }
+    let key = intern!(py, "_coresident_owner");
+    if let Some(known) = task.getattr_opt(key)?
+        && let Ok(known) = known.cast::<TaskOwner>()
+    {
+        return Ok(known.get().0.clone());
+    }
+    let name = task.call_method0(intern!(py, "get_name")).and_then(|name| name.extract());
+    let owner = Owner::task(name.unwrap_or_else(|_| "?".to_owned()));
+    task.setattr(key, TaskOwner(owner.clone()))?;
+    Ok(owner)
+}
+
+/// The name that Python's `threading` knows for this thread, else the system's.
+fn thread_name(py: Python<'_>) -> String {
+    let find = || -> PyResult<Option<String>> {
+        let threading = py.import("threading")?;
+        let ident = threading.call_method0("get_ident")?;
+        // Not current_thread(): it would make a permanent dummy for a foreign thread.
+        for thread in threading.call_method0("enumerate")?.try_iter()? {
+            let thread = thread?;
+            if thread.getattr("ident")?.eq(&ident)? {
+                return thread.getattr("name")?.extract().map(Some);
+            }
+        }
+        Ok(None)
+    };
+    let system = || std::thread::current().name().map(str::to_owned);
+    find().ok().flatten().or_else(system).unwrap_or_else(|| format!("{:?}", std::thread::current().id()))
+}
