@@ -65,7 +65,11 @@ def _serve(
         with _guard:
             _threads.pop(threading.current_thread(), None)
         if needs_another:
-            start(lane, on_start, torch_threads, workers)
+            try:
+                start(lane, on_start, torch_threads, workers)
+            except BaseException:
+                lane.give_up()
+                raise
 
 
 def _run_tasks(

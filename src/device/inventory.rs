@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Description, Device, DeviceError, DeviceType, Driver, Name, host, nvml, virtual_device};
+use super::{
+    Description, Device, DeviceError, DeviceType, Driver, Name, host, nvml, virtual_device,
+};
 
 /// An accelerator as a provider reports it.
 pub struct Found {
@@ -146,7 +148,11 @@ impl Inventory {
         let tiers: [&[DeviceType]; 3] =
             [&[DeviceType::Cuda, DeviceType::Xpu], &[DeviceType::Mps], &[DeviceType::Cpu]];
         let of_tier = |tier: &[DeviceType]| -> Vec<Device> {
-            self.devices.iter().filter(|device| tier.contains(&device.name().kind())).cloned().collect()
+            self.devices
+                .iter()
+                .filter(|device| tier.contains(&device.name().kind()))
+                .cloned()
+                .collect()
         };
         tiers.into_iter().map(of_tier).find(|devices| !devices.is_empty()).unwrap_or_default()
     }

@@ -15,7 +15,8 @@ use super::{DeviceType, Driver, Found, Name};
 fn nvml() -> Option<&'static Nvml> {
     static LOADED: OnceLock<Option<Nvml>> = OnceLock::new();
     // Drivers ship the versioned name; the plain one comes with developers' packages and on Windows.
-    let load = || Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().or_else(|_| Nvml::init());
+    let load =
+        || Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().or_else(|_| Nvml::init());
     LOADED.get_or_init(|| load().ok()).as_ref()
 }
 
@@ -35,9 +36,8 @@ impl Driver for Card {
 pub(super) fn found() -> Vec<Found> {
     let Some(nvml) = nvml() else { return Vec::new() };
     let count = nvml.device_count().unwrap_or(0);
-    let uuids: Vec<String> = (0..count)
-        .filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok())
-        .collect();
+    let uuids: Vec<String> =
+        (0..count).filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok()).collect();
     let setting = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let visible = visible_devices(setting.as_deref(), &uuids);
     (0u32..).zip(visible).filter_map(|(index, uuid)| found_card(nvml, index, uuid)).collect()

@@ -42,7 +42,8 @@ impl FromStr for ByteSize {
 
 fn parse(given: &str) -> Option<u64> {
     let text = given.trim();
-    let digits = text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
+    let digits =
+        text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,

@@ -36,7 +36,7 @@ use std::time::Duration;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::wait::{
     Asked, Birth, Blockers, Description, Forked, Owner, Parker, Patience, Pending, Queue, Resource,
-    Wake, WakeList, WaitError, register,
+    WaitError, Wake, register, wake_all,
 };
 use state::{Place, State};
 
@@ -131,7 +131,12 @@ impl LoadLock {
     ///
     /// # Errors
     /// [`LockError::Forked`].
-    pub fn ask(&self, mode: Mode, owner: &Owner, waker: Arc<dyn Wake>) -> Result<Asked<Shared>, LockError> {
+    pub fn ask(
+        &self,
+        mode: Mode,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> Result<Asked<Shared>, LockError> {
         self.0.birth.check("load lock")?;
         let mut state = self.0.state.lock();
         if let Some(place) = state.take(mode, owner) {
@@ -147,7 +152,12 @@ impl LoadLock {
     ///
     /// # Errors
     /// [`LockError::Wait`] and [`LockError::Forked`].
-    pub fn acquire(&self, mode: Mode, owner: &Owner, patience: &Patience<'_>) -> Result<LockGuard, LockError> {
+    pub fn acquire(
+        &self,
+        mode: Mode,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<LockGuard, LockError> {
         let parker = Parker::new();
         self.ask(mode, owner, parker.clone())?.wait(&parker, patience)
     }
@@ -164,7 +174,8 @@ impl LoadLock {
 
 impl Shared {
     fn guard(self: &Arc<Self>, place: Place, mode: Mode) -> LockGuard {
-        LockGuard { shared: self.clone(), place, mode, live: AtomicBool::new(true) }
+        let (live, handed_over) = (AtomicBool::new(true), AtomicBool::new(false));
+        LockGuard { shared: self.clone(), place, mode, live, handed_over }
     }
 
     fn release(&self, place: Place) -> bool {
@@ -176,16 +187,13 @@ impl Shared {
     }
 }
 
-fn wake_all(wakers: &WakeList) {
-    wakers.iter().for_each(|waker| waker.wake());
-}
-
 /// The right to read or to write. Dropping it lets the next in line go.
 pub struct LockGuard {
     shared: Arc<Shared>,
     place: Place,
     mode: Mode,
     live: AtomicBool,
+    handed_over: AtomicBool,
 }
 
 impl LockGuard {
@@ -203,10 +211,17 @@ impl LockGuard {
             && self.shared.state.lock().is_held(self.place)
     }
 
+    /// Whether it was neither released nor handed over, as far as the guard itself knows.
+    #[must_use]
+    pub fn is_with_owner(&self) -> bool {
+        self.live.load(Ordering::Acquire) && !self.handed_over.load(Ordering::Acquire)
+    }
+
     /// Lets the next in line go; from any thread, and again without effect. Returns whether this
     /// call did it.
     pub fn release(&self) -> bool {
-        self.live.swap(false, Ordering::AcqRel)
+        self.live.load(Ordering::Acquire)
+            && self.live.swap(false, Ordering::AcqRel)
             && self.shared.birth.is_here()
             && self.shared.release(self.place)
     }
@@ -222,6 +237,7 @@ impl LockGuard {
     }
 
     fn set_owner(&self, owner: Option<&Owner>) {
+        self.handed_over.store(owner.is_none(), Ordering::Release);
         if self.shared.birth.is_here() {
             self.shared.state.lock().set_owner(self.place, owner);
         }

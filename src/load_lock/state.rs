@@ -173,15 +173,19 @@ impl State {
         if waiter.as_ref().is_some_and(|waiter| waiter.mode == Mode::Write) {
             self.writers_in_line -= 1;
         }
-        let wakers =
-            if planted(Mutant::AbandonedWriterBlocks) { WakeList::new() } else { self.advance(false) };
+        let wakers = if planted(Mutant::AbandonedWriterBlocks) {
+            WakeList::new()
+        } else {
+            self.advance(false)
+        };
         (waiter, wakers)
     }
 
     pub(super) fn held_by_thread(&self, thread: u64) -> Vec<Place> {
-        let left = self.holders.iter().filter(|(_, holder)| {
-            !holder.handed_over && holder.owner.thread_number() == thread
-        });
+        let left = self
+            .holders
+            .iter()
+            .filter(|(_, holder)| !holder.handed_over && holder.owner.thread_number() == thread);
         left.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect()
     }
 
@@ -195,14 +199,19 @@ impl State {
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
         let at = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
         let mode = self.line[at].mode;
-        let before = self.line.range(..at).rev().find(|other| mode == Mode::Write || other.mode == Mode::Write);
+        let before = self
+            .line
+            .range(..at)
+            .rev()
+            .find(|other| mode == Mode::Write || other.mode == Mode::Write);
         let inside = self.in_the_way(mode).filter(|holder| !holder.handed_over);
         let owners = inside.map(|holder| &holder.owner).chain(before.map(|other| &other.owner));
         Some(vec![owners.cloned().collect()])
     }
 
     pub(super) fn describe(&self, ticket: u64) -> Description {
-        let mode = self.line.iter().find(|waiter| waiter.ticket == ticket).map(|waiter| waiter.mode);
+        let mode =
+            self.line.iter().find(|waiter| waiter.ticket == ticket).map(|waiter| waiter.mode);
         let Some(mode) = mode else {
             return Description { wants: "the load lock".to_owned(), held: String::new() };
         };
@@ -210,12 +219,19 @@ impl State {
         let holders: Vec<String> = self
             .in_the_way(mode)
             .map(|holder| {
-                format!("held by {} to {} for {}", holder.owner, holder.mode, seconds(now - holder.since))
+                format!(
+                    "held by {} to {} for {}",
+                    holder.owner,
+                    holder.mode,
+                    seconds(now - holder.since)
+                )
             })
             .collect();
         let held = match (holders.is_empty(), mode) {
             (false, _) => format!(", {}", holders.join(", ")),
-            (true, Mode::Read) if self.writers_in_line > 0 => ", for which a writer waits already".to_owned(),
+            (true, Mode::Read) if self.writers_in_line > 0 => {
+                ", for which a writer waits already".to_owned()
+            }
             (true, _) => String::new(),
         };
         Description { wants: format!("the load lock to {mode}"), held }

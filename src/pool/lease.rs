@@ -36,11 +36,12 @@ impl Hold {
 pub struct Lease {
     shared: Arc<Shared>,
     hold: Arc<Hold>,
+    handed_over: AtomicBool,
 }
 
 impl Lease {
     pub(super) fn new(shared: Arc<Shared>, hold: Arc<Hold>) -> Self {
-        Self { shared, hold }
+        Self { shared, hold, handed_over: AtomicBool::new(false) }
     }
 
     /// The device.
@@ -59,6 +60,12 @@ impl Lease {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.hold.is_live()
+    }
+
+    /// Whether it was neither released nor handed over.
+    #[must_use]
+    pub fn is_with_owner(&self) -> bool {
+        self.hold.is_live() && !self.handed_over.load(Ordering::Acquire)
     }
 
     /// Whether this is still the process in which it was taken.
@@ -85,6 +92,7 @@ impl Lease {
     }
 
     fn set_owner(&self, owner: Option<&Owner>) {
+        self.handed_over.store(owner.is_none(), Ordering::Release);
         if self.shared.birth.is_here() {
             self.shared.state.lock().set_owner(self.hold.id, owner);
         }
@@ -93,7 +101,9 @@ impl Lease {
     /// Whether somebody waits for this device right now.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.is_live() && self.shared.birth.is_here() && self.shared.state.lock().is_wanted(self.hold.id)
+        self.is_live()
+            && self.shared.birth.is_here()
+            && self.shared.state.lock().is_wanted(self.hold.id)
     }
 }
 

@@ -40,8 +40,8 @@ pub use status::{DeviceStatus, HolderStatus, WaiterStatus};
 use crate::device::{Device, DeviceError, DeviceType, Name};
 use crate::sync::Mutex;
 use crate::wait::{
-    Asked, Birth, Blockers, Description, Forked, Owner, Parker, Patience, Pending, Queue, Resource, Wake,
-    WaitError, register,
+    Asked, Birth, Blockers, Description, Forked, Owner, Parker, Patience, Pending, Queue, Resource,
+    WaitError, Wake, register, wake_all,
 };
 use state::State;
 
@@ -121,7 +121,11 @@ impl DevicePool {
     ///
     /// # Errors
     /// [`PoolError::NotInPool`], [`PoolError::Closed`], [`PoolError::Forked`].
-    pub fn try_lease(&self, device: Option<Name>, owner: &Owner) -> Result<Option<Lease>, PoolError> {
+    pub fn try_lease(
+        &self,
+        device: Option<Name>,
+        owner: &Owner,
+    ) -> Result<Option<Lease>, PoolError> {
         self.0.birth.check("device pool")?;
         let mut state = self.0.state.lock();
         let hold = state.take(device, owner)?;
@@ -133,7 +137,12 @@ impl DevicePool {
     ///
     /// # Errors
     /// As [`DevicePool::try_lease`].
-    pub fn ask(&self, device: Option<Name>, owner: &Owner, waker: Arc<dyn Wake>) -> Result<Asked<Shared>, PoolError> {
+    pub fn ask(
+        &self,
+        device: Option<Name>,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> Result<Asked<Shared>, PoolError> {
         self.0.birth.check("device pool")?;
         let mut state = self.0.state.lock();
         if let Some(hold) = state.take(device, owner)? {
@@ -149,7 +158,12 @@ impl DevicePool {
     ///
     /// # Errors
     /// As [`DevicePool::try_lease`], [`PoolError::Removed`], and [`PoolError::Wait`].
-    pub fn lease(&self, device: Option<Name>, owner: &Owner, patience: &Patience<'_>) -> Result<Lease, PoolError> {
+    pub fn lease(
+        &self,
+        device: Option<Name>,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Lease, PoolError> {
         let parker = Parker::new();
         self.ask(device, owner, parker.clone())?.wait(&parker, patience)
     }
@@ -163,7 +177,7 @@ impl DevicePool {
         self.0.birth.check("device pool")?;
         let mut state = self.0.state.lock();
         if wish.min_free.is_none() {
-            let hold = state.idle(wish)?.next().map(|device| device.name());
+            let hold = state.idle(wish)?.next().map(Device::name);
             let hold = hold.and_then(|name| state.lend(name, wish, owner));
             drop(state);
             return Ok(hold.map(|hold| self.0.guard(hold)));
@@ -190,7 +204,7 @@ impl DevicePool {
         let mut state = self.0.state.lock();
         let change = state.reconfigure(devices)?;
         drop(state);
-        change.wakers.iter().for_each(|waker| waker.wake());
+        wake_all(&change.wakers);
         Ok(change.draining)
     }
 
@@ -200,7 +214,7 @@ impl DevicePool {
             return;
         }
         let wakers = self.0.state.lock().close();
-        wakers.iter().for_each(|waker| waker.wake());
+        wake_all(&wakers);
     }
 
     /// The devices of the pool in order, without those that drain.
@@ -252,7 +266,9 @@ impl Resource for Shared {
 
     fn thread_ended(&self, thread: u64) {
         let left: Vec<u64> = self.state.lock().held_by_thread(thread);
-        left.into_iter().for_each(|lease| self.release(lease));
+        for lease in left {
+            self.release(lease);
+        }
     }
 }
 

@@ -96,7 +96,9 @@ impl State {
     }
 
     fn slot_of(&self, lease: u64) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.held.as_ref().is_some_and(|held| held.hold.id == lease))
+        self.slots
+            .iter()
+            .position(|slot| slot.held.as_ref().is_some_and(|held| held.hold.id == lease))
     }
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
@@ -118,9 +120,14 @@ impl State {
     }
 
     /// Takes a free device. A free one has nobody waiting for it.
-    pub(super) fn take(&mut self, name: Option<Name>, owner: &Owner) -> Result<Option<Arc<Hold>>, PoolError> {
+    pub(super) fn take(
+        &mut self,
+        name: Option<Name>,
+        owner: &Owner,
+    ) -> Result<Option<Arc<Hold>>, PoolError> {
         self.admit(name)?;
-        let wanted = |slot: &Slot| slot.is_idle() && name.is_none_or(|name| slot.device.name() == name);
+        let wanted =
+            |slot: &Slot| slot.is_idle() && name.is_none_or(|name| slot.device.name() == name);
         let Some(at) = self.slots.iter().position(wanted) else { return Ok(None) };
         Ok(Some(self.occupy(at, owner.clone(), false)))
     }
@@ -130,17 +137,29 @@ impl State {
         self.hold(at, id, owner, borrowed, true)
     }
 
-    fn hold(&mut self, at: usize, id: u64, owner: Owner, borrowed: bool, collected: bool) -> Arc<Hold> {
+    fn hold(
+        &mut self,
+        at: usize,
+        id: u64,
+        owner: Owner,
+        borrowed: bool,
+        collected: bool,
+    ) -> Arc<Hold> {
         let slot = &mut self.slots[at];
         let hold = Hold::new(id, slot.device.clone());
-        let since = Instant::now();
-        let held = Held { hold: hold.clone(), owner, handed_over: false, borrowed, since, collected };
-        slot.held = Some(held);
+        let (since, handed_over) = (Instant::now(), false);
+        slot.held =
+            Some(Held { hold: hold.clone(), owner, handed_over, borrowed, since, collected });
         hold
     }
 
     /// Joins the line.
-    pub(super) fn join(&mut self, device: Option<Name>, owner: &Owner, waker: Arc<dyn Wake>) -> u64 {
+    pub(super) fn join(
+        &mut self,
+        device: Option<Name>,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> u64 {
         let ticket = self.next_id();
         let owner = owner.clone();
         self.line.push_back(Waiter { ticket, device, owner, since: Instant::now(), waker });
@@ -270,10 +289,12 @@ impl State {
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
         let place = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
         let me = &self.line[place];
-        let suitable = self.slots.iter().filter(|slot| !slot.draining && me.takes(slot.device.name()));
+        let suitable =
+            self.slots.iter().filter(|slot| !slot.draining && me.takes(slot.device.name()));
         let blockers = suitable.map(|slot| {
             let held = slot.held.as_ref().filter(|held| !held.handed_over);
-            let before = self.line.range(..place).rev().find(|other| other.takes(slot.device.name()));
+            let before =
+                self.line.range(..place).rev().find(|other| other.takes(slot.device.name()));
             let holder = held.map(|held| held.owner.clone());
             holder.into_iter().chain(before.map(|other| other.owner.clone())).collect()
         });
@@ -295,7 +316,8 @@ impl State {
             self.slots.push(Slot { device, held, draining: false });
         }
         // What is left of the old slots either drains, or is gone or replaced.
-        let (held, gone): (Vec<_>, Vec<_>) = before.into_iter().partition(|slot| slot.held.is_some());
+        let (held, gone): (Vec<_>, Vec<_>) =
+            before.into_iter().partition(|slot| slot.held.is_some());
         let draining = held.iter().map(|slot| slot.device.clone()).collect();
         self.slots.extend(held.into_iter().map(|slot| Slot { draining: true, ..slot }));
         let mut wakers = self.refuse_waiters();

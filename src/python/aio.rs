@@ -12,7 +12,7 @@ use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
 use super::error::{Error, Result};
 use super::wait::{Terms, patiently_idle};
-use crate::wait::{Asked, Listening, PerProcess, Pending, Queue, Wake, WaitError};
+use crate::wait::{Asked, Listening, Pending, PerProcess, Queue, WaitError, Wake};
 use crate::worker::Lane;
 
 type WakeupLane = Lane<Arc<Target>, ()>;
@@ -52,7 +52,8 @@ pub(super) struct Wakeups;
 #[pymethods]
 impl Wakeups {
     /// The next event loop and what to call there; waits for it.
-    fn take(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
+    #[staticmethod]
+    fn take(py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
         let target = patiently_idle(py, || lane().take()?.start())?;
         Some((target.event_loop.clone_ref(py), target.callback.clone_ref(py)))
     }
@@ -113,7 +114,12 @@ enum State {
 impl Request {
     /// The request of the current task, whose guard `wrap` makes a Python object in the task's
     /// context once there is one.
-    pub(super) fn of<Q, F>(asked: Asked<Q>, terms: Terms, target: &Arc<Target>, wrap: F) -> Result<Self>
+    pub(super) fn of<Q, F>(
+        asked: Asked<Q>,
+        terms: Terms,
+        target: &Arc<Target>,
+        wrap: F,
+    ) -> Result<Self>
     where
         Q: Queue + Send + Sync,
         F: FnOnce(Python<'_>, Q::Guard) -> Result<Py<PyAny>> + Send + 'static,
@@ -173,23 +179,23 @@ impl Request {
 
 /// What `start` asks for, as something to `await` or to `async with`. It asks once it is awaited, in
 /// the task that awaits it.
-pub(super) fn awaitable<'py, F>(py: Python<'py>, terms: Terms, start: F) -> Result<Bound<'py, PyAny>>
+static AWAITABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+pub(super) fn awaitable<F>(py: Python<'_>, terms: Terms, start: F) -> Result<Bound<'_, PyAny>>
 where
     F: Fn(Python<'_>, Terms, &Arc<Target>) -> Result<Request> + Send + Sync + 'static,
 {
     let timeout = terms.timeout.map(|timeout| timeout.as_secs_f64());
-    let begin = move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Request> {
-        let py = args.py();
-        let (event_loop, callback) = args.extract::<(Py<PyAny>, Py<PyAny>)>()?;
-        let target = Arc::new(Target { event_loop, callback });
-        Ok(start(py, terms.clone(), &target)?)
-    };
-    let begin = PyCFunction::new_closure(py, None, None, begin).map_err(Error::from)?;
-    static AWAITABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let class = AWAITABLE
-        .get_or_try_init(py, || {
-            PyResult::Ok(py.import("coresident._aio")?.getattr("Awaitable")?.unbind())
-        })
-        .map_err(Error::from)?;
+    let begin =
+        move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Request> {
+            let py = args.py();
+            let (event_loop, callback) = args.extract::<(Py<PyAny>, Py<PyAny>)>()?;
+            let target = Arc::new(Target { event_loop, callback });
+            Ok(start(py, terms.clone(), &target)?)
+        };
+    let begin = PyCFunction::new_closure(py, None, None, begin)?;
+    let class = AWAITABLE.get_or_try_init(py, || {
+        PyResult::Ok(py.import("coresident._aio")?.getattr("Awaitable")?.unbind())
+    })?;
     class.bind(py).call1((begin, timeout)).map_err(Error::from)
 }

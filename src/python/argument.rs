@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::device::Device;
-use super::error::{Error, Result, invalid_type, invalid_value};
+use super::error::{Result, invalid_type, invalid_value};
 use crate::device::{self, ByteSize, Choice, DeviceError, Name};
 
 /// The type of a value, for messages.
@@ -16,7 +16,7 @@ pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
 }
 
 fn parse(text: &Bound<'_, PyString>) -> Result<Name> {
-    let name = text.to_str().map_err(Error::from)?.parse::<Name>();
+    let name = text.to_str()?.parse::<Name>();
     name.map_err(|error| DeviceError::from(error).into())
 }
 
@@ -52,12 +52,13 @@ fn torch_device(value: &Bound<'_, PyAny>) -> Result<Name> {
         );
         invalid_type(&message)
     };
-    let is_torch = value.get_type().module().is_ok_and(|module| module.to_string() == "torch");
+    let is_torch = value.get_type().module().is_ok_and(|module| module == "torch");
     if !is_torch {
         return Err(refused());
     }
     let kind = value.getattr(intern!(py, "type")).and_then(|kind| kind.extract::<String>());
-    let index = value.getattr(intern!(py, "index")).and_then(|index| index.extract::<Option<u32>>());
+    let index =
+        value.getattr(intern!(py, "index")).and_then(|index| index.extract::<Option<u32>>());
     let (Ok(kind), Ok(index)) = (kind, index) else { return Err(refused()) };
     let text = index.map_or_else(|| kind.clone(), |index| format!("{kind}:{index}"));
     text.parse::<Name>().map_err(|error| DeviceError::from(error).into())
@@ -66,7 +67,9 @@ fn torch_device(value: &Bound<'_, PyAny>) -> Result<Name> {
 /// The devices of an iterable; a text is refused, for it would be taken letter by letter.
 pub(super) fn choices(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Choice>> {
     if value.is_instance_of::<PyString>() {
-        return Err(invalid_type(&format!("{what} takes a list of devices, not the text {value:?}")));
+        return Err(invalid_type(&format!(
+            "{what} takes a list of devices, not the text {value:?}"
+        )));
     }
     let items = value.try_iter().map_err(|_| {
         invalid_type(&format!("{what} takes a list of devices, not {}", type_name(value)))
@@ -86,11 +89,14 @@ pub(super) fn names(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Name>> {
 /// Bytes: a whole number, or a text such as `"12GiB"`.
 pub(super) fn bytes(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> {
     if let Ok(text) = value.cast::<PyString>() {
-        let text = text.to_str().map_err(Error::from)?;
+        let text = text.to_str()?;
         return Ok(text.parse::<ByteSize>()?.0);
     }
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
-        let message = format!("{what} is a number of bytes or a text such as '12GiB', not {}", type_name(value));
+        let message = format!(
+            "{what} is a number of bytes or a text such as '12GiB', not {}",
+            type_name(value)
+        );
         return Err(invalid_type(&message));
     }
     value.extract::<u64>().map_err(|_| {
@@ -101,9 +107,10 @@ pub(super) fn bytes(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> {
 /// Seconds; `None` for ever.
 pub(super) fn timeout(value: Option<&Bound<'_, PyAny>>) -> Result<Option<Duration>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
-    let seconds = value.extract::<f64>().ok().filter(|_| {
-        !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>()
-    });
+    let seconds = value
+        .extract::<f64>()
+        .ok()
+        .filter(|_| !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>());
     let Some(seconds) = seconds else {
         let message = format!(
             "timeout is a number of seconds, or None to wait for ever, not {}",
@@ -114,7 +121,7 @@ pub(super) fn timeout(value: Option<&Bound<'_, PyAny>>) -> Result<Option<Duratio
     if !seconds.is_finite() || seconds < 0.0 {
         let message = format!(
             "timeout must be 0 or more seconds, or None to wait for ever, not {}",
-            value.str().map_err(Error::from)?
+            value.str()?
         );
         return Err(invalid_value(&message));
     }

@@ -141,7 +141,9 @@ fn providers(py: Python<'_>) -> &Bound<'_, PyList> {
 pub(super) fn register_provider(provider: &Bound<'_, PyAny>) -> Result<()> {
     if !provider.is_callable() {
         let given = argument::type_name(provider);
-        return Err(invalid_type(&format!("a provider is a function without arguments, not {given}")));
+        return Err(invalid_type(&format!(
+            "a provider is a function without arguments, not {given}"
+        )));
     }
     providers(provider.py()).append(provider).map_err(Error::from)
 }
@@ -149,15 +151,15 @@ pub(super) fn register_provider(provider: &Bound<'_, PyAny>) -> Result<()> {
 fn reported(py: Python<'_>) -> Result<Vec<Reported>> {
     let mut all = Vec::new();
     for provider in providers(py).iter() {
-        for item in provider.call0().and_then(|items| items.try_iter()).map_err(Error::from)? {
-            let item = item.map_err(Error::from)?;
+        for item in provider.call0().and_then(|items| items.try_iter())? {
+            let item = item?;
             let attribute = |name: &str| item.getattr(name).map_err(Error::from);
             let free = attribute("free_memory")?;
             all.push(Reported {
                 name: argument::name(&attribute("name")?)?,
-                model: attribute("model")?.extract().map_err(Error::from)?,
-                memory: attribute("memory")?.extract().map_err(Error::from)?,
-                unified: attribute("unified")?.extract().map_err(Error::from)?,
+                model: attribute("model")?.extract()?,
+                memory: attribute("memory")?.extract()?,
+                unified: attribute("unified")?.extract()?,
                 free: (!free.is_none()).then(|| Arc::new(free.unbind())),
             });
         }
@@ -167,7 +169,7 @@ fn reported(py: Python<'_>) -> Result<Vec<Reported>> {
 
 fn selection(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Selection> {
     if let Ok(text) = wanted.cast::<PyString>() {
-        return Ok(Selection::parse(text.to_str().map_err(Error::from)?)?);
+        return Ok(Selection::parse(text.to_str()?)?);
     }
     if wanted.cast::<Device>().is_ok() {
         return Ok(Selection::These(vec![argument::choice(wanted)?]));
@@ -186,7 +188,8 @@ pub(super) fn select(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Vec<device
         Choice::Given(_) => true,
         Choice::Named(name) => matches!(name.kind(), DeviceType::Virtual | DeviceType::Cpu),
     };
-    let needs_no_look = matches!(&selection, Selection::These(choices) if choices.iter().all(known));
+    let needs_no_look =
+        matches!(&selection, Selection::These(choices) if choices.iter().all(known));
     let inventory = if needs_no_look {
         Inventory::of(Vec::new())
     } else {
@@ -216,7 +219,8 @@ pub(super) fn virtual_devices(
     let given = |value: Option<&Bound<'_, PyAny>>, what| {
         value.filter(|value| !value.is_none()).map(|value| argument::bytes(what, value)).transpose()
     };
-    let spec = VirtualSpec { memory: given(memory, "memory")?, bandwidth: given(bandwidth, "bandwidth")? };
+    let spec =
+        VirtualSpec { memory: given(memory, "memory")?, bandwidth: given(bandwidth, "bandwidth")? };
     let count = argument::whole_number("the number of virtual devices", count)?;
     let devices = device::virtual_devices(count, spec)?;
     Ok(devices.into_iter().map(Device).collect())

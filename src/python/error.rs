@@ -1,5 +1,6 @@
 //! The one conversion of the core's errors to Python's. The classes are in `coresident.errors`.
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
@@ -10,18 +11,33 @@ use crate::pool::PoolError;
 use crate::wait::{Deadlock, Forked, WaitError};
 use crate::worker::{SharesError, WorkerError};
 
-/// An error of the core on its way to Python.
-pub(super) struct Error(PyErr);
+/// An error on its way to Python: the core's, or what a user's function has raised.
+pub(super) struct Error {
+    error: PyErr,
+    of_task: bool,
+}
+
+impl Error {
+    /// What a task raised.
+    pub(super) fn of_task(error: PyErr) -> Self {
+        Self { error, of_task: true }
+    }
+
+    /// Whether a task raised it, as an ordinary exception: not Ctrl-C or an exit.
+    pub(super) fn is_of_a_task(&self, py: Python<'_>) -> bool {
+        self.of_task && self.error.is_instance_of::<PyException>(py)
+    }
+}
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        error.0
+        error.error
     }
 }
 
 impl From<PyErr> for Error {
     fn from(error: PyErr) -> Self {
-        Self(error)
+        Self { error, of_task: false }
     }
 }
 
@@ -29,19 +45,22 @@ impl From<PyErr> for Error {
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
 /// An instance of `coresident.errors.<class>` with `message` and further fields.
-pub(super) fn raise(class: &str, message: &str, fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>) -> Error {
+pub(super) fn raise(
+    class: &str,
+    message: &str,
+    fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>,
+) -> Error {
     Python::attach(|py| {
         let build = || -> PyResult<PyErr> {
             static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-            let errors = ERRORS.get_or_try_init(py, || {
-                PyResult::Ok(py.import("coresident.errors")?.unbind())
-            })?;
+            let errors = ERRORS
+                .get_or_try_init(py, || PyResult::Ok(py.import("coresident.errors")?.unbind()))?;
             let class = errors.bind(py).getattr(class)?.cast_into::<PyType>()?;
             let kwargs = PyDict::new(py);
             fields(&kwargs)?;
             Ok(PyErr::from_value(class.call((message,), Some(&kwargs))?))
         };
-        Error(build().unwrap_or_else(|error| error))
+        build().unwrap_or_else(|error| error).into()
     })
 }
 
@@ -63,9 +82,9 @@ impl From<WaitError> for Error {
     fn from(error: WaitError) -> Self {
         let message = error.to_string();
         match error {
-            WaitError::Timeout { after, .. } => {
-                raise("WaitTimeoutError", &message, |fields| fields.set_item("timeout", after.as_secs_f64()))
-            }
+            WaitError::Timeout { after, .. } => raise("WaitTimeoutError", &message, |fields| {
+                fields.set_item("timeout", after.as_secs_f64())
+            }),
             WaitError::Cancelled { reason, .. } => {
                 raise("CancelledError", &message, |fields| fields.set_item("reason", reason))
             }
@@ -102,9 +121,9 @@ impl From<DeviceError> for Error {
                 })
             }
             DeviceError::Name(_) | DeviceError::Empty => plain("InvalidDeviceError", &error),
-            DeviceError::Count { .. } | DeviceError::Zero { .. } | DeviceError::BandwidthWithoutMemory => {
-                plain("InvalidValueError", &error)
-            }
+            DeviceError::Count { .. }
+            | DeviceError::Zero { .. }
+            | DeviceError::BandwidthWithoutMemory => plain("InvalidValueError", &error),
         }
     }
 }

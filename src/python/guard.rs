@@ -39,7 +39,8 @@ pub(super) fn warn_forgotten(what: &str) {
     Python::attach(|py| {
         // This may run in the middle of another exception's way up.
         let pending = PyErr::take(py);
-        let message = format!("{what} was never released: use it in a with block, or call release()");
+        let message =
+            format!("{what} was never released: use it in a with block, or call release()");
         if let Ok(message) = CString::new(message)
             && let Err(error) = PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &message, 1)
         {

@@ -1,7 +1,5 @@
 //! `LoadLock` and its guards.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use pyo3::prelude::*;
 
 use super::aio::{self, Request};
@@ -120,12 +118,11 @@ impl LoadLock {
 pub(super) struct LockGuard {
     guard: load_lock::LockGuard,
     taker: Taker,
-    handed_over: AtomicBool,
 }
 
 impl LockGuard {
     fn of(guard: load_lock::LockGuard, owner: &Owner) -> Self {
-        Self { guard, taker: Taker::of(owner), handed_over: AtomicBool::new(false) }
+        Self { guard, taker: Taker::of(owner) }
     }
 
     fn what(&self) -> String {
@@ -164,21 +161,26 @@ impl LockGuard {
     fn hand_over(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         let guard = slf.get();
         guard.check()?;
-        guard.handed_over.store(true, Ordering::Release);
         guard.guard.hand_over();
         Ok(slf)
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         let guard = slf.get();
-        guard.check()?;
-        if guard.handed_over.swap(false, Ordering::AcqRel) || !guard.taker.is_caller() {
-            guard.guard.adopt(&caller(slf.py())?);
+        if guard.guard.is_with_owner() && guard.taker.is_caller() {
+            return Ok(slf);
         }
+        guard.check()?;
+        guard.guard.adopt(&caller(slf.py())?);
         Ok(slf)
     }
 
-    fn __exit__(&self, _type: &Bound<'_, PyAny>, _value: &Bound<'_, PyAny>, _traceback: &Bound<'_, PyAny>) {
+    fn __exit__(
+        &self,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
         self.guard.release();
     }
 

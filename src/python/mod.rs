@@ -13,6 +13,7 @@ mod guard;
 mod load_lock;
 mod owner;
 mod pool;
+mod shares;
 mod torch;
 mod wait;
 mod worker;
@@ -35,9 +36,11 @@ mod _core {
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]
+    use super::shares::shares;
+    #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]
-    use super::worker::{Lane, Ticket, WorkerPool, WorkerStatus, shares};
+    use super::worker::{Lane, Ticket, WorkerPool, WorkerStatus};
 
     use pyo3::prelude::*;
 

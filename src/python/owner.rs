@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
 use crate::wait::Owner;
 
@@ -15,11 +15,13 @@ static GET_RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static CURRENT_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// `sys.modules[name]`, without importing it.
-pub(super) fn loaded_module<'py>(py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub(super) fn loaded_module<'py>(
+    py: Python<'py>,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
     static MODULES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let modules = MODULES.get_or_try_init(py, || {
-        PyResult::Ok(py.import("sys")?.getattr("modules")?.unbind())
-    })?;
+    let modules = MODULES
+        .get_or_try_init(py, || PyResult::Ok(py.import("sys")?.getattr("modules")?.unbind()))?;
     match modules.bind(py).cast::<PyDict>() {
         Ok(modules) => modules.get_item(name),
         Err(_) => Ok(None),
@@ -31,9 +33,13 @@ pub(super) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>>
     let get = match GET_RUNNING_LOOP.get(py) {
         Some(get) => get,
         None => {
-            let Some(events) = loaded_module(py, "asyncio.events")? else { return Ok(None) };
+            let Some(events) = loaded_module(py, intern!(py, "asyncio.events"))? else {
+                return Ok(None);
+            };
             // Another thread may be in the middle of importing it.
-            let Some(get) = events.getattr_opt(intern!(py, "_get_running_loop"))? else { return Ok(None) };
+            let Some(get) = events.getattr_opt(intern!(py, "_get_running_loop"))? else {
+                return Ok(None);
+            };
             GET_RUNNING_LOOP.get_or_init(py, || get.unbind())
         }
     };
@@ -84,5 +90,9 @@ fn thread_name(py: Python<'_>) -> String {
         Ok(None)
     };
     let system = || std::thread::current().name().map(str::to_owned);
-    find().ok().flatten().or_else(system).unwrap_or_else(|| format!("{:?}", std::thread::current().id()))
+    find()
+        .ok()
+        .flatten()
+        .or_else(system)
+        .unwrap_or_else(|| format!("{:?}", std::thread::current().id()))
 }

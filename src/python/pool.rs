@@ -1,6 +1,5 @@
 //! `DevicePool`, its leases and borrows.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pyo3::prelude::*;
@@ -118,7 +117,12 @@ impl DevicePool {
         slf
     }
 
-    fn __exit__(&self, _type: &Bound<'_, PyAny>, _value: &Bound<'_, PyAny>, _traceback: &Bound<'_, PyAny>) {
+    fn __exit__(
+        &self,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
         self.0.close();
     }
 
@@ -135,7 +139,9 @@ impl DevicePool {
 fn text_of_affinity(key: &Bound<'_, PyAny>) -> Result<String> {
     match key.cast::<PyString>() {
         Ok(text) => text.extract().map_err(Error::from),
-        Err(_) => Err(invalid_type(&format!("affinity is a text, not {}", argument::type_name(key)))),
+        Err(_) => {
+            Err(invalid_type(&format!("affinity is a text, not {}", argument::type_name(key))))
+        }
     }
 }
 
@@ -144,34 +150,36 @@ fn text_of_affinity(key: &Bound<'_, PyAny>) -> Result<String> {
 pub(super) struct Lease {
     lease: pool::Lease,
     taker: Taker,
-    handed_over: AtomicBool,
 }
 
 impl Lease {
     /// Wraps a lease and makes its device current.
     fn of(py: Python<'_>, lease: pool::Lease, owner: &Owner) -> Result<Self> {
-        context::pin_lease(py, lease.hold()).map_err(Error::from)?;
-        Ok(Self { lease, taker: Taker::of(owner), handed_over: AtomicBool::new(false) })
+        context::pin_lease(py, lease.hold())?;
+        Ok(Self { lease, taker: Taker::of(owner) })
     }
 
     fn enter(&self, py: Python<'_>) -> Result<()> {
-        if !self.lease.is_live() {
-            return Err(released(&format!("the lease of {}", self.lease.device())));
+        if self.lease.is_with_owner() && self.taker.is_caller() {
+            return Ok(());
         }
-        if self.handed_over.swap(false, Ordering::AcqRel) || !self.taker.is_caller() {
-            self.lease.adopt(&caller(py)?);
-            context::pin_lease(py, self.lease.hold()).map_err(Error::from)?;
-        }
-        Ok(())
+        self.check()?;
+        self.lease.adopt(&caller(py)?);
+        context::pin_lease(py, self.lease.hold()).map_err(Error::from)
     }
 
     fn hand_over_to_anyone(&self) -> Result<()> {
-        if !self.lease.is_live() {
-            return Err(released(&format!("the lease of {}", self.lease.device())));
-        }
-        self.handed_over.store(true, Ordering::Release);
+        self.check()?;
         self.lease.hand_over();
         Ok(())
+    }
+
+    fn what(&self) -> String {
+        format!("the lease of {}", self.lease.device())
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.lease.is_live() { Ok(()) } else { Err(released(&self.what())) }
     }
 
     fn told(&self, kind: &str) -> String {
@@ -184,7 +192,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.lease.is_live() && self.lease.is_here() {
             self.lease.release();
-            warn_forgotten(&format!("the lease of {}", self.lease.device()));
+            warn_forgotten(&self.what());
         }
     }
 }
@@ -220,7 +228,12 @@ impl Lease {
         Ok(slf)
     }
 
-    fn __exit__(&self, _type: &Bound<'_, PyAny>, _value: &Bound<'_, PyAny>, _traceback: &Bound<'_, PyAny>) {
+    fn __exit__(
+        &self,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
         self.lease.release();
     }
 
@@ -281,7 +294,12 @@ impl Borrow {
         }
     }
 
-    fn __exit__(&self, _type: &Bound<'_, PyAny>, _value: &Bound<'_, PyAny>, _traceback: &Bound<'_, PyAny>) {
+    fn __exit__(
+        &self,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
         self.release();
     }
 
@@ -290,7 +308,9 @@ impl Borrow {
     }
 
     fn __repr__(&self) -> String {
-        self.0.as_ref().map_or_else(|| "<Borrow of nothing>".to_owned(), |lease| lease.told("Borrow"))
+        self.0
+            .as_ref()
+            .map_or_else(|| "<Borrow of nothing>".to_owned(), |lease| lease.told("Borrow"))
     }
 }
 
@@ -355,7 +375,8 @@ impl DeviceStatus {
         let device = self.device.get().inner();
         let holder = self.holder.as_ref().map_or("idle".to_owned(), |holder| holder.get().told());
         let draining = if self.draining { ", draining" } else { "" };
-        let waiting: Vec<&str> = self.waiting.iter().map(|one| one.bind(py).get().owner.as_str()).collect();
+        let waiting: Vec<&str> =
+            self.waiting.iter().map(|one| one.bind(py).get().owner.as_str()).collect();
         let waiting = match waiting.as_slice() {
             [] => String::new(),
             waiting => format!(", wanted by {}", waiting.join(", ")),

@@ -19,7 +19,9 @@ pub(super) fn grad_mode(py: Python<'_>) -> PyResult<u8> {
     let (is_inference, is_grad) = match ASK.get(py) {
         Some(ask) => ask,
         None => {
-            let Some(torch) = loaded_module(py, "torch")? else { return Ok(RECORDING) };
+            let Some(torch) = loaded_module(py, intern!(py, "torch"))? else {
+                return Ok(RECORDING);
+            };
             // Another thread may be in the middle of importing it.
             let inference = torch.getattr_opt(intern!(py, "is_inference_mode_enabled"))?;
             let grad = torch.getattr_opt(intern!(py, "is_grad_enabled"))?;

@@ -46,8 +46,8 @@ impl CancelToken {
             return Ok(());
         }
         let reason = self.0.reason();
-        let suffix = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        Err(super::error::raise("CancelledError", &format!("cancelled{suffix}"), |fields| {
+        let message = format!("cancelled{}", wait::reason_suffix(reason.as_deref()));
+        Err(super::error::raise("CancelledError", &message, |fields| {
             fields.set_item("reason", reason)
         }))
     }
@@ -117,7 +117,10 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    pub(super) fn of(timeout: Option<&Bound<'_, PyAny>>, cancel: Option<&Bound<'_, PyAny>>) -> Result<Self> {
+    pub(super) fn of(
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Self> {
         let timeout = argument::timeout(timeout)?;
         let cancel = match cancel.filter(|cancel| !cancel.is_none()) {
             None => None,
@@ -156,6 +159,10 @@ impl Interrupt for Signals {
         self.main.then_some(SLICE)
     }
 
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is not general enough"
+    )]
     fn interrupted(&self) -> bool {
         if !self.main {
             return false;
@@ -187,9 +194,9 @@ where
     Error: From<E>,
 {
     let signals = Signals { main: is_main_thread(py)?, raised: Mutex::new(None) };
+    let Terms { timeout, cancel } = terms;
     let outcome = py.detach(|| {
-        let Terms { timeout, cancel } = &terms;
-        let patience = Patience { timeout: *timeout, cancel: cancel.as_ref(), interrupt: &signals };
+        let patience = Patience { timeout, cancel: cancel.as_ref(), interrupt: &signals };
         let outcome = wait(&patience);
         stay_if_exiting(signals.main);
         outcome

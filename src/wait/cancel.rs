@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::park::{Wake, WakeList};
-use crate::sync::{AtomicBool, Mutex, Mutant, Ordering, planted};
+use super::park::{Wake, WakeList, wake_all};
+use crate::sync::{AtomicBool, Mutant, Mutex, Ordering, planted};
 
 /// A flag that is raised once and wakes everyone who waits with it. Clones share the flag.
 ///
@@ -57,7 +57,7 @@ impl CancelToken {
             state.listeners.iter().map(|(_, listener)| listener.clone()).collect()
         };
         if !planted(Mutant::CancelForgetsWaiters) {
-            woken.iter().for_each(|waker| waker.wake());
+            wake_all(&woken);
         }
         true
     }

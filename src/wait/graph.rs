@@ -58,7 +58,9 @@ fn sentence(steps: &[Step]) -> String {
     let told: Vec<_> = steps
         .iter()
         .map(|Step { waiter, wants, holders }| match holders.as_slice() {
-            [holder] if holder == waiter => format!("{waiter} waits for {wants}, which it holds itself"),
+            [holder] if holder == waiter => {
+                format!("{waiter} waits for {wants}, which it holds itself")
+            }
             holders => format!("{waiter} waits for {wants}, held by {}", holders.join(" and ")),
         })
         .collect();

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 pub use cancel::{CancelToken, Listening};
 pub use graph::{Blockers, Deadlock, Registration, Resource, Step};
 pub use owner::{Kind, Owner};
-pub use park::{Parker, Wake, WakeList};
+pub use park::{Parker, Wake, WakeList, wake_all};
 pub use process::{
     Birth, Forked, PerProcess, begin_exit, entered_child, exiting, register, thread_ended,
 };
@@ -44,7 +44,7 @@ pub enum WaitError {
         after: Duration,
     },
     /// The caller's token was cancelled.
-    #[error("cancelled while waiting for {wants}{}", reason_suffix(.reason))]
+    #[error("cancelled while waiting for {wants}{}", reason_suffix(.reason.as_deref()))]
     Cancelled {
         /// What was waited for.
         wants: String,
@@ -59,15 +59,21 @@ pub enum WaitError {
     Deadlock(#[from] Deadlock),
 }
 
-fn reason_suffix(reason: &Option<String>) -> String {
-    reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"))
+/// A reason as the end of a sentence; nothing without one.
+#[must_use]
+pub fn reason_suffix(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
 /// A duration as people read it: `0.05 s`, `12 s`.
 #[must_use]
 pub fn seconds(duration: Duration) -> String {
     let value = duration.as_secs_f64();
-    if value >= 10.0 { format!("{value:.0} s") } else { format!("{} s", (value * 1e3).round() / 1e3) }
+    if value >= 10.0 {
+        format!("{value:.0} s")
+    } else {
+        format!("{} s", (value * 1e3).round() / 1e3)
+    }
 }
 
 /// Something outside that may end a wait early: pending signals, in Python.
@@ -187,7 +193,11 @@ impl<Q: Queue> Pending<Q> {
     /// # Errors
     /// The line's own refusal, or a [`WaitError`]. A turn that came in the instant of giving up is
     /// kept after a timeout and given back after a cancel or an interrupt.
-    pub fn wait(mut self, parker: &Arc<Parker>, patience: &Patience<'_>) -> Result<Q::Guard, Q::Error> {
+    pub fn wait(
+        mut self,
+        parker: &Arc<Parker>,
+        patience: &Patience<'_>,
+    ) -> Result<Q::Guard, Q::Error> {
         let started = Instant::now();
         let deadline = patience.timeout.and_then(|timeout| started.checked_add(timeout));
         let waker: Arc<dyn Wake> = parker.clone();

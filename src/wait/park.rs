@@ -14,6 +14,13 @@ pub trait Wake: Send + Sync {
 /// Wakers collected under a primitive's lock, to be called after it.
 pub type WakeList = Vec<Arc<dyn Wake>>;
 
+/// Calls them all; with no lock held.
+pub fn wake_all(wakers: &[Arc<dyn Wake>]) {
+    for waker in wakers {
+        waker.wake();
+    }
+}
+
 /// One thread's place to sleep. A wake before the sleep is not lost.
 #[derive(Debug)]
 pub struct Parker {

@@ -9,8 +9,8 @@ use slab::Slab;
 use super::{Cancelled, Finished, Ticket, WorkerError};
 use crate::sync::{AtomicU64, Condvar, Mutant, Mutex, Ordering, planted, wait_until};
 use crate::wait::{
-    Asked, Birth, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, Wake, WakeList,
-    WaitError,
+    Asked, Birth, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, WaitError,
+    Wake, WakeList, wake_all,
 };
 
 /// What a lane and its tickets share: whose worker it is.
@@ -182,7 +182,7 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         let wakers: WakeList = state.waiters.iter().map(|(_, waker)| waker.clone()).collect();
         drop(state);
         drop(running);
-        wakers.iter().for_each(|waker| waker.wake());
+        wake_all(&wakers);
         needs_worker
     }
 
@@ -195,19 +195,28 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
     /// Takes no more tasks, cancels the queued ones and tells the running one. Returns what was
     /// queued: drop it with no lock held, and wake those who wait for it.
     pub fn cancel(&self, reason: Option<&str>) -> Vec<(T, Finished)> {
-        let reason = || reason.map(str::to_owned);
         let (queued, running) = self.close(true);
         if let Some(running) = running {
-            running.token().cancel(reason());
+            running.token().cancel(reason.map(str::to_owned));
         }
-        let cancelled = queued.into_iter().filter_map(|ticket| match ticket.cancel(reason()) {
-            Cancelled::Queued(task, finished) => Some((task, finished)),
-            Cancelled::Running | Cancelled::Over => None,
-        });
-        cancelled.collect()
+        cancel_queued(queued, reason)
     }
 
-    #[expect(clippy::type_complexity, reason = "the queue and the running ticket, used twice above")]
+    /// For the caller who was to start the worker, and cannot: cancels what is queued. The next
+    /// task asks for a worker again.
+    pub fn give_up(&self, reason: Option<&str>) -> Vec<(T, Finished)> {
+        let mut state = self.state.lock();
+        state.has_worker = false;
+        let queued = std::mem::take(&mut state.queue);
+        self.signal.fetch_sub(queued.len() as u64, Ordering::Relaxed);
+        drop(state);
+        cancel_queued(queued, reason)
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "the queue and the running ticket, used twice above"
+    )]
     fn close(&self, empty: bool) -> (VecDeque<Arc<Ticket<T, V>>>, Option<Arc<Ticket<T, V>>>) {
         if !self.birth.is_here() {
             return (VecDeque::new(), None);
@@ -248,10 +257,23 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         let (queued, running) = (state.queue.len(), state.running.clone());
         let (finished, closed, has_worker) = (state.finished, state.closed, state.has_worker);
         drop(state);
-        let running_for = running.and_then(|ticket| ticket.running_since()).map(|since| since.elapsed());
+        let running_for =
+            running.and_then(|ticket| ticket.running_since()).map(|since| since.elapsed());
         let device = self.post.device.clone();
         Ok(LaneStatus { device, queued, running_for, finished, closed, has_worker })
     }
+}
+
+fn cancel_queued<T: Send + 'static, V: Send + 'static>(
+    queued: VecDeque<Arc<Ticket<T, V>>>,
+    reason: Option<&str>,
+) -> Vec<(T, Finished)> {
+    let cancelled =
+        queued.into_iter().filter_map(|ticket| match ticket.cancel(reason.map(str::to_owned)) {
+            Cancelled::Queued(task, finished) => Some((task, finished)),
+            Cancelled::Running | Cancelled::Over => None,
+        });
+    cancelled.collect()
 }
 
 impl<T, V> State<T, V> {

@@ -8,8 +8,8 @@ use slab::Slab;
 use super::lane::Post;
 use crate::sync::{Mutant, Mutex, planted};
 use crate::wait::{
-    Asked, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, Wake, WakeList,
-    WaitError, seconds,
+    Asked, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, WaitError, Wake,
+    WakeList, seconds, wake_all,
 };
 
 /// One task on its way through a lane.
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Finished {
 impl Finished {
     /// Wakes them.
     pub fn wake(self) {
-        self.0.iter().for_each(|waker| waker.wake());
+        wake_all(&self.0);
     }
 
     /// Whether nobody waits.
@@ -96,7 +96,8 @@ impl<T: Send + 'static, V: Send + 'static> Ticket<T, V> {
     pub fn start(&self) -> Option<T> {
         let mut state = self.state.lock();
         if matches!(state.stage, Stage::Queued(_))
-            && let Stage::Queued(task) = std::mem::replace(&mut state.stage, Stage::Running(Instant::now()))
+            && let Stage::Queued(task) =
+                std::mem::replace(&mut state.stage, Stage::Running(Instant::now()))
         {
             return Some(task);
         }

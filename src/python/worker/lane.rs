@@ -1,0 +1,124 @@
+//! A lane, as the thread that serves it sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::super::context;
+use super::super::device::Device;
+use super::super::error::Result;
+use super::super::wait::{caller, patiently_idle};
+use super::task::{Outcome, Task};
+use super::waits::look;
+use super::{CoreTicket, Post, cancel_all};
+use crate::worker::Finished;
+
+/// What a worker's thread has in hand.
+#[derive(Default)]
+struct AtWork {
+    ticket: Option<Arc<CoreTicket>>,
+    /// Waiters of the last task, not woken yet.
+    finished: Finished,
+}
+
+/// A lane, for the thread that serves it.
+#[pyclass(frozen, module = "coresident._core")]
+pub(in crate::python) struct Lane {
+    post: Arc<Post>,
+    at_work: Mutex<AtWork>,
+}
+
+/// Whether to prepare first, the torch mode, the context, and what to call; the future, if any.
+type Job = (bool, u8, Py<PyAny>, Py<PyAny>, Py<PyTuple>, Option<Py<PyDict>>, Option<Py<PyAny>>);
+
+impl Lane {
+    pub(super) fn new(post: Arc<Post>) -> Self {
+        Self { post, at_work: Mutex::new(AtWork::default()) }
+    }
+
+    fn take_finished(&self) -> Finished {
+        std::mem::take(&mut self.at_work.lock().finished)
+    }
+
+    /// The next ticket. Whoever waits for the last one is woken once the interpreter is free, or
+    /// before the next task takes it.
+    fn next(&self, py: Python<'_>) -> Option<Arc<CoreTicket>> {
+        let finished = self.take_finished();
+        let lane = &self.post.lane;
+        if let Some(ticket) = lane.try_take() {
+            finished.wake();
+            return Some(ticket);
+        }
+        patiently_idle(py, || {
+            finished.wake();
+            look(|| lane.is_ready());
+            lane.take()
+        })
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        let ticket = self.at_work.lock().ticket.take();
+        if let Some(ticket) = ticket {
+            let finished = ticket.finish(outcome);
+            self.at_work.lock().finished = finished;
+        }
+    }
+}
+
+#[pymethods]
+impl Lane {
+    #[getter]
+    fn device(&self) -> Device {
+        Device::of(self.post.device.clone())
+    }
+
+    /// Makes the calling thread the lane's worker.
+    fn serve(&self, py: Python<'_>) -> Result<()> {
+        self.post.lane.serve(caller(py)?);
+        Ok(())
+    }
+
+    /// The next task, whose context has the device current; waits for it. `None` ends the thread.
+    fn take(&self, py: Python<'_>) -> Result<Option<Job>> {
+        while let Some(ticket) = self.next(py) {
+            let Some(task) = ticket.start() else { continue };
+            let pin = context::Pin::task(self.post.device.clone(), ticket.token().clone());
+            self.at_work.lock().ticket = Some(ticket);
+            let setter = context::setter(py)?;
+            let pinned =
+                task.context.bind(py).call_method1(pyo3::intern!(py, "run"), (setter, pin));
+            pinned?;
+            let unprepared = self.post.unprepared.swap(false, Ordering::AcqRel);
+            let Task { function, args, kwargs, context, future, torch_mode } = task;
+            return Ok(Some((unprepared, torch_mode, context, function, args, kwargs, future)));
+        }
+        Ok(None)
+    }
+
+    fn succeed(&self, value: Py<PyAny>) {
+        self.finish(Outcome::Value(value));
+    }
+
+    fn fail(&self, error: Py<PyAny>) {
+        self.finish(Outcome::Error(error));
+    }
+
+    /// Ends the thread's service. True if tasks are left, for another thread.
+    fn leave(&self) -> bool {
+        self.take_finished().wake();
+        self.post.lane.leave()
+    }
+
+    /// For a lane whose thread cannot start: cancels what is queued.
+    fn give_up(&self, py: Python<'_>) -> Result<()> {
+        cancel_all(py, self.post.lane.give_up(Some("the worker's thread could not start")))
+    }
+
+    /// Takes no more tasks.
+    fn drain(&self) {
+        self.post.lane.drain();
+    }
+}
