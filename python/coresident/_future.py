@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class WorkerFuture(futures.Future):  # type: ignore[type-arg]
     """A ``concurrent.futures.Future`` whose task can be told to stop, and that finds deadlocks."""
 
-    _ticket: Ticket | None = None
+    _ticket: Ticket[Any] | None = None
 
     def cancel(self) -> bool:
         """Keeps a queued task from running; tells a running one through its cancel token.

@@ -250,7 +250,7 @@ impl WorkerPool {
     ) -> Result<Bound<'py, PyDict>> {
         let terms = Terms::of(timeout, cancel)?;
         terms.check("a task")?;
-        scatter::scatter(self, py, calls, terms)
+        scatter::scatter(self, py, calls, &terms)
     }
 
     fn restart(&self, device: &Bound<'_, PyAny>) -> Result<()> {

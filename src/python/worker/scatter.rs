@@ -30,7 +30,7 @@ pub(super) fn scatter<'py>(
     workers: &WorkerPool,
     py: Python<'py>,
     calls: &Bound<'py, PyAny>,
-    terms: Terms,
+    terms: &Terms,
 ) -> Result<Bound<'py, PyDict>> {
     let deadline = terms.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let left = || {

@@ -1,0 +1,68 @@
+# Everything happens in a local virtual environment, set up by whichever target needs it first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+# What the compiled module is made of.
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs develop clean
+.PHONY: test-rust test-models test-bindings test-python
+
+help: ## What there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(STAMPS)/module ## Runs the main job and shows what it did
+	$(BIN)/python -m coresident demo
+
+develop: $(STAMPS)/module $(STAMPS)/test ## The environment to work in, with the module built
+
+test: lint test-rust test-models test-bindings test-python ## Formatting, lints and every test
+
+lint: $(STAMPS)/module $(STAMPS)/test ## Formatting, lints, types, and the stub against the module
+	cargo fmt --check
+	cargo clippy --all-targets --features python -- -D warnings
+	cargo clippy --all-targets --features model -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/python -m mypy.stubtest coresident._core
+
+test-rust: ## The core, without Python
+	cargo test --lib --tests
+	cargo test --doc
+
+test-models: ## The core's concurrency, every interleaving
+	cargo test --release --features model --test models
+
+test-bindings: ## The bindings compile as a library and their documentation builds
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features python --document-private-items -q
+
+test-python: $(STAMPS)/module $(STAMPS)/test ## The package, as its users call it
+	$(BIN)/python -m pytest -q
+
+bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard library in the same run
+	cargo bench --bench core
+	$(BIN)/python -m pytest benches/python
+
+docs: $(STAMPS)/module ## The reference, in docs/api
+	$(BIN)/pip install -q "pdoc>=15"
+	$(BIN)/pdoc coresident -o docs/api
+	@echo "open docs/api/index.html"
+
+clean: ## Everything that was made
+	rm -rf $(VENV) target docs/api
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip "maturin>=1.9,<2"
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/module: $(STAMPS)/venv $(RUST)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/module
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --extras test
+	@touch $@

@@ -1,0 +1,1347 @@
+"""The compiled core of ``coresident``: the reference of everything that is public in it.
+
+Use the names of the package itself: ``import coresident as co``, ``co.DevicePool``. The errors are
+in ``coresident.errors``. What holds for every call:
+
+- **Devices.** Where a device is wanted, a name (``'cuda:0'``, ``'xpu:1'``, ``'mps'``, ``'cpu'``,
+  ``'virtual:0'``; a missing index means 0), a :class:`Device` or a ``torch.device`` is taken.
+- **Waiting.** ``timeout=`` is in seconds: ``None`` waits for ever, 0 only looks. A ``cancel=``
+  token ends the wait when it is raised. Waiters are served in order of arrival. Ctrl-C in the main
+  thread ends every wait with ``KeyboardInterrupt``.
+- **Guards.** A call that takes something takes it at once, or waits, and returns the guard;
+  ``with`` only releases it. Releasing again has no effect. A guard that is forgotten is released
+  when it is collected, with a ``ResourceWarning``; one that was not handed over, when its thread
+  ends.
+- **Owners.** What is taken belongs to the asyncio task that takes it, else to the thread. A wait
+  that could never end raises ``DeadlockError`` instead.
+- **fork.** A child process cannot use what its parent made: pools and locks raise ``ForkedError``
+  there, and releasing a guard has no effect.
+"""
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future
+from contextvars import Context
+from types import TracebackType
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    final,
+    overload,
+    type_check_only,
+)
+
+from typing_extensions import Self
+
+from coresident._aio import Awaitable
+
+__all__ = [
+    "Borrow",
+    "CancelToken",
+    "Device",
+    "DevicePool",
+    "DeviceStatus",
+    "Holder",
+    "Lane",
+    "Lease",
+    "LoadLock",
+    "LockGuard",
+    "LockStatus",
+    "LockUser",
+    "Request",
+    "Ticket",
+    "Waiter",
+    "Wakeups",
+    "WorkerPool",
+    "WorkerStatus",
+    "__version__",
+    "begin_exit",
+    "current_cancel_token",
+    "current_device",
+    "devices",
+    "entered_child",
+    "register_provider",
+    "release_this_thread",
+    "shares",
+    "virtual_devices",
+    "wakeups",
+]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+_Key = TypeVar("_Key")
+_DeviceKey = TypeVar("_DeviceKey", bound=_DeviceLike)
+
+_DeviceType: TypeAlias = Literal["cuda", "xpu", "mps", "cpu", "virtual"]
+_Mode: TypeAlias = Literal["read", "write"]
+
+@type_check_only
+class _TorchDevice(Protocol):
+    """A ``torch.device``, told by what it has, so that torch need not be installed."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def index(self) -> int | None: ...
+
+_DeviceLike: TypeAlias = str | Device | _TorchDevice
+
+@type_check_only
+class _Accelerator(Protocol):
+    """What a provider reports of one device; ``coresident._providers.Accelerator`` is one."""
+
+    @property
+    def name(self) -> _DeviceLike: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def memory(self) -> int | None: ...
+    @property
+    def unified(self) -> bool: ...
+    @property
+    def free_memory(self) -> Callable[[], int] | None: ...
+
+__version__: str
+
+# Devices
+
+@final
+class Device:
+    """Something to run on: one accelerator, the CPU, or a virtual device.
+
+    Devices come from :func:`devices` and :func:`virtual_devices`. Two are equal, and have the same
+    hash, when their names are equal. ``str(device)`` is the name.
+
+    Example:
+        >>> device = co.devices("virtual:1")[0]
+        >>> str(device), device.type, device.index
+        ('virtual:1', 'virtual', 1)
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in its one normal form: ``'cuda:0'``, ``'mps'``, ``'virtual:1'``."""
+
+    @property
+    def type(self) -> _DeviceType:
+        """The part of the name before the colon. ROCm devices are ``'cuda'``, as torch has them."""
+
+    @property
+    def index(self) -> int:
+        """The index among the devices of this type; 0 for ``'mps'`` and ``'cpu'``."""
+
+    @property
+    def model(self) -> str:
+        """The product, numbered from 1 where several are alike: ``'RTX 3090 #2'``."""
+
+    @property
+    def label(self) -> str:
+        """The product and the name, for people: ``'RTX 3090 #2 (cuda:1)'``."""
+
+    @property
+    def memory(self) -> int | None:
+        """The device's memory in bytes; ``None`` if it is not known, or is not its own."""
+
+    @property
+    def unified(self) -> bool:
+        """Whether weights are used where they lie in host memory, without a copy."""
+
+    @property
+    def bandwidth(self) -> int | None:
+        """Bytes per second of the imitated bus of a virtual device; ``None`` without one."""
+
+    @property
+    def torch_name(self) -> str:
+        """What torch calls the device; ``'cpu'`` for a virtual one."""
+
+    def free_memory(self) -> int | None:
+        """The bytes that nobody uses now, in this process or another, by the driver.
+
+        Does not wait for anybody, but may take a system call.
+
+        Returns:
+            Bytes; ``None`` where it cannot be known. For the CPU and unified virtual devices, what
+            the host has available; for a virtual device with memory of its own, all of it.
+        """
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+def devices(wanted: _DeviceLike | Iterable[_DeviceLike] | None = None) -> list[Device]:
+    """The devices of this machine, all or those that are wanted.
+
+    Creates no CUDA context. Does not wait, but a look at the machine takes milliseconds. It is left
+    out where only virtual devices, the CPU or ``Device`` objects are wanted.
+
+    Args:
+        wanted: ``None`` or ``'auto'`` for every CUDA, ROCm and XPU device, else MPS, else the CPU;
+            or one device; or an iterable of devices. One that is named twice counts once.
+
+    Returns:
+        At least one device, in the order wanted.
+
+    Raises:
+        InvalidTypeError: ``wanted``, or one of its items, is no device.
+        InvalidDeviceError: a text names no device, or the iterable is empty.
+        DeviceNotFoundError: this machine does not have the device.
+        Exception: whatever a registered provider raised.
+
+    Example:
+        >>> co.devices("auto")
+        [Device('cuda:0', 'RTX 3090 #1', 24 GiB), Device('cuda:1', 'RTX 3090 #2', 24 GiB)]
+    """
+
+def virtual_devices(
+    count: int, *, memory: int | str | None = None, bandwidth: int | str | None = None
+) -> list[Device]:
+    """CPU-backed devices, for machines without an accelerator and for test suites.
+
+    Does not wait.
+
+    Args:
+        count: How many, 1 to 1024. They are named ``virtual:0`` onwards.
+        memory: Bytes that each has of its own, as a number or a text such as ``'2GiB'``. Without
+            it the devices are unified: they use host memory, and nothing is copied.
+        bandwidth: Bytes per second of an imitated bus, as a number or a text; only with ``memory``.
+
+    Returns:
+        ``count`` devices.
+
+    Raises:
+        InvalidTypeError: ``count`` is no whole number, or a size is neither a number nor a text.
+        InvalidValueError: ``count`` is out of range, a size is 0 or cannot be read, or
+            ``bandwidth`` is given without ``memory``.
+
+    Example:
+        >>> co.virtual_devices(2, memory="2GiB")
+        [Device('virtual:0', 'virtual GPU #1', 2 GiB), Device('virtual:1', 'virtual GPU #2', 2 GiB)]
+    """
+
+def register_provider(provider: Callable[[], Iterable[_Accelerator]]) -> None:
+    """Has ``provider`` asked whenever this machine is looked at for devices.
+
+    For accelerators that NVML does not know. Does not wait.
+
+    Args:
+        provider: A function without arguments. It returns objects with the attributes ``name``,
+            ``model``, ``memory`` (bytes or ``None``), ``unified``, and ``free_memory`` (a function
+            that returns bytes, or ``None``). It must not create a context on any device. Of two
+            reports of one name, the first is believed; NVML comes before every provider.
+
+    Raises:
+        InvalidTypeError: ``provider`` cannot be called.
+    """
+
+def current_device() -> Device | None:
+    """The device that the running code has leased or works for.
+
+    That is the device of the innermost lease that is still held, else that of the worker whose task
+    this is. asyncio tasks and copied contexts inherit it. Does not wait.
+
+    Returns:
+        The device; ``None`` without one, and where the lease has been released.
+    """
+
+# Waiting
+
+@final
+class CancelToken:
+    """A flag that is raised once, and at once wakes everyone who waits with it.
+
+    A token is given as ``cancel=`` to any number of calls. It is true once it is raised.
+
+    Example:
+        >>> token = co.CancelToken()
+        >>> token.cancel("the user left")
+        True
+        >>> pool.lease("cuda:0", cancel=token)
+        Traceback (most recent call last):
+        coresident.errors.CancelledError: cancelled while waiting for a device: the user left
+    """
+
+    def __new__(cls) -> Self: ...
+    def cancel(self, reason: str | None = None) -> bool:
+        """Raises the flag, and wakes everyone who waits with this token. Does not wait.
+
+        Args:
+            reason: What the waiters' errors say. The first reason stays.
+
+        Returns:
+            Whether this call did it; ``False`` if the flag was raised already.
+
+        Raises:
+            TypeError: ``reason`` is not a text.
+        """
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the flag is raised."""
+
+    @property
+    def reason(self) -> str | None:
+        """What was given to :meth:`cancel`; ``None`` without a reason."""
+
+    def raise_if_cancelled(self) -> None:
+        """Raises an error once the flag is raised: for the loops of a task. Does not wait.
+
+        Raises:
+            CancelledError: the flag is raised.
+        """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the flag is raised.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever.
+
+        Returns:
+            ``True`` once the flag is raised, ``False`` when the time is over.
+
+        Raises:
+            InvalidTypeError: ``timeout`` is not a number.
+            InvalidValueError: ``timeout`` is negative or not finite.
+        """
+
+    def __bool__(self) -> bool: ...
+
+def current_cancel_token() -> CancelToken | None:
+    """The token of the task that runs here, which ``cancel()`` of its ticket or future raises.
+
+    Does not wait.
+
+    Returns:
+        The token; ``None`` outside a worker's task.
+
+    Example:
+        >>> def denoise(steps):
+        ...     token = co.current_cancel_token()
+        ...     for step in steps:
+        ...         token.raise_if_cancelled()
+        ...         step()
+    """
+
+# The device pool
+
+@final
+class DevicePool:
+    """A set of devices, each with one holder or none.
+
+    :meth:`lease` takes a device or waits in line for it; :meth:`borrow` takes an idle one or
+    nothing. First come, first served per device: a device that comes free goes at once to the first
+    in line who would take it, and nothing overtakes a waiter. ``with`` closes the pool at the end.
+
+    Args:
+        devices: ``'auto'``, one device, or an iterable of devices. One given twice counts once.
+
+    Raises:
+        InvalidTypeError: ``devices``, or one of its items, is no device.
+        InvalidDeviceError: a text names no device, or the iterable is empty.
+        DeviceNotFoundError: this machine does not have the device.
+
+    Example:
+        >>> pool = co.DevicePool(co.virtual_devices(2))
+        >>> with pool.lease("virtual:0", timeout=30) as lease:
+        ...     with pool.borrow() as spare:
+        ...         print(lease.device, spare.device if spare else "nothing is idle")
+        virtual:0 virtual:1
+    """
+
+    def __new__(cls, devices: _DeviceLike | Iterable[_DeviceLike]) -> Self: ...
+    @property
+    def devices(self) -> list[Device]:
+        """The devices of the pool in order, without those that drain.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
+
+    def lease(
+        self,
+        device: _DeviceLike | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Lease:
+        """Takes a device for the caller alone; waits in line for it.
+
+        The device becomes the current device of the caller's context. In an event loop use
+        :meth:`lease_async`: this call would block the loop.
+
+        Args:
+            device: The device; ``None`` takes the first that is or comes free.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The lease, to be used with ``with`` or released.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised, before or while waiting.
+            DeadlockError: the wait could never end: the caller holds the device already, or its
+                holder waits, by however many steps, for something of the caller's.
+            DeviceNotFoundError: the device is not in this pool.
+            DeviceRemovedError: :meth:`reconfigure` took the device out while the caller waited.
+            ClosedError: the pool is closed, or was closed while the caller waited.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the pool was made before a fork.
+
+        Example:
+            >>> with pool.lease("cuda:0", timeout=30):
+            ...     image = pipe(prompt)
+        """
+
+    def lease_async(
+        self,
+        device: _DeviceLike | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Awaitable[Lease]:
+        """As :meth:`lease`, for asyncio: the task waits, its thread does not.
+
+        It joins the line when it is awaited. The lease belongs to the task that awaits it. A task
+        that is cancelled while it waits leaves the line.
+
+        Args:
+            device: The device; ``None`` takes the first that is or comes free.
+            timeout: Seconds to wait, from when it is awaited; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            Something to ``await``, which gives the lease, or to enter with ``async with``.
+
+        Raises:
+            InvalidDeviceError: the text names no device; at the call.
+            InvalidTypeError: an argument is of a wrong type; at the call.
+            InvalidValueError: ``timeout`` is negative or not finite; at the call.
+            CoresidentError: when it is awaited, every other error of :meth:`lease`.
+
+        Example:
+            >>> async with pool.lease_async("cuda:0", timeout=30) as lease:
+            ...     image = await generate(prompt)
+        """
+
+    def borrow(
+        self,
+        prefer: Iterable[_DeviceLike] | None = None,
+        *,
+        affinity: str | None = None,
+        any_type: bool = False,
+        min_free: int | str | None = None,
+    ) -> Borrow:
+        """Takes an idle device for one piece of work, or nothing. Never waits.
+
+        The device that last served the ``affinity`` is tried first, then those of ``prefer``, then
+        the rest of the pool in order. The device becomes the current one of the caller's context.
+
+        Args:
+            prefer: Devices to try first, in this order; an iterable, not a text.
+            affinity: A key of the caller's choice, such as ``'t5'``, so that the same work goes
+                back to the same device while it is idle.
+            any_type: Whether a device of another type than the lender's, which is the current
+                device, will do. Without a current device every type does.
+            min_free: Bytes that the driver must report as free, as a number or a text such as
+                ``'6GiB'``.
+
+        Returns:
+            The borrow. It is false, and ``with`` gives ``None``, when nothing suitable is idle.
+
+        Raises:
+            DeviceNotFoundError: a device of ``prefer`` is not in this pool.
+            ClosedError: the pool is closed.
+            InvalidDeviceError: a text in ``prefer`` names no device.
+            InvalidTypeError: ``prefer``, ``affinity`` or ``min_free`` is of a wrong type.
+            InvalidValueError: ``min_free`` is negative or cannot be read.
+            TypeError: ``any_type`` is not a ``bool``.
+            ForkedError: the pool was made before a fork.
+
+        Example:
+            >>> with pool.borrow(prefer=["cuda:1"], affinity="t5", min_free="6GiB") as spare:
+            ...     where = co.current_device() if spare is None else spare.device
+            ...     embeddings = encode(prompt, device=where.torch_name)
+        """
+
+    def reconfigure(self, devices: _DeviceLike | Iterable[_DeviceLike]) -> list[Device]:
+        """Makes these the devices of the pool. Does not wait.
+
+        A device that is taken out while it is held drains: its holder keeps it until released. One
+        that is put back meanwhile keeps that holder.
+
+        Args:
+            devices: As for the constructor.
+
+        Returns:
+            The devices that drain.
+
+        Raises:
+            InvalidTypeError: ``devices``, or one of its items, is no device.
+            InvalidDeviceError: a text names no device, or the iterable is empty.
+            DeviceNotFoundError: this machine does not have the device.
+            ClosedError: the pool is closed.
+            ForkedError: the pool was made before a fork.
+        """
+
+    def status(self) -> list[DeviceStatus]:
+        """Who holds what since when, and who waits. Does not wait.
+
+        Returns:
+            One entry per device in order; the devices that drain come last.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
+
+    def close(self) -> None:
+        """Refuses everybody from now on, and whoever waits, with ``ClosedError``.
+
+        Leases that are held stay valid. Does not wait; closing again has no effect.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Lease:
+    """The exclusive right to run on a device: what :meth:`DevicePool.lease` returns.
+
+    ``with`` releases it at the end. Whoever enters it holds it from then on, and has its device as
+    the current one: so a lease that was handed over is entered by the thread or task that got it.
+    Entering a lease that has been released raises ``ReleasedError``.
+    """
+
+    @property
+    def device(self) -> Device:
+        """The device, also once it is released."""
+
+    @property
+    def released(self) -> bool:
+        """Whether the device is no longer held through this lease."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for this device right now: a hint to release it soon."""
+
+    def release(self) -> None:
+        """Gives the device to the next in line. From any thread; again without effect.
+
+        Does not wait.
+        """
+
+    def hand_over(self) -> Lease:
+        """Lets another thread or task have this lease. Does not wait.
+
+        The lease leaves the wait-for graph, and the end of its thread does not release it. Whoever
+        enters it next holds it.
+
+        Returns:
+            The lease itself.
+
+        Raises:
+            ReleasedError: it has been released.
+
+        Example:
+            >>> def work(lease):
+            ...     with lease:
+            ...         generate()
+            >>> lease = pool.lease("cuda:0")
+            >>> threading.Thread(target=work, args=(lease.hand_over(),)).start()
+        """
+
+    def __enter__(self) -> Lease: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Borrow:
+    """An idle device on loan, or nothing: what :meth:`DevicePool.borrow` returns.
+
+    It is true while it holds a device. ``with`` gives the borrow itself, or ``None`` if it has
+    never held a device, and releases it at the end. Entering a borrow that has been released raises
+    ``ReleasedError``.
+    """
+
+    @property
+    def device(self) -> Device | None:
+        """The device, also once it is released; ``None`` when nothing was idle."""
+
+    @property
+    def released(self) -> bool:
+        """Whether no device is held through this borrow; ``True`` when nothing was idle."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for this device right now: a hint to release it soon."""
+
+    def release(self) -> None:
+        """Gives the device to the next in line. From any thread; again without effect.
+
+        Does not wait.
+        """
+
+    def hand_over(self) -> Borrow:
+        """Lets another thread or task have this borrow, as :meth:`Lease.hand_over`. Does not wait.
+
+        Returns:
+            The borrow itself.
+
+        Raises:
+            ReleasedError: it has been released, or nothing was idle.
+        """
+
+    def __enter__(self) -> Borrow | None: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+    def __bool__(self) -> bool: ...
+
+@final
+class DeviceStatus:
+    """One device of a pool at a glance: an entry of :meth:`DevicePool.status`."""
+
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who holds it; ``None`` when it is idle."""
+
+    @property
+    def waiting(self) -> list[Waiter]:
+        """Who would take it when it comes free, in order."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it has been taken out of the pool, and goes once released."""
+
+@final
+class Holder:
+    """Who holds a device, and since when."""
+
+    @property
+    def owner(self) -> str:
+        """``thread 'MainThread'``, ``task 'Task-1'``."""
+
+    @property
+    def since(self) -> float:
+        """When the holder got it, in seconds since the epoch, as ``time.time()``."""
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds it has been held."""
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether it was taken by :meth:`DevicePool.borrow`."""
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether it was handed over, and nobody has entered it since."""
+
+@final
+class Waiter:
+    """Who waits for a device, and since when."""
+
+    @property
+    def owner(self) -> str:
+        """``thread 'MainThread'``, ``task 'Task-1'``."""
+
+    @property
+    def device(self) -> str | None:
+        """The name of the device that is waited for; ``None`` takes any."""
+
+    @property
+    def since(self) -> float:
+        """When the wait began, in seconds since the epoch, as ``time.time()``."""
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds it has lasted."""
+
+# The load lock
+
+@final
+class LoadLock:
+    """A readers-writer lock between constructing models (write) and moving weights (read).
+
+    Phase-fair: a waiting writer stops new readers, and the readers already waiting go next after
+    each writer. So a reader waits for one writer at most, and neither side starves. After
+    Brandenburg and Anderson, *Spin-Based Reader-Writer Synchronization for Multiprocessor Real-Time
+    Systems*, 2010, with sleeping instead of spinning.
+
+    An owner that reads may read again, even while a writer waits, and an owner that writes may
+    read. Asking to write while one reads or writes could never succeed and is a deadlock.
+
+    Example:
+        >>> lock = co.LoadLock()
+        >>> with lock.write():
+        ...     model = construct()
+        >>> with lock.read():
+        ...     move(model)
+    """
+
+    def __new__(cls) -> Self: ...
+    def read(self, *, timeout: float | None = None, cancel: CancelToken | None = None) -> LockGuard:
+        """Takes the lock together with other readers; waits in line.
+
+        In an event loop use :meth:`read_async`: this call would block the loop.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The guard, to be used with ``with`` or released.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised, before or while waiting.
+            DeadlockError: the wait could never end: the writer waits, by however many steps, for
+                something of the caller's.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the lock was made before a fork.
+        """
+
+    def write(
+        self, *, timeout: float | None = None, cancel: CancelToken | None = None
+    ) -> LockGuard:
+        """Takes the lock alone; waits in line.
+
+        In an event loop use :meth:`write_async`: this call would block the loop.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The guard, to be used with ``with`` or released.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised, before or while waiting.
+            DeadlockError: the wait could never end: the caller reads or writes already, or somebody
+                inside waits, by however many steps, for something of the caller's.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the lock was made before a fork.
+        """
+
+    def read_async(
+        self, *, timeout: float | None = None, cancel: CancelToken | None = None
+    ) -> Awaitable[LockGuard]:
+        """As :meth:`read`, for asyncio: the task waits, its thread does not.
+
+        It joins the line when it is awaited. The guard belongs to the task that awaits it. A task
+        that is cancelled while it waits leaves the line.
+
+        Args:
+            timeout: Seconds to wait, from when it is awaited; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            Something to ``await``, which gives the guard, or to enter with ``async with``.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type; at the call.
+            InvalidValueError: ``timeout`` is negative or not finite; at the call.
+            CoresidentError: when it is awaited, every other error of :meth:`read`.
+
+        Example:
+            >>> async with lock.read_async(timeout=30):
+            ...     await move(model)
+        """
+
+    def write_async(
+        self, *, timeout: float | None = None, cancel: CancelToken | None = None
+    ) -> Awaitable[LockGuard]:
+        """As :meth:`write`, for asyncio: the task waits, its thread does not.
+
+        It joins the line when it is awaited. The guard belongs to the task that awaits it. A task
+        that is cancelled while it waits leaves the line.
+
+        Args:
+            timeout: Seconds to wait, from when it is awaited; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            Something to ``await``, which gives the guard, or to enter with ``async with``.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type; at the call.
+            InvalidValueError: ``timeout`` is negative or not finite; at the call.
+            CoresidentError: when it is awaited, every other error of :meth:`write`.
+        """
+
+    def status(self) -> LockStatus:
+        """Who holds the lock, and who waits for it. Does not wait.
+
+        Raises:
+            ForkedError: the lock was made before a fork.
+        """
+
+@final
+class LockGuard:
+    """The right to read or to write: what the calls of :class:`LoadLock` return.
+
+    ``with`` releases it at the end. Whoever enters it holds it from then on. Entering a guard that
+    has been released raises ``ReleasedError``.
+    """
+
+    @property
+    def mode(self) -> _Mode:
+        """What the lock is held for."""
+
+    @property
+    def released(self) -> bool:
+        """Whether the lock is no longer held through this guard."""
+
+    def release(self) -> None:
+        """Lets the next in line go. From any thread; again without effect. Does not wait."""
+
+    def hand_over(self) -> LockGuard:
+        """Lets another thread or task have this guard, as :meth:`Lease.hand_over`. Does not wait.
+
+        Returns:
+            The guard itself.
+
+        Raises:
+            ReleasedError: it has been released.
+        """
+
+    def __enter__(self) -> LockGuard: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class LockStatus:
+    """Everyone at a lock: what :meth:`LoadLock.status` returns."""
+
+    @property
+    def holders(self) -> list[LockUser]:
+        """Those inside; one entry per guard."""
+
+    @property
+    def waiting(self) -> list[LockUser]:
+        """Those who wait, in order of arrival."""
+
+@final
+class LockUser:
+    """Who holds a lock or waits for it, and since when."""
+
+    @property
+    def owner(self) -> str:
+        """``thread 'MainThread'``, ``task 'Task-1'``."""
+
+    @property
+    def mode(self) -> _Mode:
+        """What the lock is held or wanted for."""
+
+    @property
+    def since(self) -> float:
+        """When it was taken or the wait began, in seconds since the epoch, as ``time.time()``."""
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds that has lasted."""
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether it was handed over, and nobody has entered it since; never of a waiter."""
+
+# Workers
+
+@final
+class WorkerPool:
+    """One persistent thread per device, which runs what it is given in order.
+
+    A device's thread starts with its first task and lives until the pool is closed. A task sees a
+    copy of the submitter's context, in which the worker's device is current, and the submitter's
+    grad mode of torch. It can watch :func:`current_cancel_token`. ``with`` closes the pool at the
+    end and waits: the tasks that are queued are run, or cancelled if the block raised. At the exit
+    of the interpreter every task that was accepted is run.
+
+    Args:
+        devices: ``'auto'``, one device, or an iterable of devices. One given twice counts once.
+        on_start: Called with the device, in the worker's thread, before its first task and again
+            after :meth:`restart`. If it raises, its error is the outcome of every task until the
+            next restart.
+        torch_threads: Intra-op threads of torch for each worker; ``None`` divides torch's number by
+            the number of devices.
+
+    Raises:
+        InvalidTypeError: ``devices`` or one of its items is no device, ``on_start`` cannot be
+            called, or ``torch_threads`` is no whole number.
+        InvalidValueError: ``torch_threads`` is less than 1.
+        InvalidDeviceError: a text names no device, or the iterable is empty.
+        DeviceNotFoundError: this machine does not have the device.
+
+    Example:
+        >>> with co.WorkerPool(co.virtual_devices(2)) as workers:
+        ...     ticket = workers.post("virtual:0", pow, 2, 10)
+        ...     print(workers.run("virtual:1", len, "abc"), ticket.result())
+        3 1024
+    """
+
+    def __new__(
+        cls,
+        devices: _DeviceLike | Iterable[_DeviceLike],
+        *,
+        on_start: Callable[[Device], object] | None = None,
+        torch_threads: int | None = None,
+    ) -> Self: ...
+    @property
+    def devices(self) -> list[Device]:
+        """The devices of the pool, in order."""
+
+    def post(
+        self,
+        device: _DeviceLike,
+        function: Callable[_P, _T],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> Ticket[_T]:
+        """Queues ``function(*args, **kwargs)`` on the device's worker. Does not wait.
+
+        Args:
+            device: The device.
+            function: What to call there.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            A ticket for the outcome: cheaper than a future, and to be awaited as it is.
+
+        Raises:
+            DeviceNotFoundError: the device is not in this pool.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: ``device`` is no device, or ``function`` cannot be called.
+            ClosedError: the pool is closed.
+            ForkedError: the pool was made before a fork.
+            RuntimeError: the worker's thread could not be started.
+
+        Example:
+            >>> ticket = workers.post("cuda:0", decode, latents, tiled=True)
+            >>> image = ticket.result(timeout=60)
+        """
+
+    def submit(
+        self,
+        device: _DeviceLike,
+        function: Callable[_P, _T],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> Future[_T]:
+        """As :meth:`post`, with a real ``concurrent.futures.Future``. Does not wait.
+
+        ``cancel()`` of the future also raises the cancel token of a running task, and ``result()``
+        raises ``DeadlockError`` where it could never return.
+
+        Args:
+            device: The device.
+            function: What to call there.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The future.
+
+        Raises:
+            CoresidentError: as :meth:`post`.
+
+        Example:
+            >>> futures = [workers.submit(device, render, device) for device in workers.devices]
+            >>> for future in concurrent.futures.as_completed(futures):
+            ...     show(future.result())
+        """
+
+    @overload
+    def run(
+        self,
+        device: _DeviceLike,
+        function: Callable[..., _T],
+        /,
+        *args: Any,
+        timeout: float | None,
+        cancel: CancelToken | None = None,
+        **kwargs: Any,
+    ) -> _T:
+        """Calls ``function(*args, **kwargs)`` on the device's worker, and waits for its value.
+
+        In the worker's own thread, and where the device is the current one, the function is called
+        at once where it is, and neither ``timeout`` nor ``cancel`` ends it. When the wait ends
+        first, the task is cancelled: it does not start, or its token is raised.
+
+        Args:
+            device: The device.
+            function: What to call there.
+            *args: Its arguments.
+            timeout: Seconds to wait; ``None`` waits for ever. It is not passed on.
+            cancel: A token that ends the wait. It is not passed on.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            BaseException: whatever the function, or the pool's ``on_start``, raised.
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised, before or while waiting; or the pool was closed
+                with ``'cancel'`` before the task ran.
+            DeadlockError: the worker waits, by however many steps, for something of the caller's.
+            DeviceNotFoundError: the device is not in this pool.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: an argument is of a wrong type, or ``function`` cannot be called.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ClosedError: the pool is closed.
+            ForkedError: the pool was made before a fork.
+            RuntimeError: the worker's thread could not be started.
+
+        Example:
+            >>> image = workers.run("cuda:0", decode, latents, timeout=60)
+        """
+
+    @overload
+    def run(
+        self,
+        device: _DeviceLike,
+        function: Callable[..., _T],
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        cancel: CancelToken | None,
+        **kwargs: Any,
+    ) -> _T: ...
+    @overload
+    def run(
+        self,
+        device: _DeviceLike,
+        function: Callable[_P, _T],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T: ...
+    def scatter(
+        self,
+        calls: Mapping[_DeviceKey, Callable[[], _T]],
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> dict[_DeviceKey, _T]:
+        """Calls one function per device at the same time, and waits for all of them.
+
+        Where the caller is a device's worker, or the device is its current one, it makes that call
+        itself, and neither ``timeout`` nor ``cancel`` ends it. When one call fails, the others are
+        cancelled, and the error is raised once none of them runs. When the wait ends first, they
+        are cancelled and not waited for.
+
+        Args:
+            calls: What to call on which device, without arguments.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The values by the keys of ``calls``, in their order.
+
+        Raises:
+            BaseException: what the first failing call, in the order of ``calls``, raised; that of
+                the caller's own call before any other.
+            WaitTimeoutError: the time was over, also while the others were still to stop.
+            CancelledError: the token was raised, before or while waiting; or the pool was closed
+                with ``'cancel'`` before a task ran.
+            DeadlockError: a worker waits, by however many steps, for something of the caller's.
+            DeviceNotFoundError: a device is not in this pool; nothing is called then.
+            InvalidDeviceError: a text names no device; nothing is called then.
+            InvalidTypeError: an argument is of a wrong type; nothing is called then.
+            InvalidValueError: a device is given twice, or ``timeout`` is negative or not finite;
+                nothing is called then.
+            ClosedError: the pool is closed.
+            ForkedError: the pool was made before a fork.
+            RuntimeError: a worker's thread could not be started.
+
+        Example:
+            >>> workers.scatter({"cuda:0": first_half, "cuda:1": second_half})
+            {'cuda:0': ..., 'cuda:1': ...}
+        """
+
+    def restart(self, device: _DeviceLike) -> None:
+        """Has ``on_start`` called again before the device's next task. Does not wait.
+
+        The thread stays the same.
+
+        Args:
+            device: The device.
+
+        Raises:
+            DeviceNotFoundError: the device is not in this pool.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: ``device`` is no device.
+        """
+
+    def close(
+        self, how: Literal["drain", "cancel"] = "drain", *, timeout: float | None = None
+    ) -> None:
+        """Takes no more tasks, and waits until the workers are through. May be called again.
+
+        Args:
+            how: ``'drain'`` runs the tasks that are queued; ``'cancel'`` cancels them, and raises
+                the tokens of those that run.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks. When the time is over
+                the pool stays closed, and the workers go on.
+
+        Raises:
+            WaitTimeoutError: the time was over; its ``running`` says what still runs.
+            DeadlockError: a worker calls it, or waits for something of the caller's.
+            InvalidTypeError: ``timeout`` is not a number.
+            InvalidValueError: ``how`` is neither, or ``timeout`` is negative or not finite.
+            TypeError: ``how`` is not a text.
+        """
+
+    def status(self) -> list[WorkerStatus]:
+        """What every worker does. Does not wait.
+
+        Returns:
+            One entry per device, in order.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,  # noqa: A002 (so it is called at runtime)
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Ticket(Generic[_T_co]):
+    """One task on its way through a worker: what :meth:`WorkerPool.post` returns.
+
+    ``await ticket`` gives the value without blocking the event loop, and raises as :meth:`result`.
+    An asyncio task that is cancelled while it awaits a ticket leaves the worker's task alone.
+    """
+
+    def result(self, timeout: float | None = None, *, cancel: CancelToken | None = None) -> _T_co:
+        """The value of the task; waits for it. The task goes on when the wait ends first.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            BaseException: whatever the function, or the pool's ``on_start``, raised.
+            WaitTimeoutError: the time was over.
+            CancelledError: the task was cancelled before it ran; or the token was raised before the
+                task was over.
+            DeadlockError: the worker waits, by however many steps, for something of the caller's.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+        """
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until the task is over, however it ends.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            DeadlockError: the worker waits, by however many steps, for something of the caller's.
+            InvalidTypeError: ``timeout`` is not a number.
+            InvalidValueError: ``timeout`` is negative or not finite.
+        """
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Keeps a queued task from running; tells a running one through its cancel token.
+
+        Does not wait.
+
+        Args:
+            reason: What the error of :meth:`result`, and the token, say.
+
+        Returns:
+            Whether the task was still queued; ``False`` if it runs or is over.
+
+        Raises:
+            TypeError: ``reason`` is not a text.
+        """
+
+    def done(self) -> bool:
+        """Whether the task has returned, raised, or been cancelled. Does not wait."""
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled before it ran. Does not wait."""
+
+    def running(self) -> bool:
+        """Whether the task runs now. Does not wait."""
+
+    def __await__(self) -> Generator[Any, None, _T_co]: ...
+
+@final
+class WorkerStatus:
+    """A worker at a glance: an entry of :meth:`WorkerPool.status`."""
+
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def state(self) -> Literal["not started", "idle", "running", "closed"]:
+        """What the worker does; ``'closed'`` once it takes no more tasks and its thread left."""
+
+    @property
+    def queued(self) -> int:
+        """Tasks that have not started."""
+
+    @property
+    def finished(self) -> int:
+        """Tasks that the worker is through with."""
+
+    @property
+    def running_seconds(self) -> float | None:
+        """For how many seconds the running task has run; ``None`` without one."""
+
+@overload
+def shares(  # type: ignore[overload-overlap] # a mapping is an iterable too, and goes first
+    total: int, speeds: Mapping[_Key, float]
+) -> dict[_Key, int]:
+    """Splits ``total`` in proportion to ``speeds`` into whole numbers that add up to ``total``.
+
+    By the largest remainder method (Hamilton's): everyone gets the whole part of an exact share,
+    and what is left goes, one each, to the largest fractions, the earlier first. A speed of 0 gets
+    0. Does not wait.
+
+    Args:
+        total: What is to be split, such as a number of images; 0 to 2**53.
+        speeds: Finite numbers of 0 or more in any unit, at least one of them more than 0; an
+            iterable, or a mapping of keys such as devices.
+
+    Returns:
+        A list in the order of ``speeds``; a ``dict`` with the same keys for a mapping.
+
+    Raises:
+        InvalidTypeError: ``total`` is no whole number, or ``speeds`` are not numbers.
+        InvalidValueError: ``total`` or a speed is out of range, or there is no speed above 0.
+
+    Example:
+        >>> co.shares(10, {"cuda:0": 2.0, "cuda:1": 1.0})
+        {'cuda:0': 7, 'cuda:1': 3}
+    """
+
+@overload
+def shares(total: int, speeds: Iterable[float]) -> list[int]: ...
+
+# Internal: what the Python files of this package use. Not for users, and changed without notice.
+
+@final
+class Request:
+    """Internal: an asyncio task's place in a line, polled by ``_aio.Awaitable``."""
+
+    def poll(self) -> Any | None:
+        """Internal: the guard, if the turn has come; raises the refusal if there is one."""
+
+    def poll_late(self) -> Any | None:
+        """Internal: as ``poll``, but raises ``WaitTimeoutError`` if the turn has not come."""
+
+    def abandon(self) -> None:
+        """Internal: gives the place up, and gives back what was granted but not collected."""
+
+@final
+class Wakeups:
+    """Internal: the wakes that one thread carries to the event loops."""
+
+    @staticmethod
+    def take() -> tuple[AbstractEventLoop, Callable[[], object]] | None:
+        """Internal: the next event loop and what to call there; waits for it."""
+
+def wakeups() -> Wakeups | None:
+    """Internal: the wakes to carry, if the caller must start the thread that carries them."""
+
+@final
+class Lane:
+    """Internal: the queue of one device, for the thread in ``_serve`` that serves it."""
+
+    @property
+    def device(self) -> Device:
+        """Internal: the device."""
+
+    def serve(self) -> None:
+        """Internal: makes the calling thread the lane's worker."""
+
+    def take(
+        self,
+    ) -> (
+        tuple[
+            bool,
+            int,
+            Context,
+            Callable[..., Any],
+            tuple[Any, ...],
+            dict[str, Any] | None,
+            Future[Any] | None,
+        ]
+        | None
+    ):
+        """Internal: the next task; waits for it. ``None`` ends the thread.
+
+        Returns:
+            Whether ``on_start`` has to run first, the grad mode of torch (0 records, 1 is
+            ``no_grad``, 2 is ``inference_mode``), the context, the function, its arguments, and the
+            future of ``submit``.
+        """
+
+    def succeed(self, value: object) -> None:
+        """Internal: ends the task in hand with its value."""
+
+    def fail(self, error: BaseException) -> None:
+        """Internal: ends the task in hand with its error."""
+
+    def leave(self) -> bool:
+        """Internal: ends the thread's service. ``True`` if tasks are left, for another thread."""
+
+    def give_up(self) -> None:
+        """Internal: cancels what is queued, for a lane whose thread cannot start."""
+
+    def drain(self) -> None:
+        """Internal: takes no more tasks; those that are queued are run."""
+
+def entered_child() -> None:
+    """Internal: tells the core that this is a forked child."""
+
+def release_this_thread() -> None:
+    """Internal: releases what the code of this thread still holds."""
+
+def begin_exit() -> None:
+    """Internal: keeps every other thread from coming back to the interpreter that exits."""

@@ -1,0 +1,94 @@
+"""What the tests share: threads whose errors are seen, and waiting for a state instead of for time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import coresident as co
+import pytest
+
+T = TypeVar("T")
+
+
+class Spawned(Generic[T]):
+    """A thread that runs one function and hands back its value or its error."""
+
+    def __init__(self, function: Callable[[], T], name: str) -> None:
+        self._function = function
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:  # it is raised again in the test
+            self._error = error
+
+    def join(self, timeout: float = 20) -> T:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive(), f"{self.thread.name} hangs"
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+
+def spawn(function: Callable[[], T], name: str = "spawned") -> Spawned[T]:
+    return Spawned(function, name)
+
+
+def until(condition: Callable[[], object], timeout: float = 20) -> None:
+    """Returns once the condition holds; fails when it never does."""
+    pause = threading.Event()
+    for _ in range(int(timeout * 1000)):
+        if condition():
+            return
+        pause.wait(0.001)
+    pytest.fail("the expected state never came")
+
+
+def lease_once(pool: co.DevicePool, device: str | None = None, **terms: Any) -> str:
+    """Takes a device, gives it back, and tells which it was."""
+    with pool.lease(device, **terms) as lease:
+        return str(lease.device)
+
+
+def waiting(pool: co.DevicePool) -> int:
+    """How many wait in the pool, for any device."""
+    return len({waiter.owner for status in pool.status() for waiter in status.waiting})
+
+
+def run_script(source: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a fresh interpreter, where warnings about resources are shown."""
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def pool() -> co.DevicePool:
+    """Two unified virtual devices."""
+    return co.DevicePool(co.virtual_devices(2))
+
+
+@pytest.fixture
+def lock() -> co.LoadLock:
+    return co.LoadLock()
+
+
+@pytest.fixture
+def workers() -> Iterator[co.WorkerPool]:
+    pool = co.WorkerPool(co.virtual_devices(2))
+    yield pool
+    pool.close("cancel", timeout=20)
