@@ -247,7 +247,12 @@ mod join_line {
         }
     }
 
-    fn lines(bencher: Bencher, devices: u64, wanted: impl Fn(&[Name]) -> Option<Name>, length: u64) {
+    fn lines(
+        bencher: Bencher,
+        devices: u64,
+        wanted: impl Fn(&[Name]) -> Option<Name>,
+        length: u64,
+    ) {
         let (pool, names) = pool(devices);
         let holder = Owner::with_thread(Kind::Task, u64::MAX, "holder".into());
         let _held: Vec<_> = names.iter().map(|name| pool.try_lease(Some(*name), &holder)).collect();

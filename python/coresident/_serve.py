@@ -59,8 +59,12 @@ def _serve(
     lane.serve()
     try:
         _run_tasks(lane, on_start, torch_threads, workers)
+    except BaseException as error:
+        # Thrown into this thread from outside, between two lines of the loop: it is the task's that
+        # was in hand, and must not take the lane with it.
+        if not lane.abort(error):
+            raise
     finally:
-        # An exception thrown into this thread from outside must not take the lane with it.
         needs_another = lane.leave()
         with _guard:
             _threads.pop(threading.current_thread(), None)

@@ -20,6 +20,7 @@ use crate::worker::Finished;
 #[derive(Default)]
 struct AtWork {
     ticket: Option<Arc<CoreTicket>>,
+    future: Option<Py<PyAny>>,
     /// Waiters of the last task, not woken yet.
     finished: Finished,
 }
@@ -59,12 +60,19 @@ impl Lane {
         })
     }
 
+    /// What is in hand, no longer in hand: to be dropped with no lock held.
+    fn put_down(&self) -> (Option<Arc<CoreTicket>>, Option<Py<PyAny>>) {
+        let mut at_work = self.at_work.lock();
+        (at_work.ticket.take(), at_work.future.take())
+    }
+
     fn finish(&self, outcome: Outcome) {
-        let ticket = self.at_work.lock().ticket.take();
+        let (ticket, future) = self.put_down();
         if let Some(ticket) = ticket {
             let finished = ticket.finish(outcome);
             self.at_work.lock().finished = finished;
         }
+        drop(future);
     }
 }
 
@@ -86,7 +94,11 @@ impl Lane {
         while let Some(ticket) = self.next(py) {
             let Some(task) = ticket.start() else { continue };
             let pin = context::Pin::task(self.post.device.clone(), ticket.token().clone());
-            self.at_work.lock().ticket = Some(ticket);
+            let in_hand = task.future.as_ref().map(|future| future.clone_ref(py));
+            {
+                let mut at_work = self.at_work.lock();
+                (at_work.ticket, at_work.future) = (Some(ticket), in_hand);
+            }
             let setter = context::setter(py)?;
             let pinned =
                 task.context.bind(py).call_method1(pyo3::intern!(py, "run"), (setter, pin));
@@ -104,6 +116,19 @@ impl Lane {
 
     fn fail(&self, error: Py<PyAny>) {
         self.finish(Outcome::Error(error));
+    }
+
+    /// Gives the task in hand, if there is one, an error that hit the thread between two tasks.
+    fn abort(&self, py: Python<'_>, error: Py<PyAny>) -> Result<bool> {
+        let (ticket, future) = self.put_down();
+        let Some(ticket) = ticket else { return Ok(false) };
+        if let Some(future) = future
+            && !future.call_method0(py, "done")?.is_truthy(py)?
+        {
+            future.call_method1(py, "set_exception", (&error,))?;
+        }
+        ticket.finish(Outcome::Error(error)).wake();
+        Ok(true)
     }
 
     /// Ends the thread's service. True if tasks are left, for another thread.
