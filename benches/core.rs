@@ -5,7 +5,7 @@
 #![allow(missing_docs, reason = "a bench's name is its documentation")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run should say so and stop")]
 
-use coresident::device::{Name, VirtualSpec, virtual_devices};
+use coresident::device::{Device, Name, VirtualSpec, virtual_devices};
 use coresident::pool::{DevicePool, Wish};
 use coresident::wait::{Owner, Patience};
 
@@ -19,7 +19,7 @@ fn me() -> Owner {
 
 fn pool(devices: u64) -> (DevicePool, Vec<Name>) {
     let devices = virtual_devices(devices, VirtualSpec::default()).unwrap();
-    let names = devices.iter().map(|device| device.name()).collect();
+    let names = devices.iter().map(Device::name).collect();
     (DevicePool::new(devices).unwrap(), names)
 }
 

@@ -99,6 +99,16 @@ pub enum Mutant {
     ReleaseOfAnothers,
     /// A request that gives up keeps its place in the line.
     AbandonLeavesTicket,
+    /// A free device goes to the last in line.
+    LastComeFirstServed,
+    /// Closing a pool does not wake those whom it turns away.
+    CloseForgetsWaiters,
+    /// A device put back into a pool has lost the holder that it drained for.
+    PutBackForgetsHolder,
+    /// A thread that ends keeps what it held.
+    ThreadEndForgotten,
+    /// A guard that was handed over still counts as its first owner's.
+    HandOverForgotten,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.
@@ -115,6 +125,20 @@ pub enum Mutant {
     FinishForgetsWaiters,
     /// Closing a lane drops what is still queued.
     CloseDropsQueued,
+    /// A closed lane still takes tasks.
+    ClosedLaneAccepts,
+    /// A task that comes does not wake the worker.
+    PushForgetsWorker,
+    /// Every task is given a worker of its own.
+    EveryPushNeedsWorker,
+    /// A worker that leaves says nothing of the tasks that it leaves behind.
+    LeaveForgetsQueued,
+    /// A worker that leaves does not wake those who wait for that.
+    LeaveForgetsWaiters,
+    /// A wake that comes before the sleep is lost.
+    EarlyWakeIsLost,
     /// Waiting does not look for cycles.
     NoDeadlockCheck,
+    /// A wait counts as stuck when any of its alternatives is.
+    OneStuckAlternativeIsDeadlock,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from itertools import repeat
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import ratios
 
 LOOP = 1000
+HOGGED_ROUNDS = 60
 
 
 def pytest_addoption(parser):
@@ -27,9 +29,12 @@ def asyncio_imported():
     importlib.import_module("asyncio")
 
 
-@pytest.fixture(params=[False, True], ids=["quiet", "hogged"])
+@pytest.fixture(params=["quiet", "hogged"])
 def interpreter(request):
     """The interpreter as it is, or with a thread that never lets go of it by itself."""
+    if request.param == "quiet":
+        yield request.param
+        return
     over = threading.Event()
 
     def hog():
@@ -37,33 +42,45 @@ def interpreter(request):
             pass
 
     thread = threading.Thread(target=hog, name="hog", daemon=True)
-    if request.param:
-        thread.start()
-    yield
+    thread.start()
+    yield request.param
     over.set()
-    if request.param:
-        thread.join()
+    thread.join()
+
+
+def lose_the_interpreter():
+    # Else the hog, whose turns are long, may miss all the rounds.
+    time.sleep(1e-3)
 
 
 @pytest.fixture
-def timed_once(benchmark):
-    """Times a function that does a thing once, or as often as it says."""
-
-    def time(function, calls=1):
-        benchmark.extra_info["calls"] = calls
-        benchmark(function)
-
-    return time
-
-
-@pytest.fixture
-def timed(timed_once):
+def timed(benchmark):
     """Times a loop over ``calls``, so that no function call is counted."""
 
-    def time(loop):
-        timed_once(lambda: loop(repeat(None, LOOP)), LOOP)
+    def measure(loop):
+        benchmark.extra_info.update(calls=LOOP, figure="median")
+        benchmark(lambda: loop(repeat(None, LOOP)))
 
-    return time
+    return measure
+
+
+@pytest.fixture
+def timed_task(benchmark, interpreter):
+    """Times a function that gives tasks, one or as many as it says."""
+
+    def measure(function, tasks=1):
+        benchmark.extra_info["calls"] = tasks
+        if interpreter == "quiet":
+            benchmark.extra_info["figure"] = "median"
+            benchmark(function)
+        else:
+            # A turn at the interpreter comes at once or after 5 ms: only a mean tells how often.
+            benchmark.extra_info["figure"] = "mean"
+            benchmark.pedantic(
+                function, setup=lose_the_interpreter, rounds=HOGGED_ROUNDS, warmup_rounds=5
+            )
+
+    return measure
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,7 +12,7 @@ Table = list[Sequence[str]]
 
 @dataclass(frozen=True)
 class Row:
-    """One bench: the median seconds of one call, by this library, by a peer, or of the floor."""
+    """One bench: the seconds of one call, by this library, by a peer, or of the floor."""
 
     side: str
     what: str
@@ -59,13 +59,13 @@ def measured(benchmarks: Iterable[Any]) -> list[Row]:
 def _row(bench: Any) -> Row:
     _, side, what = bench.name.partition("[")[0].split("_", 2)
     case = (bench.param or "").replace("-", ", ")
-    seconds = bench.stats.median / bench.extra_info["calls"]
+    seconds = getattr(bench.stats, bench.extra_info["figure"]) / bench.extra_info["calls"]
     return Row(side, what.replace("_", " "), bench.group, case, seconds)
 
 
 def tables(rows: list[Row]) -> list[tuple[str, Table]]:
     return [
-        ("ours and peers, median per call", _ratios(rows)),
+        ("ours and peers, median (hogged: mean) per call", _ratios(rows)),
         ("aims, worst case of this run on a quiet interpreter", _aims(rows)),
         (f"floor of this machine, Python {platform.python_version()}", _floor(rows)),
     ]
@@ -80,7 +80,7 @@ def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 def _ratios(rows: list[Row]) -> Table:
     table: Table = [("group", "ours", "peer", "ours", "peer", "ratio")]
-    for ours, peer in sorted(_pairs(rows), key=lambda pair: rows.index(pair[0])):
+    for ours, peer in _pairs(rows):
         group = f"{ours.group}: {ours.case}"
         times = (told(ours.seconds), told(peer.seconds), f"{ours.seconds / peer.seconds:.2f}")
         table.append((group, ours.what, peer.what, *times))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-import pytest
-
 import coresident as co
+import pytest
 
 pytestmark = pytest.mark.benchmark(group="floor")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import coresident as co
 import pytest
 from peers import ConditionLock
-
-import coresident as co
 
 in_mode = pytest.mark.parametrize("mode", ["read", "write"])
 pytestmark = pytest.mark.benchmark(group="lock pair")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import coresident as co
 import pytest
 from peers import LockPool
-
-import coresident as co
 
 on_devices = pytest.mark.parametrize("count", [2, 4, 8], ids="{} devices".format)
 

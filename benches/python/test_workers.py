@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import coresident as co
 import pytest
 from peers import Executors, thread_per_step
-
-import coresident as co
 
 DEVICE = "virtual:0"
 PIPELINED = 2000
@@ -16,8 +15,6 @@ round_trip = pytest.mark.benchmark(group="round trip")
 pipelined = pytest.mark.benchmark(group=f"{PIPELINED:,} tasks, per task")
 all_at_once = pytest.mark.benchmark(group="a step on each")
 on_devices = pytest.mark.parametrize("count", [2, 4, 8], ids="{} devices".format)
-
-pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def step():
@@ -37,23 +34,23 @@ def executor():
 
 
 @round_trip
-def test_ours_run(timed_once, workers):
-    timed_once(lambda: workers.run(DEVICE, step))
+def test_ours_run(timed_task, workers):
+    timed_task(lambda: workers.run(DEVICE, step))
 
 
 @round_trip
-def test_ours_submit_result(timed_once, workers):
-    timed_once(lambda: workers.submit(DEVICE, step).result())
+def test_ours_submit_result(timed_task, workers):
+    timed_task(lambda: workers.submit(DEVICE, step).result())
 
 
 @round_trip
-def test_ours_post_result(timed_once, workers):
-    timed_once(lambda: workers.post(DEVICE, step).result())
+def test_ours_post_result(timed_task, workers):
+    timed_task(lambda: workers.post(DEVICE, step).result())
 
 
 @round_trip
-def test_peer_thread_pool_executor(timed_once, executor):
-    timed_once(lambda: executor.submit(step).result())
+def test_peer_thread_pool_executor(timed_task, executor):
+    timed_task(lambda: executor.submit(step).result())
 
 
 def through(give, *device):
@@ -68,18 +65,18 @@ def through(give, *device):
 
 
 @pipelined
-def test_ours_post(timed_once, workers):
-    timed_once(through(workers.post, DEVICE), PIPELINED)
+def test_ours_post(timed_task, workers):
+    timed_task(through(workers.post, DEVICE), PIPELINED)
 
 
 @pipelined
-def test_ours_submit(timed_once, workers):
-    timed_once(through(workers.submit, DEVICE), PIPELINED)
+def test_ours_submit(timed_task, workers):
+    timed_task(through(workers.submit, DEVICE), PIPELINED)
 
 
 @pipelined
-def test_peer_executor_submit(timed_once, executor):
-    timed_once(through(executor.submit), PIPELINED)
+def test_peer_executor_submit(timed_task, executor):
+    timed_task(through(executor.submit), PIPELINED)
 
 
 def one_each(count):
@@ -88,22 +85,22 @@ def one_each(count):
 
 @on_devices
 @all_at_once
-def test_ours_scatter(timed_once, workers, count):
+def test_ours_scatter(timed_task, workers, count):
     calls = one_each(count)
-    timed_once(lambda: workers.scatter(calls))
+    timed_task(lambda: workers.scatter(calls))
 
 
 @on_devices
 @all_at_once
-def test_peer_executors(timed_once, count):
+def test_peer_executors(timed_task, count):
     calls = one_each(count)
     executors = Executors(list(calls))
-    timed_once(lambda: executors.scatter(calls))
+    timed_task(lambda: executors.scatter(calls))
     executors.close()
 
 
 @on_devices
 @all_at_once
-def test_peer_thread_per_step(timed_once, count):
+def test_peer_thread_per_step(timed_task, count):
     calls = one_each(count)
-    timed_once(lambda: thread_per_step(calls))
+    timed_task(lambda: thread_per_step(calls))

@@ -1,6 +1,6 @@
 """Accelerators that torch knows and NVML does not: ROCm, XPU and MPS.
 
-Importing torch takes seconds, so that it is only asked where the machine shows signs of such a device.
+Importing torch takes seconds, so it is only asked where the machine shows signs of such a device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The threads of a WorkerPool.
 
-They are plain Python threads around a loop in Python, so that ``threading``, debuggers and tracebacks
-see them as such, and no frame of the core lies below the code of a task.
+They are plain Python threads around a loop in Python, so that ``threading``, debuggers and
+tracebacks see them as such, and no frame of the core lies below the code of a task.
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ class DeadlockError(CoresidentError, RuntimeError):
             ``(who waits, for what, held by whom)``.
     """
 
-    def __init__(
-        self, message: str, cycle: list[tuple[str, str, list[str]]] | None = None
-    ) -> None:
+    def __init__(self, message: str, cycle: list[tuple[str, str, list[str]]] | None = None) -> None:
         super().__init__(message)
         self.cycle = cycle or []
 

@@ -211,10 +211,20 @@ impl LockGuard {
             && self.shared.state.lock().is_held(self.place)
     }
 
+    /// Refuses to go on in a forked child.
+    ///
+    /// # Errors
+    /// [`Forked`].
+    pub fn check(&self) -> Result<(), Forked> {
+        self.shared.birth.check("guard of a load lock")
+    }
+
     /// Whether it was neither released nor handed over, as far as the guard itself knows.
     #[must_use]
     pub fn is_with_owner(&self) -> bool {
-        self.live.load(Ordering::Acquire) && !self.handed_over.load(Ordering::Acquire)
+        self.shared.birth.is_here()
+            && self.live.load(Ordering::Acquire)
+            && !self.handed_over.load(Ordering::Acquire)
     }
 
     /// Lets the next in line go; from any thread, and again without effect. Returns whether this

@@ -104,7 +104,7 @@ impl State {
     pub(super) fn set_owner(&mut self, place: Place, owner: Option<&Owner>) {
         let holder = self.holders.get_mut(place.key).filter(|holder| holder.ticket == place.ticket);
         let Some(holder) = holder else { return };
-        holder.handed_over = owner.is_none();
+        holder.handed_over = owner.is_none() && !planted(Mutant::HandOverForgotten);
         if let Some(owner) = owner {
             holder.owner = owner.clone();
         }
@@ -113,7 +113,9 @@ impl State {
     /// Lets a holder out and the next in. Returns whom to wake once the mutex is free, or `None` if
     /// that place is empty already.
     pub(super) fn release(&mut self, place: Place) -> Option<WakeList> {
-        self.holder(place)?;
+        if !planted(Mutant::ReleaseOfAnothers) || !self.holders.contains(place.key) {
+            self.holder(place)?;
+        }
         let writer_left = self.holders.remove(place.key).mode == Mode::Write;
         self.writing &= !writer_left;
         Some(self.advance(writer_left))
@@ -169,6 +171,9 @@ impl State {
         let Some(at) = self.line.iter().position(|waiter| waiter.ticket == ticket) else {
             return (None, WakeList::new());
         };
+        if planted(Mutant::AbandonLeavesTicket) {
+            return (None, WakeList::new());
+        }
         let waiter = self.line.remove(at);
         if waiter.as_ref().is_some_and(|waiter| waiter.mode == Mode::Write) {
             self.writers_in_line -= 1;

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use super::Shared;
 use crate::device::Device;
 use crate::sync::{AtomicBool, Ordering};
-use crate::wait::Owner;
+use crate::wait::{Birth, Forked, Owner};
 
 /// One lease, as others may see it: which device, and whether it is still held.
 pub struct Hold {
     pub(super) id: u64,
     pub(super) device: Device,
     pub(super) live: AtomicBool,
+    birth: Birth,
 }
 
 impl Hold {
     pub(super) fn new(id: u64, device: Device) -> Arc<Self> {
-        Arc::new(Self { id, device, live: AtomicBool::new(true) })
+        let (live, birth) = (AtomicBool::new(true), Birth::default());
+        Arc::new(Self { id, device, live, birth })
     }
 
     /// The device.
@@ -29,6 +31,12 @@ impl Hold {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.live.load(Ordering::Acquire)
+    }
+
+    /// Whether it is held by this process: a forked child holds nothing of its parent's.
+    #[must_use]
+    pub fn is_held_here(&self) -> bool {
+        self.is_live() && self.birth.is_here()
     }
 }
 
@@ -62,16 +70,18 @@ impl Lease {
         self.hold.is_live()
     }
 
-    /// Whether it was neither released nor handed over.
+    /// Whether it was neither released nor handed over, in this process.
     #[must_use]
     pub fn is_with_owner(&self) -> bool {
-        self.hold.is_live() && !self.handed_over.load(Ordering::Acquire)
+        self.hold.is_held_here() && !self.handed_over.load(Ordering::Acquire)
     }
 
-    /// Whether this is still the process in which it was taken.
-    #[must_use]
-    pub fn is_here(&self) -> bool {
-        self.shared.birth.is_here()
+    /// Refuses to go on in a forked child.
+    ///
+    /// # Errors
+    /// [`Forked`].
+    pub fn check(&self) -> Result<(), Forked> {
+        self.hold.birth.check("lease")
     }
 
     /// Gives the device to the next in line; from any thread, and again without effect.

@@ -229,7 +229,11 @@ impl State {
     /// Gives an idle device to the first in line who takes it.
     fn grant(&mut self, at: usize) -> Option<Arc<dyn Wake>> {
         let name = self.slots[at].device.name();
-        let first = self.line.iter().position(|waiter| waiter.takes(name))?;
+        let first = if planted(Mutant::LastComeFirstServed) {
+            self.line.iter().rposition(|waiter| waiter.takes(name))?
+        } else {
+            self.line.iter().position(|waiter| waiter.takes(name))?
+        };
         let Waiter { ticket, owner, waker, .. } = self.line.remove(first)?;
         self.hold(at, ticket, owner, false, false);
         Some(waker)
@@ -265,7 +269,7 @@ impl State {
     pub(super) fn set_owner(&mut self, lease: u64, owner: Option<&Owner>) {
         let held = self.slot_of(lease).and_then(|at| self.slots[at].held.as_mut());
         let Some(held) = held else { return };
-        held.handed_over = owner.is_none();
+        held.handed_over = owner.is_none() && !planted(Mutant::HandOverForgotten);
         if let Some(owner) = owner {
             held.owner = owner.clone();
         }
@@ -312,7 +316,9 @@ impl State {
                 continue;
             }
             let known = before.iter_mut().find(|slot| slot.device == device);
-            let held = known.and_then(|slot| slot.held.take());
+            let held = known
+                .filter(|slot| !slot.draining || !planted(Mutant::PutBackForgetsHolder))
+                .and_then(|slot| slot.held.take());
             self.slots.push(Slot { device, held, draining: false });
         }
         // What is left of the old slots either drains, or is gone or replaced.
@@ -351,7 +357,8 @@ impl State {
 
     pub(super) fn close(&mut self) -> WakeList {
         self.closed = true;
-        self.refuse_waiters()
+        let wakers = self.refuse_waiters();
+        if planted(Mutant::CloseForgetsWaiters) { WakeList::new() } else { wakers }
     }
 }
 

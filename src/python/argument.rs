@@ -42,6 +42,17 @@ pub(super) fn choice(value: &Bound<'_, PyAny>) -> Result<Choice> {
     torch_device(value).map(Choice::Named)
 }
 
+fn is_torch_device(value: &Bound<'_, PyAny>) -> bool {
+    let class = value.get_type();
+    let is_torch = class.module().is_ok_and(|module| module == "torch");
+    is_torch && class.name().is_ok_and(|name| name == "device")
+}
+
+/// Whether this is one device rather than several: a `Device` or a `torch.device`.
+pub(super) fn is_one_device(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<Device>() || is_torch_device(value)
+}
+
 /// A `torch.device`: told by its `type` and `index`, without importing torch.
 fn torch_device(value: &Bound<'_, PyAny>) -> Result<Name> {
     let py = value.py();
@@ -52,8 +63,7 @@ fn torch_device(value: &Bound<'_, PyAny>) -> Result<Name> {
         );
         invalid_type(&message)
     };
-    let is_torch = value.get_type().module().is_ok_and(|module| module == "torch");
-    if !is_torch {
+    if !is_torch_device(value) {
         return Err(refused());
     }
     let kind = value.getattr(intern!(py, "type")).and_then(|kind| kind.extract::<String>());

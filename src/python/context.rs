@@ -34,7 +34,7 @@ impl Pin {
 
     fn is_live(&self) -> bool {
         match &self.what {
-            Pinned::Lease(hold) => hold.is_live(),
+            Pinned::Lease(hold) => hold.is_held_here(),
             Pinned::Task { .. } => true,
         }
     }

@@ -84,6 +84,15 @@ impl Device {
         }
     }
 
+    /// Pickled by name: it is looked up where it arrives. A virtual device is made anew there.
+    fn __reduce__(slf: &Bound<'_, Self>) -> Result<(Py<PyAny>, DeviceState)> {
+        let restore = slf.py().import("coresident._core")?.getattr("restore_device")?;
+        let device = &slf.get().0;
+        let is_virtual = device.name().kind() == DeviceType::Virtual;
+        let memory = if is_virtual { device.memory() } else { None };
+        Ok((restore.unbind(), (device.to_string(), memory, device.bandwidth())))
+    }
+
     fn free_memory(&self, py: Python<'_>) -> Option<u64> {
         py.detach(|| self.0.free_memory())
     }
@@ -95,6 +104,27 @@ impl Device {
     fn __repr__(&self) -> String {
         format!("{:?}", self.0)
     }
+}
+
+/// The name of a pickled device and, of a virtual one, its memory and bandwidth.
+type DeviceState = (String, Option<u64>, Option<u64>);
+
+/// The device that was pickled under this name.
+#[pyfunction]
+pub(super) fn restore_device(
+    py: Python<'_>,
+    name: &str,
+    memory: Option<u64>,
+    bandwidth: Option<u64>,
+) -> Result<Device> {
+    let name: Name = name.parse()?;
+    if memory.is_some() {
+        let spec = VirtualSpec { memory, bandwidth };
+        let mut all = device::virtual_devices(u64::from(name.index()) + 1, spec)?;
+        return Ok(Device(all.swap_remove(name.index() as usize)));
+    }
+    let mut chosen = select("a device", PyString::new(py, &name.to_string()).as_any())?;
+    Ok(Device(chosen.swap_remove(0)))
 }
 
 /// A Python function that tells what accelerators there are.
@@ -171,11 +201,8 @@ fn selection(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Selection> {
     if let Ok(text) = wanted.cast::<PyString>() {
         return Ok(Selection::parse(text.to_str()?)?);
     }
-    if wanted.cast::<Device>().is_ok() {
+    if argument::is_one_device(wanted) {
         return Ok(Selection::These(vec![argument::choice(wanted)?]));
-    }
-    if let Ok(choice) = argument::choice(wanted) {
-        return Ok(Selection::These(vec![choice]));
     }
     Ok(Selection::These(argument::choices(what, wanted)?))
 }

@@ -23,9 +23,14 @@ impl Error {
         Self { error, of_task: true }
     }
 
+    /// Whether it is Ctrl-C, or anything else that no `except Exception` catches.
+    pub(super) fn is_interrupt(&self, py: Python<'_>) -> bool {
+        !self.error.is_instance_of::<PyException>(py)
+    }
+
     /// Whether a task raised it, as an ordinary exception: not Ctrl-C or an exit.
     pub(super) fn is_of_a_task(&self, py: Python<'_>) -> bool {
-        self.of_task && self.error.is_instance_of::<PyException>(py)
+        self.of_task && !self.is_interrupt(py)
     }
 }
 

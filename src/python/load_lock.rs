@@ -130,6 +130,7 @@ impl LockGuard {
     }
 
     fn check(&self) -> Result<()> {
+        self.guard.check()?;
         if self.guard.is_live() { Ok(()) } else { Err(released(&self.what())) }
     }
 }

@@ -28,7 +28,7 @@ mod _core {
     #[pymodule_export]
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
-    use super::device::{Device, devices, register_provider, virtual_devices};
+    use super::device::{Device, devices, register_provider, restore_device, virtual_devices};
     #[pymodule_export]
     use super::exit::{begin_exit, entered_child, release_this_thread};
     #[pymodule_export]

@@ -246,9 +246,15 @@ fn reach(waits: &Waits, newest: usize) -> Vec<Node<'_>> {
 }
 
 fn can_end(nodes: &[Node<'_>], node: &Node<'_>) -> bool {
-    node.alternatives
-        .iter()
-        .any(|alternative| alternative.iter().all(|blocker| can_move(nodes, node, blocker)))
+    let mut alternatives = node.alternatives.iter();
+    let comes_free = |alternative: &Vec<Blocker>| {
+        alternative.iter().all(|blocker| can_move(nodes, node, blocker))
+    };
+    if planted(Mutant::OneStuckAlternativeIsDeadlock) {
+        alternatives.all(comes_free)
+    } else {
+        alternatives.any(comes_free)
+    }
 }
 
 fn can_move(nodes: &[Node<'_>], waiting: &Node<'_>, blocker: &Blocker) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::sync::{Condvar, Mutex, wait_until};
+use crate::sync::{Condvar, Mutant, Mutex, planted, wait_until};
 
 /// Something that can be told to look again. Called with no lock held; must not block.
 pub trait Wake: Send + Sync {
@@ -44,7 +44,7 @@ impl Parker {
     /// Sleeps until woken or until `deadline`, and forgets the wake. May return early.
     pub fn park(&self, deadline: Option<Instant>) {
         let mut woken = self.woken.lock();
-        if !*woken {
+        if !*woken || planted(Mutant::EarlyWakeIsLost) {
             woken = wait_until(&self.changed, woken, deadline);
         }
         *woken = false;

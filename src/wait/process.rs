@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 
 use super::graph::Resource;
+use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static EXITING: AtomicBool = AtomicBool::new(false);
@@ -38,10 +39,20 @@ impl<T> PerProcess<T> {
 }
 
 /// The primitives that are told when a thread ends.
-static RESOURCES: PerProcess<Mutex<Vec<Weak<dyn Resource>>>> = PerProcess::new();
+type Resources = Mutex<Vec<Weak<dyn Resource>>>;
 
-fn resources() -> &'static Mutex<Vec<Weak<dyn Resource>>> {
+#[cfg(not(feature = "model"))]
+fn resources() -> &'static Resources {
+    static RESOURCES: PerProcess<Resources> = PerProcess::new();
     RESOURCES.get_or_init(Mutex::default)
+}
+
+#[cfg(feature = "model")]
+fn resources() -> &'static Resources {
+    loom::lazy_static! {
+        static ref RESOURCES: Resources = Mutex::default();
+    }
+    &RESOURCES
 }
 
 /// How many forks lie between the first process and this one.
@@ -106,6 +117,9 @@ pub fn register(resource: &Arc<impl Resource + 'static>) {
 
 /// Releases what the code of one thread still holds; called when the thread ends.
 pub fn thread_ended(thread: u64) {
+    if planted(Mutant::ThreadEndForgotten) {
+        return;
+    }
     let alive: Vec<_> = resources().lock().iter().filter_map(Weak::upgrade).collect();
     for resource in alive {
         resource.thread_ended(thread);

@@ -15,6 +15,7 @@ use crate::wait::{
 
 /// What a lane and its tickets share: whose worker it is.
 pub(super) struct Post {
+    birth: Birth,
     device: String,
     worker: Mutex<Option<Owner>>,
 }
@@ -24,6 +25,10 @@ impl Post {
         self.worker.lock().clone()
     }
 
+    pub(super) fn birth(&self) -> Birth {
+        self.birth
+    }
+
     pub(super) fn device(&self) -> &str {
         &self.device
     }
@@ -31,7 +36,6 @@ impl Post {
 
 /// The queue of one device, served by one thread.
 pub struct Lane<T, V> {
-    birth: Birth,
     post: Arc<Post>,
     state: Mutex<State<T, V>>,
     ready: Condvar,
@@ -78,7 +82,9 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
     /// An open lane without tasks or a worker.
     #[must_use]
     pub fn new(device: &str) -> Arc<Self> {
-        let post = Arc::new(Post { device: device.to_owned(), worker: Mutex::new(None) });
+        let birth = Birth::default();
+        let (device, worker) = (device.to_owned(), Mutex::new(None));
+        let post = Arc::new(Post { birth, device, worker });
         let state = State {
             queue: VecDeque::new(),
             running: None,
@@ -88,7 +94,6 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
             waiters: Slab::new(),
         };
         Arc::new(Self {
-            birth: Birth::default(),
             post,
             state: Mutex::new(state),
             ready: Condvar::new(),
@@ -101,10 +106,10 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
     /// # Errors
     /// [`WorkerError::Closed`] and [`WorkerError::Forked`].
     pub fn push(&self, task: T) -> Result<Pushed<T, V>, WorkerError> {
-        self.birth.check("worker pool")?;
+        self.check()?;
         let ticket = Ticket::new(task, CancelToken::new(), self.post.clone());
         let mut state = self.state.lock();
-        if state.closed {
+        if state.closed && !planted(Mutant::ClosedLaneAccepts) {
             drop(state);
             return Err(WorkerError::Closed { device: self.post.device.clone() });
         }
@@ -112,8 +117,18 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         self.signal.fetch_add(1, Ordering::Release);
         let needs_worker = state.claim_worker();
         drop(state);
-        self.ready.notify_one();
+        if !planted(Mutant::PushForgetsWorker) {
+            self.ready.notify_one();
+        }
         Ok(Pushed { ticket, needs_worker })
+    }
+
+    /// Refuses to go on in a forked child, where no worker is.
+    ///
+    /// # Errors
+    /// [`WorkerError::Forked`].
+    pub fn check(&self) -> Result<(), WorkerError> {
+        Ok(self.post.birth.check("worker pool")?)
     }
 
     /// Whether the caller must start the lane's worker now, before there is a task.
@@ -177,9 +192,9 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         *self.post.worker.lock() = None;
         let mut state = self.state.lock();
         let running = state.running.take();
-        let needs_worker = !state.queue.is_empty();
+        let needs_worker = !state.queue.is_empty() && !planted(Mutant::LeaveForgetsQueued);
         state.has_worker = needs_worker;
-        let wakers: WakeList = state.waiters.iter().map(|(_, waker)| waker.clone()).collect();
+        let wakers = state.wakers_if_left();
         drop(state);
         drop(running);
         wake_all(&wakers);
@@ -209,7 +224,9 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         state.has_worker = false;
         let queued = std::mem::take(&mut state.queue);
         self.signal.fetch_sub(queued.len() as u64, Ordering::Relaxed);
+        let wakers = state.wakers_if_left();
         drop(state);
+        wake_all(&wakers);
         cancel_queued(queued, reason)
     }
 
@@ -218,7 +235,7 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         reason = "the queue and the running ticket, used twice above"
     )]
     fn close(&self, empty: bool) -> (VecDeque<Arc<Ticket<T, V>>>, Option<Arc<Ticket<T, V>>>) {
-        if !self.birth.is_here() {
+        if !self.post.birth.is_here() {
             return (VecDeque::new(), None);
         }
         let mut state = self.state.lock();
@@ -228,14 +245,16 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         let running = state.running.clone();
         // One more than there are tasks, so that an idle worker always sees it.
         self.signal.store(state.queue.len() as u64 + 1, Ordering::Release);
+        let wakers = state.wakers_if_left();
         drop(state);
         self.ready.notify_all();
+        wake_all(&wakers);
         (queued, running)
     }
 
     /// Asks to be woken when the worker of a closed lane has left.
     pub fn ask_left(self: &Arc<Self>, owner: &Owner, waker: Arc<dyn Wake>) -> Asked<Self> {
-        if !self.birth.is_here() {
+        if !self.post.birth.is_here() {
             return Asked::Granted(());
         }
         let mut state = self.state.lock();
@@ -252,7 +271,7 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
     /// # Errors
     /// [`WorkerError::Forked`].
     pub fn status(&self) -> Result<LaneStatus, WorkerError> {
-        self.birth.check("worker pool")?;
+        self.check()?;
         let state = self.state.lock();
         let (queued, running) = (state.queue.len(), state.running.clone());
         let (finished, closed, has_worker) = (state.finished, state.closed, state.has_worker);
@@ -278,11 +297,19 @@ fn cancel_queued<T: Send + 'static, V: Send + 'static>(
 
 impl<T, V> State<T, V> {
     fn claim_worker(&mut self) -> bool {
-        !std::mem::replace(&mut self.has_worker, true)
+        !std::mem::replace(&mut self.has_worker, true) || planted(Mutant::EveryPushNeedsWorker)
     }
 
     fn has_left(&self) -> bool {
         self.closed && !self.has_worker
+    }
+
+    /// Those who wait for the worker to leave, once it has.
+    fn wakers_if_left(&self) -> WakeList {
+        if !self.has_left() || planted(Mutant::LeaveForgetsWaiters) {
+            return WakeList::new();
+        }
+        self.waiters.iter().map(|(_, waker)| waker.clone()).collect()
     }
 }
 

@@ -8,8 +8,8 @@ use slab::Slab;
 use super::lane::Post;
 use crate::sync::{Mutant, Mutex, planted};
 use crate::wait::{
-    Asked, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, WaitError, Wake,
-    WakeList, seconds, wake_all,
+    Asked, Blockers, CancelToken, Description, Forked, Owner, Pending, Queue, Resource, WaitError,
+    Wake, WakeList, seconds, wake_all,
 };
 
 /// One task on its way through a lane.
@@ -84,6 +84,14 @@ impl<T: Send + 'static, V: Send + 'static> Ticket<T, V> {
     pub(super) fn new(task: T, token: CancelToken, post: Arc<Post>) -> Arc<Self> {
         let state = State { stage: Stage::Queued(task), waiters: Slab::new() };
         Arc::new(Self { state: Mutex::new(state), token, post })
+    }
+
+    /// Refuses to go on in a forked child, where no worker is.
+    ///
+    /// # Errors
+    /// [`Forked`].
+    pub fn check(&self) -> Result<(), Forked> {
+        self.post.birth().check("worker pool")
     }
 
     /// The token that a running task can watch.

@@ -64,7 +64,9 @@ def waiting(pool: co.DevicePool) -> int:
     return len({waiter.owner for status in pool.status() for waiter in status.waiting})
 
 
-def run_script(source: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_script(
+    source: str, timeout: float = 30, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Runs a script in a fresh interpreter, where warnings about resources are shown."""
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(source)],

@@ -252,7 +252,10 @@ def test_a_ticket_is_awaited(workers: co.WorkerPool) -> None:
         assert await ticket
         with pytest.raises(ZeroDivisionError):
             await workers.post("virtual:0", lambda: 1 / 0)
-        assert sum(await asyncio.gather(*(workers.post("virtual:1", pow, n, 1) for n in range(50)))) == 1225
+        assert (
+            sum(await asyncio.gather(*(workers.post("virtual:1", pow, n, 1) for n in range(50))))
+            == 1225
+        )
 
     run(main())
 

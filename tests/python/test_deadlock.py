@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import coresident as co
 import pytest
@@ -28,44 +29,53 @@ def test_only_looking_is_not_waiting(pool: co.DevicePool) -> None:
 
 
 def test_a_cycle_through_leases_names_every_holder_and_waiter(pool: co.DevicePool) -> None:
-    with pool.lease("virtual:0"):
-        held = threading.Event()
+    meet = threading.Barrier(2)
+    errors: list[co.DeadlockError] = []
 
-        def other_way() -> str:
-            with pool.lease("virtual:1"):
-                held.set()
-                return lease_once(pool, "virtual:0")
+    def cross(mine: str, other: str) -> None:
+        with pool.lease(mine):
+            meet.wait(20)
+            try:
+                lease_once(pool, other, timeout=30)
+            except co.DeadlockError as error:
+                errors.append(error)
 
-        other = spawn(other_way, "other")
-        assert held.wait(20)
-        until(lambda: waiting(pool) == 1)
-        with pytest.raises(co.DeadlockError) as error:
-            pool.lease("virtual:1", timeout=30)
-        assert error.value.cycle == [
-            ("thread 'MainThread'", "virtual:1", ["thread 'other'"]),
-            ("thread 'other'", "virtual:0", ["thread 'MainThread'"]),
-        ]
-    assert other.join() == "virtual:0"
+    first = spawn(lambda: cross("virtual:0", "virtual:1"), "a")
+    second = spawn(lambda: cross("virtual:1", "virtual:0"), "b")
+    first.join()
+    second.join()
+    (error,) = errors
+    waits = {
+        ("thread 'a'", "virtual:1", ("thread 'b'",)),
+        ("thread 'b'", "virtual:0", ("thread 'a'",)),
+    }
+    assert {(who, what, tuple(held_by)) for who, what, held_by in error.cycle} == waits
 
 
-def test_a_cycle_through_a_lease_and_the_load_lock(
-    pool: co.DevicePool, lock: co.LoadLock
-) -> None:
-    with lock.write():
-        held = threading.Event()
+def test_a_cycle_through_a_lease_and_the_load_lock(pool: co.DevicePool, lock: co.LoadLock) -> None:
+    meet = threading.Barrier(2)
+    errors: list[str] = []
 
-        def load() -> None:
-            with pool.lease("virtual:0"):
-                held.set()
-                with lock.read():
-                    pass
+    def attempt(take: Callable[[], object]) -> None:
+        meet.wait(20)
+        try:
+            take()
+        except co.DeadlockError as error:
+            errors.append(str(error))
 
-        loader = spawn(load, "loader")
-        assert held.wait(20)
-        until(lambda: lock.status().waiting)
-        with pytest.raises(co.DeadlockError, match="the load lock to read, held by thread 'MainThread'"):
-            pool.lease("virtual:0")
-    loader.join()
+    def construct() -> None:
+        with lock.write():
+            attempt(lambda: lease_once(pool, "virtual:0"))
+
+    def load() -> None:
+        with pool.lease("virtual:0"):
+            attempt(lambda: lock.read().release())
+
+    for thread in (spawn(construct, "constructor"), spawn(load, "loader")):
+        thread.join()
+    (error,) = errors
+    assert "thread 'constructor' waits for virtual:0, held by thread 'loader'" in error
+    assert "thread 'loader' waits for the load lock to read, held by thread 'constructor'" in error
 
 
 def test_a_cycle_of_three(pool: co.DevicePool) -> None:
@@ -105,7 +115,10 @@ def test_waiting_for_any_device_is_a_deadlock_only_if_every_alternative_is(
         assert lease_once(pool, None, timeout=20) == "virtual:1"
         other.join()
         opener.join()
-        with pool.lease("virtual:1"), pytest.raises(co.DeadlockError, match="any of virtual:0, virtual:1"):
+        with (
+            pool.lease("virtual:1"),
+            pytest.raises(co.DeadlockError, match="any of virtual:0, virtual:1"),
+        ):
             pool.lease()
 
 

@@ -202,7 +202,9 @@ def test_status_shows_holders_and_waiters(lock: co.LoadLock) -> None:
     with lock.read():
         writer = wait_in_line(lock, "write", log, "patient")
         status = lock.status()
-        assert [(one.owner, one.mode) for one in status.holders] == [("thread 'MainThread'", "read")]
+        assert [(one.owner, one.mode) for one in status.holders] == [
+            ("thread 'MainThread'", "read")
+        ]
         assert [(one.owner, one.mode) for one in status.waiting] == [("thread 'patient'", "write")]
         assert "waiting: thread 'patient' to write" in repr(lock)
     writer.join()

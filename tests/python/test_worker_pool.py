@@ -134,7 +134,9 @@ def test_a_cancelled_ticket_never_runs_and_frees_its_task(workers: co.WorkerPool
 
 def test_no_result_is_ever_paired_with_another_task(workers: co.WorkerPool) -> None:
     def submit_many(base: int) -> None:
-        tickets = [(n, workers.post(f"virtual:{n % 2}", lambda n=n: n)) for n in range(base, base + 500)]
+        tickets = [
+            (n, workers.post(f"virtual:{n % 2}", lambda n=n: n)) for n in range(base, base + 500)
+        ]
         for n, ticket in tickets[::3]:
             ticket.cancel(str(n))
         for n, ticket in tickets:
@@ -194,7 +196,7 @@ def test_the_callers_own_device_runs_on_the_calling_thread(workers: co.WorkerPoo
     here = threading.get_ident()
     with pool.lease("virtual:0"):
         assert workers.run("virtual:0", threading.get_ident) == here
-        where = workers.scatter({d: threading.get_ident for d in ("virtual:0", "virtual:1")})
+        where = workers.scatter(dict.fromkeys(("virtual:0", "virtual:1"), threading.get_ident))
         assert where["virtual:0"] == here
         assert where["virtual:1"] != here
     assert workers.run("virtual:0", threading.get_ident) != here
@@ -377,11 +379,13 @@ def test_a_ticket_in_a_cycle_is_collected(workers: co.WorkerPool) -> None:
     class Node:
         ticket: object = None
 
-    node = Node()
-    node.ticket = workers.post("virtual:0", lambda: node)
-    node.ticket.result(20)
-    alive = weakref.ref(node)
-    del node
+    def make_a_cycle() -> weakref.ref[Node]:
+        node = Node()
+        node.ticket = workers.post("virtual:0", lambda: node)
+        node.ticket.result(20)
+        return weakref.ref(node)
+
+    alive = make_a_cycle()
     until(lambda: gc.collect() >= 0 and alive() is None)
 
 

@@ -44,6 +44,7 @@ impl Lease {
     }
 
     fn check(&self) -> Result<()> {
+        self.lease.check()?;
         if self.lease.is_live() { Ok(()) } else { Err(released(&self.what())) }
     }
 
@@ -55,7 +56,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.lease.is_live() && self.lease.is_here() {
+        if self.lease.hold().is_held_here() {
             self.lease.release();
             warn_forgotten(&self.what());
         }

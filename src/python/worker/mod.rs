@@ -254,7 +254,9 @@ impl WorkerPool {
     }
 
     fn restart(&self, device: &Bound<'_, PyAny>) -> Result<()> {
-        self.post_of(argument::name(device)?)?.unprepared.store(true, Ordering::Release);
+        let post = self.post_of(argument::name(device)?)?;
+        post.lane.check()?;
+        post.unprepared.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -306,11 +308,11 @@ impl WorkerPool {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: &Bound<'_, PyAny>,
+        kind: &Bound<'_, PyAny>,
         _value: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) -> Result<()> {
-        self.close(py, if r#type.is_none() { "drain" } else { "cancel" }, None)
+        self.close(py, if kind.is_none() { "drain" } else { "cancel" }, None)
     }
 
     fn __repr__(&self) -> Result<String> {

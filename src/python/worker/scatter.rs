@@ -40,8 +40,11 @@ pub(super) fn scatter<'py>(
     let mut parts = parse(workers, calls)?;
     if let Err(error) = call_all(workers, py, &mut parts, &left) {
         cancel_rest(py, &parts)?;
-        if error.is_of_a_task(py) {
-            join_rest(py, &parts, &left)?;
+        if error.is_of_a_task(py)
+            && let Err(later) = join_rest(py, &parts, &left)
+            && later.is_interrupt(py)
+        {
+            return Err(later);
         }
         return Err(error);
     }

@@ -15,7 +15,7 @@ use crate::wait::reason_suffix;
 use crate::worker::Cancelled;
 
 /// One task on its way through a worker.
-#[pyclass(frozen, weakref, module = "coresident", name = "Ticket")]
+#[pyclass(frozen, generic, weakref, module = "coresident", name = "Ticket")]
 pub(in crate::python) struct Ticket(pub(super) Arc<CoreTicket>);
 
 impl Ticket {
@@ -43,6 +43,7 @@ impl Ticket {
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>> {
         let terms = Terms::of(timeout, cancel)?;
+        self.0.check()?;
         if !self.0.is_over() {
             terms.check("the result of a task")?;
             let owner = caller(py)?;
@@ -55,12 +56,14 @@ impl Ticket {
     #[pyo3(signature = (timeout=None))]
     fn join(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> Result<()> {
         let terms = Terms::of(timeout, None)?;
+        self.0.check()?;
         let owner = caller(py)?;
         patiently(py, terms, |patience| wait_for(&self.0, &owner, patience))
     }
 
     #[pyo3(signature = (reason=None))]
     pub(super) fn cancel(&self, py: Python<'_>, reason: Option<String>) -> Result<bool> {
+        self.0.check()?;
         match self.0.cancel(reason) {
             Cancelled::Queued(task, finished) => {
                 finished.wake();
@@ -84,6 +87,7 @@ impl Ticket {
     }
 
     fn __await__<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
+        self.0.check()?;
         let ticket = self.0.clone();
         let forever = Terms { timeout: None, cancel: None };
         let awaitable = aio::awaitable(py, forever, move |py, terms, target| {

@@ -1,0 +1,112 @@
+//! The rules of the primitives, each explored by loom through the shipped types.
+//!
+//! Every rule is a model; beside it stand the mutants that break it. A model must hold over every
+//! interleaving within a bound on preemptions, and must fail with each of its mutants, so that none
+//! holds by accident. loom reports a lost wake-up as a deadlock; it has no clock, so where people
+//! would time out, a model cancels.
+
+mod load_lock;
+mod pool;
+mod wait;
+mod worker;
+
+use std::process::{Command, ExitStatus, Stdio, exit};
+use std::{env, panic};
+
+use coresident::sync::{Mutant, plant};
+use coresident::wait::{Kind, Owner};
+
+/// Makes a test of every rule, and does not compile while some mutant breaks none.
+macro_rules! rules {
+    ($($room:ident { $($rule:ident: $($mutant:ident),+;)+ })+) => {
+        $($(#[test]
+        fn $rule() {
+            check(stringify!($rule), $room::$rule, &[$(Mutant::$mutant),+]);
+        })+)+
+
+        const _: fn(Mutant) = |mutant| {
+            #[allow(unreachable_patterns, reason = "several rules may notice the same mutant")]
+            match mutant { $($($(Mutant::$mutant => (),)+)+)+ }
+        };
+    };
+}
+
+rules! {
+    pool {
+        a_device_has_one_holder_at_a_time: BorrowOvertakes, ReleaseForgetsWaiters;
+        waiters_are_served_in_order_of_arrival: LastComeFirstServed;
+        a_borrow_never_overtakes_a_waiting_lease: BorrowOvertakes;
+        a_lease_released_twice_never_releases_anothers: ReleaseOfAnothers;
+        a_cancel_racing_a_grant_leaves_nothing_behind: AbandonLeavesTicket;
+        closing_a_pool_turns_away_whoever_waits: CloseForgetsWaiters;
+        a_device_put_back_into_the_pool_keeps_its_holder: PutBackForgetsHolder;
+        a_thread_that_ends_releases_all_but_what_it_handed_over: ThreadEndForgotten, HandOverForgotten;
+    }
+    load_lock {
+        a_writer_is_alone: WriterIgnoresReaders;
+        new_readers_wait_behind_a_waiting_writer: ReadersPassWriters;
+        readers_that_wait_go_after_one_writer: WritersPassReaders;
+        a_writer_that_gives_up_lets_readers_go: AbandonedWriterBlocks;
+        a_cancel_racing_a_turn_leaves_nothing_behind: AbandonLeavesTicket;
+        a_guard_released_twice_never_releases_anothers: ReleaseOfAnothers;
+    }
+    worker {
+        a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;
+        the_end_of_a_ticket_wakes_who_waits_for_it: FinishForgetsWaiters;
+        a_drained_lane_runs_all_it_accepted_in_order: CloseDropsQueued, PushForgetsWorker;
+        a_push_racing_a_drain_is_refused_or_run: ClosedLaneAccepts;
+        a_cancelled_lane_leaves_no_ticket_without_outcome: CancelledTaskRuns;
+        a_lane_has_one_worker: EveryPushNeedsWorker;
+        a_worker_that_leaves_leaves_no_task_behind: LeaveForgetsQueued;
+        a_worker_that_leaves_wakes_who_waits_for_it: LeaveForgetsWaiters;
+        a_worker_that_never_starts_wakes_who_waits_for_it: LeaveForgetsWaiters;
+    }
+    wait {
+        a_wake_before_the_sleep_is_not_lost: EarlyWakeIsLost;
+        a_cancel_wakes_who_waits: CancelForgetsWaiters;
+        a_cycle_of_waits_is_found_by_exactly_one: NoDeadlockCheck;
+        a_task_that_waits_for_its_own_worker_is_refused: NoDeadlockCheck;
+        waiting_for_any_device_ends_with_the_first: OneStuckAlternativeIsDeadlock;
+        what_was_handed_over_is_in_no_cycle: HandOverForgotten;
+    }
+}
+
+/// Names the mutant that a process of ours is to plant.
+const PLANTED: &str = "CORESIDENT_PLANTED_MUTANT";
+/// How such a process says that its model has failed.
+const FOUND: i32 = 42;
+
+/// Checks that `model` holds, and that it fails with each of the mutants.
+fn check(rule: &str, model: fn(), mutants: &[Mutant]) {
+    if let Ok(name) = env::var(PLANTED) {
+        let mutant = mutants.iter().find(|mutant| format!("{mutant:?}") == name);
+        plant(Some(*mutant.unwrap()));
+        // Nothing unwinds: a model that has failed cannot take its locks again to clean up.
+        panic::set_hook(Box::new(|_| exit(FOUND)));
+        return explore(model);
+    }
+    explore(model);
+    for mutant in mutants {
+        let status = run_mutated(rule, *mutant);
+        assert_eq!(status.code(), Some(FOUND), "{rule} with {mutant:?}: {status}");
+    }
+}
+
+/// Runs the test of one rule with a mutant. A process of its own keeps the mutant to itself.
+fn run_mutated(rule: &str, mutant: Mutant) -> ExitStatus {
+    let mut tests = Command::new(env::current_exe().unwrap());
+    tests.args(["--exact", rule]).env(PLANTED, format!("{mutant:?}"));
+    tests.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
+}
+
+/// Every interleaving in which at most two threads are stopped where they could have gone on.
+fn explore(model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(model);
+}
+
+/// The plain code of the thread with this number.
+fn owner(thread: u64) -> Owner {
+    Owner::with_thread(Kind::Thread, thread, thread.to_string())
+}

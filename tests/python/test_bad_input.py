@@ -1,0 +1,191 @@
+"""Whatever cannot be meant is refused at once, by name, and changes nothing."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import coresident as co
+import pytest
+
+
+@pytest.fixture
+def waits(pool: co.DevicePool, lock: co.LoadLock, workers: co.WorkerPool) -> dict[str, Any]:
+    """Every synchronous call that takes ``timeout=``, ready to be made."""
+    ticket = workers.post("virtual:0", int)
+    ticket.result(20)
+    return {
+        "lease": pool.lease,
+        "read": lock.read,
+        "write": lock.write,
+        "result": ticket.result,
+        "run": lambda **terms: workers.run("virtual:1", int, **terms),
+        "scatter": lambda **terms: workers.scatter({"virtual:1": int}, **terms),
+        "close": workers.close,
+        "token": co.CancelToken().wait,
+        "lease_async": pool.lease_async,
+        "read_async": lock.read_async,
+        "write_async": lock.write_async,
+    }
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "message"),
+    [
+        (-1, co.InvalidValueError, "timeout must be 0 or more seconds, or None .* not -1"),
+        (math.nan, co.InvalidValueError, "not nan"),
+        (math.inf, co.InvalidValueError, "None to wait for ever, not inf"),
+        ("1", co.InvalidTypeError, "timeout is a number of seconds, .* not str"),
+        (True, co.InvalidTypeError, "not bool"),
+        ([], co.InvalidTypeError, "not list"),
+    ],
+)
+def test_timeouts(waits: Any, timeout: Any, error: type[Exception], message: str) -> None:
+    for name, call in waits.items():
+        with pytest.raises(error, match=message):
+            call(timeout=timeout)
+            pytest.fail(f"{name} took it")
+
+
+def test_a_timeout_may_be_huge(waits: Any) -> None:
+    for name in ("lease", "read", "write"):
+        waits[name](timeout=1e300).release()
+    assert waits["run"](timeout=1e300) == 0
+
+
+def test_cancel_tokens(waits: Any) -> None:
+    for name in set(waits) - {"close", "token"}:
+        with pytest.raises(
+            co.InvalidTypeError, match="cancel takes a CancelToken or None, not str"
+        ):
+            waits[name](cancel="now")
+
+
+@pytest.mark.parametrize("device", [7, 1.5, b"cpu", ["virtual:0"], object()])
+def test_devices_of_a_wrong_type(
+    pool: co.DevicePool, workers: co.WorkerPool, device: object
+) -> None:
+    for call in (
+        lambda: pool.lease(device),
+        lambda: pool.borrow(prefer=[device]),
+        lambda: pool.lease_async(device),
+        lambda: pool.reconfigure([device]),
+        lambda: workers.post(device, int),
+        lambda: workers.submit(device, int),
+        lambda: workers.run(device, int),
+        lambda: workers.restart(device),
+        lambda: co.DevicePool([device]),
+        lambda: co.WorkerPool([device]),
+    ):
+        with pytest.raises(co.InvalidTypeError, match="a device is given by its name"):
+            call()
+
+
+def test_devices_that_are_not_in_the_pool(pool: co.DevicePool, workers: co.WorkerPool) -> None:
+    for call in (
+        lambda: pool.lease("cuda:0"),
+        lambda: pool.borrow(["cuda:0"]),
+        lambda: workers.post("cuda:0", int),
+        lambda: workers.submit("cuda:0", int),
+        lambda: workers.run("cuda:0", int),
+        lambda: workers.scatter({"cuda:0": int}),
+        lambda: workers.restart("cuda:0"),
+    ):
+        with pytest.raises(
+            co.DeviceNotFoundError, match="cuda:0 is not in this pool, which has virtual:0"
+        ):
+            call()
+    assert isinstance(co.DeviceNotFoundError("x"), (ValueError, LookupError))
+
+
+def test_pools_need_devices() -> None:
+    for kind in (co.DevicePool, co.WorkerPool, co.Runtime):
+        with pytest.raises(co.InvalidDeviceError, match="the list of devices is empty"):
+            kind([])
+        with pytest.raises(co.InvalidTypeError, match="takes a list of devices, not int"):
+            kind(3)
+        with pytest.raises(co.InvalidDeviceError, match="unknown device type"):
+            kind("gpu")
+
+
+def test_a_failed_reconfiguration_changes_nothing(pool: co.DevicePool) -> None:
+    for wrong in ([], ["virtual:0", "gpu"], ["cuda:9"], 3):
+        with pytest.raises(co.CoresidentError):
+            pool.reconfigure(wrong)
+    assert [str(device) for device in pool.devices] == ["virtual:0", "virtual:1"]
+
+
+def test_borrow(pool: co.DevicePool) -> None:
+    with pytest.raises(co.InvalidTypeError, match="prefer takes a list of devices, not the text"):
+        pool.borrow(prefer="virtual:0")
+    with pytest.raises(co.InvalidTypeError, match="affinity is a text, not int"):
+        pool.borrow(affinity=3)
+    with pytest.raises(co.InvalidTypeError, match="min_free is a number of bytes"):
+        pool.borrow(min_free=1.5)
+    assert all(status.holder is None for status in pool.status())
+
+
+def test_workers_take_something_to_call(workers: co.WorkerPool) -> None:
+    for call in (workers.post, workers.submit, workers.run):
+        with pytest.raises(co.InvalidTypeError, match="a task is something to call, not int"):
+            call("virtual:0", 3)
+    with pytest.raises(co.InvalidTypeError, match="something to call, not NoneType"):
+        workers.scatter({"virtual:0": int, "virtual:1": None})
+    with pytest.raises(
+        co.InvalidTypeError, match="takes a mapping of devices to functions, not list"
+    ):
+        workers.scatter([int])
+    with pytest.raises(co.InvalidValueError, match="was given virtual:0 twice"):
+        workers.scatter({"virtual:0": int, "Virtual": int})
+    assert [status.finished for status in workers.status()] == [0, 0]
+
+
+def test_worker_pools() -> None:
+    devices = co.virtual_devices(1)
+    with pytest.raises(
+        co.InvalidTypeError, match="on_start takes a function of the device, not str"
+    ):
+        co.WorkerPool(devices, on_start="hook")
+    with pytest.raises(co.InvalidTypeError, match="torch_threads is a whole number"):
+        co.WorkerPool(devices, torch_threads=1.5)
+    with pytest.raises(co.InvalidValueError, match="torch_threads must be at least 1"):
+        co.WorkerPool(devices, torch_threads=0)
+    with pytest.raises(co.InvalidValueError, match="how='drain' or how='cancel', not \"later\""):
+        co.WorkerPool(devices).close("later")
+
+
+@pytest.mark.parametrize(
+    ("total", "speeds", "error", "message"),
+    [
+        (1, [], co.InvalidValueError, "at least one speed"),
+        (1, {}, co.InvalidValueError, "at least one speed"),
+        (1, [0, 0], co.InvalidValueError, "more than 0"),
+        (1, [-1], co.InvalidValueError, "0 or more, not -1"),
+        (1, [math.nan], co.InvalidValueError, "not NaN"),
+        (1, [math.inf], co.InvalidValueError, "not inf"),
+        (1, ["a"], co.InvalidTypeError, "a list of numbers"),
+        (1, "12", co.InvalidTypeError, "a list of numbers"),
+        (1, 7, co.InvalidTypeError, "a list of numbers"),
+        (-1, [1], co.InvalidValueError, "total must be between 0"),
+        (1.5, [1], co.InvalidTypeError, "total is a whole number"),
+        (2**60, [1, 1], co.InvalidValueError, "cannot split"),
+    ],
+)
+def test_shares(total: Any, speeds: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        co.shares(total, speeds)
+
+
+def test_every_error_is_ours_and_a_built_in() -> None:
+    ours = [
+        kind
+        for _, kind in inspect.getmembers(co, inspect.isclass)
+        if issubclass(kind, Exception) and kind is not co.CoresidentError
+    ]
+    built_in = (ValueError, TypeError, RuntimeError, TimeoutError)
+    assert len(ours) >= 10
+    for kind in ours:
+        assert issubclass(kind, co.CoresidentError)
+        assert issubclass(kind, built_in)
+        assert str(kind("a sentence")) == "a sentence"

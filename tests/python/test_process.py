@@ -1,0 +1,308 @@
+"""Ctrl-C, fork and the end of the interpreter: a clear error or a clean end, never a hang."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import run_script
+
+# What each script blocks in, with somebody else holding what it wants.
+BLOCKED = {
+    "lease": "pool.lease('virtual:0')",
+    "any lease": "pool.lease()",
+    "read": "lock.read()",
+    "write": "lock.write()",
+    "ticket": "workers.post('virtual:0', gate.wait).result()",
+    "future": "workers.submit('virtual:0', gate.wait).result()",
+    "run": "workers.run('virtual:0', gate.wait)",
+    "scatter": "workers.scatter({'virtual:0': gate.wait})",
+    "close": "(workers.post('virtual:0', gate.wait), workers.close())",
+    "token": "co.CancelToken().wait()",
+}
+
+SETTING = """
+import signal, sys, threading, time
+import coresident as co
+pool, lock = co.DevicePool(co.virtual_devices(1)), co.LoadLock()
+workers = co.WorkerPool(co.virtual_devices(1))
+gate, held = threading.Event(), threading.Event()
+def hold():
+    with pool.lease("virtual:0"), lock.write():
+        held.set()
+        gate.wait()
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+"""
+
+
+@pytest.mark.parametrize("blocked", BLOCKED.values(), ids=BLOCKED)
+def test_ctrl_c_ends_a_blocked_wait_and_leaves_no_trace(blocked: str) -> None:
+    script = SETTING + textwrap.dedent(f"""
+        sent = []
+        def interrupt():
+            time.sleep(0.2)
+            sent.append(time.monotonic())
+            signal.raise_signal(signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        try:
+            {blocked}
+        except KeyboardInterrupt:
+            print("interrupted after", time.monotonic() - sent[0])
+        gate.set()
+        holder.join()
+        with pool.lease("virtual:0", timeout=5), lock.write(timeout=5):
+            print("free")
+        workers.close(timeout=5)
+        """)
+    done = run_script(script)
+    assert done.stderr == ""
+    interrupted, free = done.stdout.splitlines()
+    assert interrupted.startswith("interrupted after")
+    assert free == "free"
+
+
+def test_a_signal_handler_runs_during_a_wait_and_the_wait_goes_on() -> None:
+    done = run_script(
+        SETTING
+        + textwrap.dedent("""
+        def on_alarm(*_):
+            print("handled")
+            gate.set()
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pool.lease("virtual:0", timeout=20):
+            print("leased")
+        """)
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("handled\nleased\n", "", 0)
+
+
+def test_a_real_ctrl_c_ends_a_script_at_once() -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SETTING + "try:\n    print('ready', flush=True)\n    pool.lease('virtual:0')\n"
+            "finally:\n    gate.set()\n",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+
+
+FORKED_CALLS = {
+    "lease": "pool.lease('virtual:1')",
+    "lease by a waiter": "pool.lease('virtual:0', timeout=1)",
+    "borrow": "pool.borrow()",
+    "reconfigure": "pool.reconfigure(['virtual:0'])",
+    "pool status": "pool.status()",
+    "read": "lock.read()",
+    "write": "lock.write(timeout=1)",
+    "lock status": "lock.status()",
+    "post": "workers.post('virtual:0', int)",
+    "submit": "workers.submit('virtual:0', int)",
+    "run": "workers.run('virtual:0', int)",
+    "scatter": "workers.scatter({'virtual:0': int})",
+    "worker status": "workers.status()",
+    "ticket": "ticket.result()",
+    "cancel": "ticket.cancel()",
+    "future": "future.result()",
+    "restart": "workers.restart('virtual:0')",
+    "enter a lease": "lease.__enter__()",
+    "hand over a lease": "lease.hand_over()",
+    "enter a guard": "guard.__enter__()",
+}
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_a_forked_child_gets_a_clear_error_instead_of_a_hang() -> None:
+    calls = "\n".join(
+        f"    attempt({name!r}, lambda: {call})" for name, call in FORKED_CALLS.items()
+    )
+    done = run_script(
+        SETTING
+        + textwrap.dedent("""
+        import gc, os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        workers.run("virtual:0", int)
+        ticket = workers.post("virtual:0", gate.wait)
+        kept = co.DevicePool(co.virtual_devices(1))
+        lease = kept.lease()
+        future = workers.submit("virtual:0", int)
+        guard = co.LoadLock().read()
+        sys.stdout.flush()
+        def attempt(name, call):
+            try:
+                call()
+                print(name, "did not fail")
+            except co.ForkedError as error:
+                assert "made in process" in str(error), error
+        if (child := os.fork()) == 0:
+        """)
+        + calls
+        + textwrap.dedent("""
+            # What is held stays with the parent; letting go of it here does nothing, and says nothing.
+            assert co.current_device() is None
+            lease.release()
+            guard.release()
+            del lease, guard
+            gc.collect()
+            workers.close()
+            pool.close()
+            # The child makes its own.
+            own, own_lock = co.DevicePool(co.virtual_devices(1)), co.LoadLock()
+            with own.lease() as lease, own_lock.write():
+                try:
+                    own.lease()
+                except co.DeadlockError:
+                    print("the child's own work")
+            with co.WorkerPool(co.virtual_devices(1)) as fresh:
+                print(fresh.run("virtual:0", pow, 2, 3))
+            sys.stdout.flush()
+            os._exit(0)
+        """).replace("\n", "\n    ")
+        + textwrap.dedent("""
+        _, status = os.waitpid(child, 0)
+        print("child ended with", os.waitstatus_to_exitcode(status))
+        assert not lease.released
+        lease.release()
+        guard.release()
+        gate.set()
+        holder.join()
+        with pool.lease("virtual:0", timeout=5):
+            print("the parent goes on")
+        assert ticket.result(5)
+        """)
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "the child's own work",
+        "8",
+        "child ended with 0",
+        "the parent goes on",
+    ]
+
+
+ENDINGS = {
+    "a thread waits for what the main thread holds": """
+        lease = pool.lease()
+        def wait():
+            with pool.lease():
+                print("served")
+        threading.Thread(target=wait).start()
+        """,
+    "a daemon thread waits for ever": """
+        lease = pool.lease()
+        def wait():
+            other.lease()
+        other = co.DevicePool(co.virtual_devices(1))
+        kept = other.lease().hand_over()
+        threading.Thread(target=wait, daemon=True).start()
+        print("served")
+        """,
+    "daemon threads wait with timeouts that end while the interpreter does": """
+        import atexit
+        other = co.DevicePool(co.virtual_devices(1))
+        kept = other.lease().hand_over()
+        def wait(n):
+            while True:
+                try:
+                    other.lease(timeout=0.001 * n)
+                except co.WaitTimeoutError:
+                    pass
+        for n in range(1, 9):
+            threading.Thread(target=wait, args=(n,), daemon=True).start()
+        atexit.register(time.sleep, 0.1)
+        print("served")
+        """,
+    "tasks are queued": """
+        for n in range(50):
+            workers.post("virtual:0", time.sleep, 0.001)
+        workers.post("virtual:0", print, "served")
+        """,
+    "a worker waits for what the main thread holds": """
+        lease = pool.lease()
+        def work():
+            with pool.lease():
+                print("served")
+        workers.post("virtual:0", work)
+        """,
+    "an event loop waits in another thread": """
+        import asyncio
+        other = co.DevicePool(co.virtual_devices(1))
+        kept = other.lease().hand_over()
+        async def main():
+            await other.lease_async()
+        threading.Thread(target=asyncio.run, args=(main(),), daemon=True).start()
+        while not other.status()[0].waiting:
+            pass
+        print("served")
+        """,
+    "everything is idle": """
+        workers.run("virtual:0", int)
+        print("served")
+        """,
+    "nothing was closed and an error ends the script": """
+        lease = pool.lease()
+        workers.post("virtual:0", print, "served")
+        sys.excepthook = lambda *_: None
+        raise SystemExit(0)
+        """,
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+def test_the_interpreter_ends_cleanly_while(ending: str) -> None:
+    script = """
+        import sys, threading, time
+        import coresident as co
+        pool, workers = co.DevicePool(co.virtual_devices(1)), co.WorkerPool(co.virtual_devices(1))
+        gate = threading.Event()
+        """
+    for _ in range(3):
+        done = run_script(textwrap.dedent(script) + textwrap.dedent(ending), timeout=20)
+        assert (done.stdout, done.stderr, done.returncode) == ("served\n", "", 0)
+
+
+def test_ctrl_c_while_the_interpreter_waits_for_a_task_ends_it() -> None:
+    script = """
+        import threading, time
+        import coresident as co
+        workers = co.WorkerPool(co.virtual_devices(1))
+        started = threading.Event()
+        def endless():
+            started.set()
+            while True:
+                time.sleep(0.01)
+        workers.post("virtual:0", endless)
+        started.wait()
+        print("ready", flush=True)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(100):
+        process.send_signal(signal.SIGINT)
+        try:
+            _, stderr = process.communicate(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    assert process.returncode is not None
+    assert process.returncode in (0, 1, 120, -signal.SIGINT), stderr
+    assert "Fatal" not in stderr
