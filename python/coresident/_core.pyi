@@ -22,7 +22,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context
-from types import TracebackType
+from types import GenericAlias, TracebackType
 from typing import (
     Any,
     Generic,
@@ -67,6 +67,7 @@ __all__ = [
     "entered_child",
     "register_provider",
     "release_this_thread",
+    "restore_device",
     "shares",
     "virtual_devices",
     "wakeups",
@@ -1059,8 +1060,8 @@ class WorkerPool:
 
         Where the caller is a device's worker, or the device is its current one, it makes that call
         itself, and neither ``timeout`` nor ``cancel`` ends it. When one call fails, the others are
-        cancelled, and the error is raised once none of them runs. When the wait ends first, they
-        are cancelled and not waited for.
+        cancelled, and the error is raised once none of them runs or the time is over. When the wait
+        ends first, they are cancelled and not waited for.
 
         Args:
             calls: What to call on which device, without arguments.
@@ -1073,7 +1074,7 @@ class WorkerPool:
         Raises:
             BaseException: what the first failing call, in the order of ``calls``, raised; that of
                 the caller's own call before any other.
-            WaitTimeoutError: the time was over, also while the others were still to stop.
+            WaitTimeoutError: the time was over.
             CancelledError: the token was raised, before or while waiting; or the pool was closed
                 with ``'cancel'`` before a task ran.
             DeadlockError: a worker waits, by however many steps, for something of the caller's.
@@ -1137,7 +1138,7 @@ class WorkerPool:
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
-        type: type[BaseException] | None,  # noqa: A002 (so it is called at runtime)
+        kind: type[BaseException] | None,
         _value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None: ...
@@ -1168,6 +1169,7 @@ class Ticket(Generic[_T_co]):
             DeadlockError: the worker waits, by however many steps, for something of the caller's.
             InvalidTypeError: an argument is of a wrong type.
             InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the task was queued before a fork.
         """
 
     def join(self, timeout: float | None = None) -> None:
@@ -1181,6 +1183,7 @@ class Ticket(Generic[_T_co]):
             DeadlockError: the worker waits, by however many steps, for something of the caller's.
             InvalidTypeError: ``timeout`` is not a number.
             InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the task was queued before a fork.
         """
 
     def cancel(self, reason: str | None = None) -> bool:
@@ -1208,6 +1211,7 @@ class Ticket(Generic[_T_co]):
         """Whether the task runs now. Does not wait."""
 
     def __await__(self) -> Generator[Any, None, _T_co]: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
 
 @final
 class WorkerStatus:
@@ -1328,6 +1332,13 @@ class Lane:
     def fail(self, error: BaseException) -> None:
         """Internal: ends the task in hand with its error."""
 
+    def abort(self, error: BaseException) -> bool:
+        """Internal: gives the task in hand an error that hit the thread between two tasks.
+
+        Returns:
+            Whether there was a task in hand.
+        """
+
     def leave(self) -> bool:
         """Internal: ends the thread's service. ``True`` if tasks are left, for another thread."""
 
@@ -1336,6 +1347,9 @@ class Lane:
 
     def drain(self) -> None:
         """Internal: takes no more tasks; those that are queued are run."""
+
+def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Device:
+    """Internal: the device that was pickled."""
 
 def entered_child() -> None:
     """Internal: tells the core that this is a forked child."""

@@ -36,46 +36,55 @@ impl Device {
 
 #[pymethods]
 impl Device {
+    /// The name in its one normal form: `'cuda:0'`, `'mps'`, `'virtual:1'`.
     #[getter]
     fn name(&self) -> String {
         self.0.to_string()
     }
 
+    /// The part of the name before the colon. ROCm devices are `'cuda'`, as torch has them.
     #[getter]
     fn r#type(&self) -> &'static str {
         self.0.name().kind().as_str()
     }
 
+    /// The index among the devices of this type; 0 for `'mps'` and `'cpu'`.
     #[getter]
     fn index(&self) -> u32 {
         self.0.name().index()
     }
 
+    /// The product, numbered from 1 where several are alike: `'RTX 3090 #2'`.
     #[getter]
     fn model(&self) -> String {
         self.0.model()
     }
 
+    /// The product and the name, for people: `'RTX 3090 #2 (cuda:1)'`.
     #[getter]
     fn label(&self) -> String {
         self.0.label()
     }
 
+    /// The device's memory in bytes; `None` if it is not known, or is not its own.
     #[getter]
     fn memory(&self) -> Option<u64> {
         self.0.memory()
     }
 
+    /// Whether weights are used where they lie in host memory, without a copy.
     #[getter]
     fn unified(&self) -> bool {
         self.0.is_unified()
     }
 
+    /// Bytes per second of the imitated bus of a virtual device; `None` without one.
     #[getter]
     fn bandwidth(&self) -> Option<u64> {
         self.0.bandwidth()
     }
 
+    /// What torch calls the device; `'cpu'` for a virtual one.
     #[getter]
     fn torch_name(&self) -> String {
         match self.0.name().kind() {
@@ -93,6 +102,7 @@ impl Device {
         Ok((restore.unbind(), (device.to_string(), memory, device.bandwidth())))
     }
 
+    /// The bytes that nobody uses now, in this process or another, by the driver.
     fn free_memory(&self, py: Python<'_>) -> Option<u64> {
         py.detach(|| self.0.free_memory())
     }

@@ -60,6 +60,7 @@ impl LoadLock {
         Self(load_lock::LoadLock::new())
     }
 
+    /// Takes the lock together with other readers; waits in line.
     #[pyo3(signature = (*, timeout=None, cancel=None))]
     fn read(
         &self,
@@ -70,6 +71,7 @@ impl LoadLock {
         self.acquire(py, Mode::Read, timeout, cancel)
     }
 
+    /// Takes the lock alone; waits in line.
     #[pyo3(signature = (*, timeout=None, cancel=None))]
     fn write(
         &self,
@@ -80,6 +82,7 @@ impl LoadLock {
         self.acquire(py, Mode::Write, timeout, cancel)
     }
 
+    /// As `read`, for asyncio: the task waits, its thread does not.
     #[pyo3(signature = (*, timeout=None, cancel=None))]
     fn read_async<'py>(
         &self,
@@ -90,6 +93,7 @@ impl LoadLock {
         self.acquire_async(py, Mode::Read, timeout, cancel)
     }
 
+    /// As `write`, for asyncio: the task waits, its thread does not.
     #[pyo3(signature = (*, timeout=None, cancel=None))]
     fn write_async<'py>(
         &self,
@@ -100,6 +104,7 @@ impl LoadLock {
         self.acquire_async(py, Mode::Write, timeout, cancel)
     }
 
+    /// Who holds the lock, and who waits for it. Does not wait.
     fn status(&self, py: Python<'_>) -> Result<LockStatus> {
         let load_lock::LockStatus { holders, waiting } = self.0.status()?;
         let of = |users: Vec<load_lock::LockUser>| -> PyResult<Vec<Py<LockUser>>> {
@@ -145,20 +150,24 @@ impl Drop for LockGuard {
 
 #[pymethods]
 impl LockGuard {
+    /// What the lock is held for.
     #[getter]
     fn mode(&self) -> String {
         self.guard.mode().to_string()
     }
 
+    /// Whether the lock is no longer held through this guard.
     #[getter]
     fn released(&self) -> bool {
         !self.guard.is_live()
     }
 
+    /// Lets the next in line go. From any thread; again without effect. Does not wait.
     fn release(&self) {
         self.guard.release();
     }
 
+    /// Lets another thread or task have this guard, as `Lease.hand_over`. Does not wait.
     fn hand_over(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         let guard = slf.get();
         guard.check()?;

@@ -26,21 +26,25 @@ impl CancelToken {
         Self(wait::CancelToken::new())
     }
 
+    /// Raises the flag, and wakes everyone who waits with this token. Does not wait.
     #[pyo3(signature = (reason=None))]
     fn cancel(&self, reason: Option<String>) -> bool {
         self.0.cancel(reason)
     }
 
+    /// Whether the flag is raised.
     #[getter]
     fn cancelled(&self) -> bool {
         self.0.is_cancelled()
     }
 
+    /// What was given to `cancel`; `None` without a reason.
     #[getter]
     fn reason(&self) -> Option<String> {
         self.0.reason()
     }
 
+    /// Raises an error once the flag is raised: for the loops of a task. Does not wait.
     fn raise_if_cancelled(&self) -> Result<()> {
         if !self.0.is_cancelled() {
             return Ok(());

@@ -65,25 +65,30 @@ impl Drop for Lease {
 
 #[pymethods]
 impl Lease {
+    /// The device, also once it is released.
     #[getter]
     fn device(&self) -> Device {
         Device::of(self.lease.device().clone())
     }
 
+    /// Whether the device is no longer held through this lease.
     #[getter]
     fn released(&self) -> bool {
         !self.lease.is_live()
     }
 
+    /// Whether somebody waits for this device right now: a hint to release it soon.
     #[getter]
     fn wanted(&self) -> bool {
         self.lease.is_wanted()
     }
 
+    /// Gives the device to the next in line. From any thread; again without effect.
     fn release(&self) {
         self.lease.release();
     }
 
+    /// Lets another thread or task have this lease. Does not wait.
     fn hand_over(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         slf.get().hand_over_to_anyone()?;
         Ok(slf)
@@ -124,27 +129,32 @@ impl Borrow {
 
 #[pymethods]
 impl Borrow {
+    /// The device, also once it is released; `None` when nothing was idle.
     #[getter]
     fn device(&self) -> Option<Device> {
         self.0.as_ref().map(Lease::device)
     }
 
+    /// Whether no device is held through this borrow; `True` when nothing was idle.
     #[getter]
     fn released(&self) -> bool {
         self.0.as_ref().is_none_or(Lease::released)
     }
 
+    /// Whether somebody waits for this device right now: a hint to release it soon.
     #[getter]
     fn wanted(&self) -> bool {
         self.0.as_ref().is_some_and(Lease::wanted)
     }
 
+    /// Gives the device to the next in line. From any thread; again without effect.
     fn release(&self) {
         if let Some(lease) = &self.0 {
             lease.release();
         }
     }
 
+    /// Lets another thread or task have this borrow, as `Lease.hand_over`. Does not wait.
     fn hand_over(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         slf.get().lease()?.hand_over_to_anyone()?;
         Ok(slf)

@@ -28,11 +28,13 @@ impl DevicePool {
         Ok(Self(pool::DevicePool::new(device::select("DevicePool()", devices)?)?))
     }
 
+    /// The devices of the pool in order, without those that drain.
     #[getter]
     fn devices(&self) -> Result<Vec<Device>> {
         Ok(self.0.devices()?.into_iter().map(Device::of).collect())
     }
 
+    /// Takes a device for the caller alone; waits in line for it.
     #[pyo3(signature = (device=None, *, timeout=None, cancel=None))]
     fn lease(
         &self,
@@ -53,6 +55,7 @@ impl DevicePool {
         Lease::of(py, settle(py, asked, &parker, terms)?, &owner)
     }
 
+    /// As `lease`, for asyncio: the task waits, its thread does not.
     #[pyo3(signature = (device=None, *, timeout=None, cancel=None))]
     fn lease_async<'py>(
         slf: &Bound<'py, Self>,
@@ -73,6 +76,7 @@ impl DevicePool {
         })
     }
 
+    /// Takes an idle device for one piece of work, or nothing. Never waits.
     #[pyo3(signature = (prefer=None, *, affinity=None, any_type=false, min_free=None))]
     fn borrow(
         &self,
@@ -102,16 +106,19 @@ impl DevicePool {
         lent.map(|lease| Lease::of(py, lease, &owner)).transpose().map(Borrow)
     }
 
+    /// Makes these the devices of the pool. Does not wait.
     fn reconfigure(&self, devices: &Bound<'_, PyAny>) -> Result<Vec<Device>> {
         let devices = device::select("reconfigure()", devices)?;
         Ok(self.0.reconfigure(devices)?.into_iter().map(Device::of).collect())
     }
 
+    /// Who holds what since when, and who waits. Does not wait.
     fn status(&self, py: Python<'_>) -> Result<Vec<DeviceStatus>> {
         let told = self.0.status()?.into_iter().map(|one| DeviceStatus::of(py, one));
         told.collect::<PyResult<_>>().map_err(Error::from)
     }
 
+    /// Refuses everybody from now on, and whoever waits, with `ClosedError`.
     fn close(&self) {
         self.0.close();
     }

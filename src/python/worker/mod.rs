@@ -154,11 +154,13 @@ impl WorkerPool {
         })
     }
 
+    /// The devices of the pool, in order.
     #[getter]
     fn devices(&self) -> Vec<Device> {
         self.posts.iter().map(|post| Device::of(post.device.clone())).collect()
     }
 
+    /// Queues `function(*args, **kwargs)` on the device's worker. Does not wait.
     #[pyo3(signature = (device, function, /, *args, **kwargs))]
     fn post(
         &self,
@@ -174,6 +176,7 @@ impl WorkerPool {
         Ok(Ticket(self.push(py, post, task)?))
     }
 
+    /// As `post`, with a real `concurrent.futures.Future`. Does not wait.
     #[pyo3(signature = (device, function, /, *args, **kwargs))]
     fn submit<'py>(
         &self,
@@ -197,6 +200,7 @@ impl WorkerPool {
         Ok(future)
     }
 
+    /// Calls `function(*args, **kwargs)` on the device's worker, and waits for its value.
     #[pyo3(signature = (device, function, /, *args, timeout=None, cancel=None, **kwargs))]
     #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn run(
@@ -240,6 +244,7 @@ impl WorkerPool {
         }
     }
 
+    /// Calls one function per device at the same time, and waits for all of them.
     #[pyo3(signature = (calls, *, timeout=None, cancel=None))]
     fn scatter<'py>(
         &self,
@@ -253,6 +258,7 @@ impl WorkerPool {
         scatter::scatter(self, py, calls, &terms)
     }
 
+    /// Has `on_start` called again before the device's next task. Does not wait.
     fn restart(&self, device: &Bound<'_, PyAny>) -> Result<()> {
         let post = self.post_of(argument::name(device)?)?;
         post.lane.check()?;
@@ -260,6 +266,7 @@ impl WorkerPool {
         Ok(())
     }
 
+    /// Takes no more tasks, and waits until the workers are through. May be called again.
     #[pyo3(signature = (how="drain", *, timeout=None))]
     fn close(&self, py: Python<'_>, how: &str, timeout: Option<&Bound<'_, PyAny>>) -> Result<()> {
         let terms = Terms::of(timeout, None)?;
@@ -297,6 +304,7 @@ impl WorkerPool {
         }
     }
 
+    /// What every worker does. Does not wait.
     fn status(&self) -> Result<Vec<WorkerStatus>> {
         self.posts.iter().map(|post| WorkerStatus::of(post)).collect()
     }

@@ -35,6 +35,7 @@ impl Ticket {
 
 #[pymethods]
 impl Ticket {
+    /// The value of the task; waits for it. The task goes on when the wait ends first.
     #[pyo3(signature = (timeout=None, *, cancel=None))]
     fn result(
         &self,
@@ -61,6 +62,7 @@ impl Ticket {
         patiently(py, terms, |patience| wait_for(&self.0, &owner, patience))
     }
 
+    /// Keeps a queued task from running; tells a running one through its cancel token.
     #[pyo3(signature = (reason=None))]
     pub(super) fn cancel(&self, py: Python<'_>, reason: Option<String>) -> Result<bool> {
         self.0.check()?;
@@ -74,14 +76,17 @@ impl Ticket {
         }
     }
 
+    /// Whether the task has returned, raised, or been cancelled. Does not wait.
     fn done(&self) -> bool {
         self.0.is_over()
     }
 
+    /// Whether the task was cancelled before it ran. Does not wait.
     fn cancelled(&self) -> bool {
         self.0.is_cancelled()
     }
 
+    /// Whether the task runs now. Does not wait.
     fn running(&self) -> bool {
         self.0.running_since().is_some()
     }
