@@ -139,6 +139,8 @@ pub enum Mutant {
     EarlyWakeIsLost,
     /// Waiting does not look for cycles.
     NoDeadlockCheck,
+    /// A wait whose turn has come still stops its owner.
+    GrantedWaitCountsAsStuck,
     /// A wait counts as stuck when any of its alternatives is.
     OneStuckAlternativeIsDeadlock,
 }

@@ -128,21 +128,30 @@ impl State {
             return wakers;
         }
         let readers_turn = writer_left && !planted(Mutant::WritersPassReaders);
-        if readers_turn || self.writers_in_line == 0 {
-            let (readers, rest) = self.line.drain(..).partition(|waiter| waiter.mode == Mode::Read);
-            self.line = rest;
-            for reader in VecDeque::into_iter(readers) {
-                wakers.push(self.admit(reader));
-            }
+        let (readers, rest) = if readers_turn {
+            self.line.drain(..).partition(|waiter| waiter.mode == Mode::Read)
+        } else {
+            // Readers with no writer before them, now that one has given up.
+            let rest = self.line.split_off(self.first_writer());
+            (std::mem::take(&mut self.line), rest)
+        };
+        self.line = rest;
+        for reader in VecDeque::into_iter(readers) {
+            wakers.push(self.admit(reader));
         }
         if self.is_open_to_writer()
-            && let Some(first) = self.line.iter().position(|waiter| waiter.mode == Mode::Write)
-            && let Some(writer) = self.line.remove(first)
+            && let Some(writer) = self.line.remove(self.first_writer())
         {
             self.writers_in_line -= 1;
             wakers.push(self.admit(writer));
         }
         wakers
+    }
+
+    /// The place in line of the first writer; the line's length if there is none.
+    fn first_writer(&self) -> usize {
+        let first = self.line.iter().position(|waiter| waiter.mode == Mode::Write);
+        first.unwrap_or(self.line.len())
     }
 
     fn admit(&mut self, waiter: Waiter) -> Arc<dyn Wake> {
@@ -200,18 +209,21 @@ impl State {
         holders.filter(move |holder| mode == Mode::Write || holder.mode == Mode::Write)
     }
 
-    /// Those inside who are in the way, and the last one in line who goes before.
+    /// Those inside who are in the way, and those in line who go before.
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
         let at = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
         let mode = self.line[at].mode;
-        let before = self
-            .line
-            .range(..at)
-            .rev()
-            .find(|other| mode == Mode::Write || other.mode == Mode::Write);
+        let first = self.first_writer();
+        // The readers in line go after the writer inside; without one, after the first in line.
+        let goes_before = |&(place, other): &(usize, &Waiter)| match (mode, other.mode) {
+            (Mode::Read, Mode::Read) => false,
+            (Mode::Read, Mode::Write) => !self.writing && place == first,
+            (Mode::Write, Mode::Read) => self.writing || first < at,
+            (Mode::Write, Mode::Write) => place < at,
+        };
+        let before = self.line.iter().enumerate().filter(goes_before).map(|(_, other)| &other.owner);
         let inside = self.in_the_way(mode).filter(|holder| !holder.handed_over);
-        let owners = inside.map(|holder| &holder.owner).chain(before.map(|other| &other.owner));
-        Some(vec![owners.cloned().collect()])
+        Some(vec![inside.map(|holder| &holder.owner).chain(before).cloned().collect()])
     }
 
     pub(super) fn describe(&self, ticket: u64) -> Description {

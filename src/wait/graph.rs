@@ -224,7 +224,8 @@ fn reach(waits: &Waits, newest: usize) -> Vec<Node<'_>> {
     let mut visit = |key: usize, open: &mut VecDeque<(usize, Blockers)>| {
         *found.entry(key).or_insert_with(|| {
             let wait = &waits.all[key];
-            let blockers = wait.resource.blockers(wait.ticket)?;
+            let granted = planted(Mutant::GrantedWaitCountsAsStuck).then(Blockers::new);
+            let blockers = wait.resource.blockers(wait.ticket).or(granted)?;
             open.push_back((key, blockers));
             places.next()
         })

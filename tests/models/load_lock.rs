@@ -111,6 +111,22 @@ pub(crate) fn a_writer_that_gives_up_lets_readers_go() {
     assert!(guard.is_live());
 }
 
+pub(crate) fn a_writer_that_gives_up_lets_readers_go_before_later_writers() {
+    let (lock, guard) = held(Mode::Read);
+    let ask = |mode, number| {
+        let parker = Parker::new();
+        (lock.ask(mode, &owner(number), parker.clone()).unwrap(), parker)
+    };
+    let (giving_up, _) = ask(Mode::Write, 1);
+    let (asked, parker) = ask(Mode::Read, 2);
+    let later = ask(Mode::Write, 3);
+    let reader = thread::spawn(move || drop(asked.wait(&parker, &Patience::FOREVER).unwrap()));
+    drop(giving_up);
+    reader.join().unwrap();
+    drop(later);
+    assert!(guard.is_live());
+}
+
 pub(crate) fn a_cancel_racing_a_turn_leaves_nothing_behind() {
     let (lock, guard) = held(Mode::Write);
     let token = CancelToken::new();

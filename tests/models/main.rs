@@ -47,6 +47,7 @@ rules! {
         new_readers_wait_behind_a_waiting_writer: ReadersPassWriters;
         readers_that_wait_go_after_one_writer: WritersPassReaders;
         a_writer_that_gives_up_lets_readers_go: AbandonedWriterBlocks;
+        a_writer_that_gives_up_lets_readers_go_before_later_writers: AbandonedWriterBlocks;
         a_cancel_racing_a_turn_leaves_nothing_behind: AbandonLeavesTicket;
         a_guard_released_twice_never_releases_anothers: ReleaseOfAnothers;
     }
@@ -68,6 +69,9 @@ rules! {
         a_task_that_waits_for_its_own_worker_is_refused: NoDeadlockCheck;
         waiting_for_any_device_ends_with_the_first: OneStuckAlternativeIsDeadlock;
         what_was_handed_over_is_in_no_cycle: HandOverForgotten;
+        a_wait_that_can_end_is_never_refused: GrantedWaitCountsAsStuck;
+        a_writer_waits_for_every_reader_that_goes_before_it: NoDeadlockCheck;
+        a_reader_waits_for_no_writer_that_goes_after_it: GrantedWaitCountsAsStuck;
     }
 }
 
