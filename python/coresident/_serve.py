@@ -141,8 +141,9 @@ def _prepare_torch(device: _core.Device, threads: int | None, workers: int) -> b
     total = torch.get_num_threads()
     torch.set_num_threads(threads or max(1, total // workers))
     _restore_default(torch, total)
-    if device.type in ("cuda", "xpu"):
-        getattr(torch, device.type).set_device(device.index)
+    module = getattr(torch, device.type, None)
+    if device.type in ("cuda", "xpu") and module is not None and module.is_available():
+        module.set_device(device.index)
     return True
 
 

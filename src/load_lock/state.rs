@@ -93,6 +93,11 @@ impl State {
         ticket
     }
 
+    /// Where a ticket stands in the line. Tickets only grow, so that the line is sorted.
+    fn place(&self, ticket: u64) -> Option<usize> {
+        self.line.binary_search_by_key(&ticket, |waiter| waiter.ticket).ok()
+    }
+
     fn holder(&self, place: Place) -> Option<&Holder> {
         self.holders.get(place.key).filter(|holder| holder.ticket == place.ticket)
     }
@@ -128,30 +133,24 @@ impl State {
             return wakers;
         }
         let readers_turn = writer_left && !planted(Mutant::WritersPassReaders);
-        let (readers, rest) = if readers_turn {
-            self.line.drain(..).partition(|waiter| waiter.mode == Mode::Read)
-        } else {
-            // Readers with no writer before them, now that one has given up.
-            let rest = self.line.split_off(self.first_writer());
-            (std::mem::take(&mut self.line), rest)
-        };
-        self.line = rest;
-        for reader in VecDeque::into_iter(readers) {
+        if readers_turn {
+            let (readers, rest) = self.line.drain(..).partition(|waiter| waiter.mode == Mode::Read);
+            self.line = rest;
+            for reader in VecDeque::into_iter(readers) {
+                wakers.push(self.admit(reader));
+            }
+        }
+        // A writer that gave up may leave readers with no writer before them.
+        while let Some(reader) = self.line.pop_front_if(|waiter| waiter.mode == Mode::Read) {
             wakers.push(self.admit(reader));
         }
         if self.is_open_to_writer()
-            && let Some(writer) = self.line.remove(self.first_writer())
+            && let Some(writer) = self.line.pop_front()
         {
             self.writers_in_line -= 1;
             wakers.push(self.admit(writer));
         }
         wakers
-    }
-
-    /// The place in line of the first writer; the line's length if there is none.
-    fn first_writer(&self) -> usize {
-        let first = self.line.iter().position(|waiter| waiter.mode == Mode::Write);
-        first.unwrap_or(self.line.len())
     }
 
     fn admit(&mut self, waiter: Waiter) -> Arc<dyn Wake> {
@@ -177,7 +176,7 @@ impl State {
         if let Some(place) = self.take_uncollected(ticket) {
             return (None, self.release(place).unwrap_or_default());
         }
-        let Some(at) = self.line.iter().position(|waiter| waiter.ticket == ticket) else {
+        let Some(at) = self.place(ticket) else {
             return (None, WakeList::new());
         };
         if planted(Mutant::AbandonLeavesTicket) {
@@ -211,17 +210,21 @@ impl State {
 
     /// Those inside who are in the way, and those in line who go before.
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
-        let at = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
+        let at = self.place(ticket)?;
         let mode = self.line[at].mode;
-        let first = self.first_writer();
+        let writers = |(_, waiter): &(usize, &Waiter)| waiter.mode == Mode::Write;
+        let first = self.line.iter().enumerate().find(writers).map(|(place, _)| place);
+        let previous = self.line.iter().enumerate().take(at).rfind(writers).map(|(place, _)| place);
         // The readers in line go after the writer inside; without one, after the first in line.
+        let follows_readers = if self.writing { previous.is_none() } else { previous == first };
         let goes_before = |&(place, other): &(usize, &Waiter)| match (mode, other.mode) {
             (Mode::Read, Mode::Read) => false,
-            (Mode::Read, Mode::Write) => !self.writing && place == first,
-            (Mode::Write, Mode::Read) => self.writing || first < at,
-            (Mode::Write, Mode::Write) => place < at,
+            (Mode::Read, Mode::Write) => !self.writing && first == Some(place),
+            (Mode::Write, Mode::Read) => follows_readers,
+            (Mode::Write, Mode::Write) => previous == Some(place),
         };
-        let before = self.line.iter().enumerate().filter(goes_before).map(|(_, other)| &other.owner);
+        let before =
+            self.line.iter().enumerate().filter(goes_before).map(|(_, other)| &other.owner);
         let inside = self.in_the_way(mode).filter(|holder| !holder.handed_over);
         Some(vec![inside.map(|holder| &holder.owner).chain(before).cloned().collect()])
     }

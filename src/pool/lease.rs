@@ -16,9 +16,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    pub(super) fn new(id: u64, device: Device) -> Arc<Self> {
-        let (live, birth) = (AtomicBool::new(true), Birth::default());
-        Arc::new(Self { id, device, live, birth })
+    pub(super) fn new(id: u64, device: Device, birth: Birth) -> Arc<Self> {
+        Arc::new(Self { id, device, live: AtomicBool::new(true), birth })
     }
 
     /// The device.

@@ -111,8 +111,9 @@ impl DevicePool {
     /// # Errors
     /// [`DeviceError::Empty`].
     pub fn new(devices: Vec<Device>) -> Result<Self, PoolError> {
-        let state = Mutex::new(State::new(devices)?);
-        let shared = Arc::new(Shared { birth: Birth::default(), state });
+        let birth = Birth::default();
+        let state = Mutex::new(State::new(devices, birth)?);
+        let shared = Arc::new(Shared { birth, state });
         register(&shared);
         Ok(Self(shared))
     }

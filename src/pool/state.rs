@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{Hold, PoolError, Wish};
 use crate::device::{Device, DeviceError, Name};
 use crate::sync::{Mutant, Ordering, planted};
-use crate::wait::{Blockers, Owner, Wake, WakeList};
+use crate::wait::{Birth, Blockers, Owner, Wake, WakeList};
 
 /// Affinities remembered before the older half is forgotten.
 const MOST_AFFINITIES: usize = 4096;
@@ -19,6 +19,7 @@ pub(super) struct State {
     last_served: HashMap<String, (Name, u64)>,
     next_id: u64,
     closed: bool,
+    birth: Birth,
 }
 
 /// A device and its holder.
@@ -73,7 +74,7 @@ pub(super) struct Change {
 }
 
 impl State {
-    pub(super) fn new(devices: Vec<Device>) -> Result<Self, PoolError> {
+    pub(super) fn new(devices: Vec<Device>, birth: Birth) -> Result<Self, PoolError> {
         let mut state = Self {
             slots: Vec::new(),
             line: VecDeque::new(),
@@ -81,6 +82,7 @@ impl State {
             last_served: HashMap::new(),
             next_id: 0,
             closed: false,
+            birth,
         };
         state.reconfigure(devices)?;
         Ok(state)
@@ -99,6 +101,11 @@ impl State {
         self.slots
             .iter()
             .position(|slot| slot.held.as_ref().is_some_and(|held| held.hold.id == lease))
+    }
+
+    /// Where a ticket stands in the line. Tickets only grow, so that the line is sorted.
+    pub(super) fn place(&self, ticket: u64) -> Option<usize> {
+        self.line.binary_search_by_key(&ticket, |waiter| waiter.ticket).ok()
     }
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
@@ -146,7 +153,7 @@ impl State {
         collected: bool,
     ) -> Arc<Hold> {
         let slot = &mut self.slots[at];
-        let hold = Hold::new(id, slot.device.clone());
+        let hold = Hold::new(id, slot.device.clone(), self.birth);
         let (since, handed_over) = (Instant::now(), false);
         slot.held =
             Some(Held { hold: hold.clone(), owner, handed_over, borrowed, since, collected });
@@ -166,26 +173,20 @@ impl State {
         ticket
     }
 
-    /// The idle devices that a borrower may have, best first.
+    /// The idle devices that a borrower may have, best first; some of them twice.
     pub(super) fn idle(&self, wish: &Wish<'_>) -> Result<impl Iterator<Item = &Device>, PoolError> {
         self.admit(None)?;
         for name in wish.prefer {
             self.admit(Some(*name))?;
         }
         let familiar = wish.affinity.and_then(|key| Some(self.last_served.get(key)?.0));
-        let registered = self.slots.iter().map(|slot| slot.device.name());
-        let mut order: Vec<Name> = Vec::with_capacity(self.slots.len());
-        for name in familiar.into_iter().chain(wish.prefer.iter().copied()).chain(registered) {
-            if !order.contains(&name) {
-                order.push(name);
-            }
-        }
+        let wished = familiar.into_iter().chain(wish.prefer.iter().copied());
+        let wished = wished.filter_map(|name| self.slots.get(self.slot(name)?));
         let only = wish.only;
-        let slots = order.into_iter().filter_map(|name| self.slots.get(self.slot(name)?));
         let suitable = move |slot: &&Slot| {
             slot.is_idle() && only.is_none_or(|kind| slot.device.name().kind() == kind)
         };
-        Ok(slots.filter(suitable).map(|slot| &slot.device))
+        Ok(wished.chain(&self.slots).filter(suitable).map(|slot| &slot.device))
     }
 
     /// Lends the device if it is still idle.
@@ -254,7 +255,7 @@ impl State {
     /// Takes a ticket out of the line. What it was granted and never collected is released.
     pub(super) fn abandon(&mut self, ticket: u64) -> (Option<Waiter>, Option<Released>) {
         self.refused.retain(|(refused, _)| *refused != ticket);
-        if let Some(at) = self.line.iter().position(|waiter| waiter.ticket == ticket) {
+        if let Some(at) = self.place(ticket) {
             if planted(Mutant::AbandonLeavesTicket) {
                 return (None, None);
             }
@@ -291,7 +292,7 @@ impl State {
 
     /// For each device that would do: its holder, and whoever stands last before us in its line.
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
-        let place = self.line.iter().position(|waiter| waiter.ticket == ticket)?;
+        let place = self.place(ticket)?;
         let me = &self.line[place];
         let suitable =
             self.slots.iter().filter(|slot| !slot.draining && me.takes(slot.device.name()));

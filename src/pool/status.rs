@@ -76,7 +76,7 @@ fn waiter(waiter: &Waiter, now: Instant) -> WaiterStatus {
 
 /// What a waiter wants, and who has it.
 pub(super) fn describe(state: &State, ticket: u64) -> Description {
-    let Some(place) = state.line.iter().position(|waiter| waiter.ticket == ticket) else {
+    let Some(place) = state.place(ticket) else {
         return Description { wants: "a device".to_owned(), held: String::new() };
     };
     let me = &state.line[place];

@@ -64,7 +64,8 @@ struct ThisThread {
 
 impl Drop for ThisThread {
     fn drop(&mut self) {
-        if self.fork == process::generation() {
+        // Once the process exits, what its main thread held is nobody's concern.
+        if self.fork == process::generation() && !process::exiting() {
             process::thread_ended(self.id);
         }
     }

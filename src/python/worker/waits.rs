@@ -14,7 +14,8 @@ const LOOK: Duration = Duration::from_micros(20);
 pub(super) fn look(ready: impl Fn() -> bool) {
     let until = Instant::now() + LOOK;
     while !ready() && Instant::now() < until {
-        std::hint::spin_loop();
+        // Whoever is to answer may be waiting for this very core.
+        std::thread::yield_now();
     }
 }
 
