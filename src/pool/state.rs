@@ -333,6 +333,8 @@ impl State {
                 wakers.extend(self.grant(at));
             }
         }
+        // Whoever still waits has other devices to wait for, and looks again whether one can come.
+        wakers.extend(self.line.iter().map(|waiter| waiter.waker.clone()));
         Ok(Change { draining, wakers, _gone: gone })
     }
 

@@ -69,6 +69,7 @@ pub(super) fn wakeups() -> Option<Wakeups> {
 trait Settling: Send {
     fn poll(&mut self, py: Python<'_>) -> Option<Result<Py<PyAny>>>;
     fn timed_out(&self) -> Error;
+    fn check(&self) -> Result<()>;
 }
 
 struct Waiting<Q: Queue, F> {
@@ -92,6 +93,10 @@ where
         let outcome = self.pending.poll()?;
         let wrap = self.wrap.take()?;
         Some(outcome.map_err(Error::from).and_then(|guard| wrap(py, guard)))
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(self.pending.check()?)
     }
 
     fn timed_out(&self) -> Error {
@@ -150,6 +155,7 @@ impl Request {
                 Some(outcome) => outcome.map(Some),
                 None if late => Err(waiting.timed_out()),
                 None => {
+                    waiting.check()?;
                     *self.0.lock() = State::Waiting(waiting);
                     Ok(None)
                 }

@@ -158,6 +158,13 @@ pub struct Registration {
     key: usize,
 }
 
+impl Registration {
+    /// Looks again whether the wait can end.
+    pub(super) fn check(&self) -> Result<(), Deadlock> {
+        find_deadlock(&graph().0.lock(), self.key).map_or(Ok(()), Err)
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         let removed = graph().0.lock().remove(self.key);

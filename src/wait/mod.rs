@@ -180,6 +180,14 @@ impl<Q: Queue> Pending<Q> {
         self.enter_graph(false)
     }
 
+    /// Looks again whether the turn can still come.
+    ///
+    /// # Errors
+    /// [`WaitError::Deadlock`] when it cannot.
+    pub fn check(&self) -> Result<(), WaitError> {
+        self.registration.as_ref().map_or(Ok(()), |registration| Ok(registration.check()?))
+    }
+
     fn enter_graph(&mut self, blocks_thread: bool) -> Result<(), WaitError> {
         let resource: Arc<dyn Resource> = self.queue.clone();
         let registration =
@@ -202,6 +210,7 @@ impl<Q: Queue> Pending<Q> {
         let deadline = patience.timeout.and_then(|timeout| started.checked_add(timeout));
         let waker: Arc<dyn Wake> = parker.clone();
         let _listening = patience.cancel.map(|token| token.listen(waker));
+        let mut woken = false;
         loop {
             if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
                 let wants = self.describe().wants;
@@ -210,11 +219,15 @@ impl<Q: Queue> Pending<Q> {
             if let Some(outcome) = self.poll() {
                 return outcome;
             }
-            // Only looking is not waiting.
-            if self.registration.is_none()
-                && patience.timeout != Some(Duration::ZERO)
-                && let Err(error) = self.enter_graph(true)
-            {
+            let stuck = match self.registration {
+                // Only looking is not waiting.
+                None if patience.timeout == Some(Duration::ZERO) => Ok(()),
+                None => self.enter_graph(true),
+                // Woken for nothing: what could have come free has changed.
+                Some(_) if woken => self.check(),
+                Some(_) => Ok(()),
+            };
+            if let Err(error) = stuck {
                 return self.poll().unwrap_or_else(|| Err(error.into()));
             }
             let now = Instant::now();
@@ -225,7 +238,7 @@ impl<Q: Queue> Pending<Q> {
                     .unwrap_or_else(|| Err(WaitError::Timeout { wants, held, after }.into()));
             }
             let slice = patience.interrupt.slice().map(|slice| now + slice);
-            parker.park(match (deadline, slice) {
+            woken = parker.park(match (deadline, slice) {
                 (Some(deadline), Some(slice)) => Some(deadline.min(slice)),
                 (deadline, slice) => deadline.or(slice),
             });

@@ -41,13 +41,14 @@ impl Parker {
         Arc::new(Self::default())
     }
 
-    /// Sleeps until woken or until `deadline`, and forgets the wake. May return early.
-    pub fn park(&self, deadline: Option<Instant>) {
+    /// Sleeps until woken or until `deadline`, and forgets the wake. May return early. Returns
+    /// whether somebody has woken it.
+    pub fn park(&self, deadline: Option<Instant>) -> bool {
         let mut woken = self.woken.lock();
         if !*woken || planted(Mutant::EarlyWakeIsLost) {
             woken = wait_until(&self.changed, woken, deadline);
         }
-        *woken = false;
+        std::mem::take(&mut *woken)
     }
 }
 

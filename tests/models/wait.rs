@@ -129,11 +129,11 @@ pub(crate) fn waiting_for_any_device_ends_with_the_first() {
 }
 
 pub(crate) fn what_was_handed_over_is_in_no_cycle() {
-    let giver = owner(0);
-    let (pool, [given]) = pool(1, [&giver]);
+    let here = owner(0);
+    let (pool, [given]) = pool(1, [&here]);
     given.hand_over();
     let receiver = thread::spawn(move || drop(given));
-    drop(pool.lease(None, &giver, &Patience::FOREVER).unwrap());
+    drop(pool.lease(None, &here, &Patience::FOREVER).unwrap());
     receiver.join().unwrap();
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn a_task_is_run_or_cancelled_but_never_both() {
     let ran = worker.join().unwrap();
     assert_eq!(ran.is_empty(), was_queued);
     assert_eq!(ticket.is_cancelled(), was_queued);
-    assert_eq!(ticket.outcome(|_| ()).is_some(), !was_queued);
+    assert_eq!(ticket.outcome(|()| ()).is_some(), !was_queued);
 }
 
 pub(crate) fn the_end_of_a_ticket_wakes_who_waits_for_it() {

@@ -196,6 +196,18 @@ def test_tasks_in_a_cycle_are_told_and_the_other_one_goes_on(pool: co.DevicePool
     assert run(main()) == ["served", "told"]
 
 
+def test_taking_the_last_way_out_of_the_pool_makes_a_deadlock(pool: co.DevicePool) -> None:
+    async def main() -> None:
+        other = pool.lease("virtual:1").hand_over()
+        async with pool.lease_async("virtual:0"):
+            asyncio.get_running_loop().call_soon(pool.reconfigure, ["virtual:0"])
+            with pytest.raises(co.DeadlockError, match="any of virtual:0"):
+                await pool.lease_async()
+        other.release()
+
+    run(main())
+
+
 def test_waiting_without_asyncio_timeouts_in_another_task(pool: co.DevicePool) -> None:
     """``asyncio.wait_for`` wraps in a task of its own before Python 3.12: the guard still works."""
 

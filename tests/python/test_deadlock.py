@@ -122,6 +122,20 @@ def test_waiting_for_any_device_is_a_deadlock_only_if_every_alternative_is(
             pool.lease()
 
 
+def test_taking_the_last_way_out_of_the_pool_makes_a_deadlock(pool: co.DevicePool) -> None:
+    other = pool.lease("virtual:1").hand_over()
+
+    def wait_for_any() -> None:
+        with pool.lease("virtual:0"), pytest.raises(co.DeadlockError, match="any of virtual:0"):
+            pool.lease()
+
+    waiter = spawn(wait_for_any)
+    until(lambda: waiting(pool) == 1)
+    pool.reconfigure(["virtual:0"])
+    waiter.join()
+    other.release()
+
+
 def test_a_guard_handed_over_is_not_part_of_a_cycle(pool: co.DevicePool) -> None:
     lease = pool.lease("virtual:0").hand_over()
     releaser = threading.Timer(0.05, lease.release)
