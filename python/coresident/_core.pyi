@@ -1301,6 +1301,10 @@ class Lane:
     def device(self) -> Device:
         """Internal: the device."""
 
+    @property
+    def set_pin(self) -> Callable[[object], object]:
+        """Internal: makes a pin current, to be run in a task's context."""
+
     def serve(self) -> None:
         """Internal: makes the calling thread the lane's worker."""
 
@@ -1311,6 +1315,7 @@ class Lane:
             bool,
             int,
             Context,
+            object,
             Callable[..., Any],
             tuple[Any, ...],
             dict[str, Any] | None,
@@ -1322,8 +1327,8 @@ class Lane:
 
         Returns:
             Whether ``on_start`` has to run first, the grad mode of torch (0 records, 1 is
-            ``no_grad``, 2 is ``inference_mode``), the context, the function, its arguments, and the
-            future of ``submit``.
+            ``no_grad``, 2 is ``inference_mode``), the context and the pin to set in it, the
+            function, its arguments, and the future of ``submit``.
         """
 
     def succeed(self, value: object) -> None:

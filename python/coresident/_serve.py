@@ -82,16 +82,17 @@ def _run_tasks(
     torch_threads: int | None,
     workers: int,
 ) -> None:
-    take, succeed, fail = lane.take, lane.succeed, lane.fail
+    take, succeed, fail, set_pin = lane.take, lane.succeed, lane.fail, lane.set_pin
     torch_is_ready = False
     broken: BaseException | None = None
     while (task := take()) is not None:
-        unprepared, torch_mode, context, function, args, kwargs, future = task
+        unprepared, torch_mode, context, pin, function, args, kwargs, future = task
         del task
         if future is not None and not future.set_running_or_notify_cancel():
             succeed(None)
             continue
         try:
+            context.run(set_pin, pin)
             if not torch_is_ready and "torch" in sys.modules:
                 torch_is_ready = _prepare_torch(lane.device, torch_threads, workers)
             if unprepared:
@@ -116,7 +117,7 @@ def _run_tasks(
             succeed(value)
             del value
         # Nothing of a task stays alive while the worker is idle.
-        del context, function, args, kwargs, future
+        del context, pin, function, args, kwargs, future
 
 
 def _prepare(

@@ -389,6 +389,9 @@ def test_a_ticket_in_a_cycle_is_collected(workers: co.WorkerPool) -> None:
     until(lambda: gc.collect() >= 0 and alive() is None)
 
 
+# It may hit the standard library's own code, which can only print it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exception_thrown_into_a_worker_from_outside_does_not_lose_the_lane(
     workers: co.WorkerPool,
 ) -> None:

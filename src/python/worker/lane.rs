@@ -32,8 +32,18 @@ pub(in crate::python) struct Lane {
     at_work: Mutex<AtWork>,
 }
 
-/// Whether to prepare first, the torch mode, the context, and what to call; the future, if any.
-type Job = (bool, u8, Py<PyAny>, Py<PyAny>, Py<PyTuple>, Option<Py<PyDict>>, Option<Py<PyAny>>);
+/// Whether to prepare first, the torch mode, the context and the pin for it, and what to call; the
+/// future, if any.
+type Job = (
+    bool,
+    u8,
+    Py<PyAny>,
+    Py<context::Pin>,
+    Py<PyAny>,
+    Py<PyTuple>,
+    Option<Py<PyDict>>,
+    Option<Py<PyAny>>,
+);
 
 impl Lane {
     pub(super) fn new(post: Arc<Post>) -> Self {
@@ -83,13 +93,20 @@ impl Lane {
         Device::of(self.post.device.clone())
     }
 
+    /// Makes a pin current; to be run in a task's context.
+    #[getter]
+    fn set_pin(&self, py: Python<'_>) -> Result<Py<PyAny>> {
+        Ok(context::setter(py)?.clone_ref(py))
+    }
+
     /// Makes the calling thread the lane's worker.
     fn serve(&self, py: Python<'_>) -> Result<()> {
         self.post.lane.serve(caller(py)?);
         Ok(())
     }
 
-    /// The next task, whose context has the device current; waits for it. `None` ends the thread.
+    /// The next task, and the pin that makes the device current in its context; waits for it.
+    /// `None` ends the thread.
     fn take(&self, py: Python<'_>) -> Result<Option<Job>> {
         while let Some(ticket) = self.next(py) {
             let Some(task) = ticket.start() else { continue };
@@ -99,13 +116,12 @@ impl Lane {
                 let mut at_work = self.at_work.lock();
                 (at_work.ticket, at_work.future) = (Some(ticket), in_hand);
             }
-            let setter = context::setter(py)?;
-            let pinned =
-                task.context.bind(py).call_method1(pyo3::intern!(py, "run"), (setter, pin));
-            pinned?;
-            let unprepared = self.post.unprepared.swap(false, Ordering::AcqRel);
+            let unprepared = self.post.unprepared.load(Ordering::Acquire)
+                && self.post.unprepared.swap(false, Ordering::AcqRel);
             let Task { function, args, kwargs, context, future, torch_mode } = task;
-            return Ok(Some((unprepared, torch_mode, context, function, args, kwargs, future)));
+            let pin = Py::new(py, pin)?;
+            let job = (unprepared, torch_mode, context, pin, function, args, kwargs, future);
+            return Ok(Some(job));
         }
         Ok(None)
     }
