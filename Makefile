@@ -48,7 +48,7 @@ bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard libra
 
 docs: $(STAMPS)/module ## The reference, in docs/api
 	$(BIN)/pip install -q "pdoc>=15"
-	$(BIN)/pdoc coresident -o docs/api
+	$(BIN)/pdoc coresident coresident._core coresident.errors -o docs/api
 	@echo "open docs/api/index.html"
 
 clean: ## Everything that was made

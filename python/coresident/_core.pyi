@@ -18,6 +18,8 @@ in ``coresident.errors``. What holds for every call:
   there, and releasing a guard has no effect.
 """
 
+from __future__ import annotations
+
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
@@ -33,7 +35,6 @@ from typing import (
     TypeVar,
     final,
     overload,
-    type_check_only,
 )
 
 from typing_extensions import Self
@@ -77,12 +78,11 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _Key = TypeVar("_Key")
-_DeviceKey = TypeVar("_DeviceKey", bound=_DeviceLike)
+_DeviceKey = TypeVar("_DeviceKey", bound="_DeviceLike")
 
 _DeviceType: TypeAlias = Literal["cuda", "xpu", "mps", "cpu", "virtual"]
 _Mode: TypeAlias = Literal["read", "write"]
 
-@type_check_only
 class _TorchDevice(Protocol):
     """A ``torch.device``, told by what it has, so that torch need not be installed."""
 
@@ -91,9 +91,6 @@ class _TorchDevice(Protocol):
     @property
     def index(self) -> int | None: ...
 
-_DeviceLike: TypeAlias = str | Device | _TorchDevice
-
-@type_check_only
 class _Accelerator(Protocol):
     """What a provider reports of one device; ``coresident._providers.Accelerator`` is one."""
 
@@ -173,6 +170,8 @@ class Device:
 
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+
+_DeviceLike: TypeAlias = str | Device | _TorchDevice
 
 def devices(wanted: _DeviceLike | Iterable[_DeviceLike] | None = None) -> list[Device]:
     """The devices of this machine, all or those that are wanted.

@@ -1,7 +1,7 @@
 """Several users' jobs on several devices, in numpy: who ran where, and for how long.
 
-A job leases a device, borrows an idle one for its "text encoder" if there is one, and then takes its
-steps, each split in the two halves of classifier-free guidance over whatever devices it holds.
+A job leases a device, borrows an idle one for its "text encoder" if there is one, and then takes
+its steps, each split in the two halves of classifier-free guidance over whatever devices it holds.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Studio:
             image = encoded
             for _ in range(self.steps):
                 with pool.borrow() as spare:
-                    other = spare.device if spare is not None else lease.device
+                    other = spare.device if spare is not None else None
                     guided = partial(self.work, user, image)
-                    if other == lease.device:
+                    if other is None:
                         halves = [guided(), self.work(user, encoded)]
                     else:
                         unguided = workers.post(other, self.work, user, encoded)
@@ -114,6 +114,7 @@ def run(devices: list[co.Device], jobs: int, users: int, steps: int) -> int:
     for device, lane in lanes:
         print(f"  {device.name:<10} {lane} {busy[device.name]:4.0%} busy")
     same = sums[: len(serial)] == serial
-    print(f"\n  a letter is a user at work; text encoders on a borrowed device: {borrows} of {jobs}")
+    print("\n  a letter is a user at work;", end=" ")
+    print(f"text encoders on a borrowed device: {borrows} of {jobs}")
     print(f"  the first {len(serial)} jobs run again alone: {'equal' if same else 'DIFFERENT'}")
     return 0 if same else 1
