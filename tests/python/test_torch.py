@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import coresident as co
-import torch
+import pytest
 from conftest import run_script, spawn
+
+torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cpu", 0)])
+def test_a_torch_device_is_taken_wherever_a_device_is(device: torch.device) -> None:
+    assert list(map(str, co.devices(device))) == list(map(str, co.devices([device]))) == ["cpu"]
+    with co.DevicePool(device) as pool, pool.lease(device) as lease:
+        assert lease.device.name == "cpu"
+        assert torch.ones(1, device=lease.device.torch_name).device.type == "cpu"
+    with co.WorkerPool([device]) as workers:
+        assert workers.run(device, int) == 0
+
+
+def test_a_torch_device_that_cannot_be_meant_is_refused() -> None:
+    for ask in (co.devices, co.DevicePool, co.WorkerPool, lambda one: co.devices([one])):
+        with pytest.raises(co.InvalidDeviceError, match='unknown device type "meta"'):
+            ask(torch.device("meta"))
+
+
+def test_a_virtual_device_is_the_cpu_to_torch() -> None:
+    (device,) = co.virtual_devices(1)
+    assert torch.ones(1, device=device.torch_name).device.type == "cpu"
 
 
 def test_each_worker_gets_its_share_of_intra_op_threads() -> None:
