@@ -6,6 +6,10 @@ STAMPS := $(VENV)/.stamps
 # What the compiled module is made of.
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
+# What pip has to say is only of interest when it fails.
+export PIP_QUIET := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs develop clean
 .PHONY: test-rust test-models test-bindings test-python
@@ -47,7 +51,7 @@ bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard libra
 	$(BIN)/python -m pytest benches/python
 
 docs: $(STAMPS)/module ## The reference, in docs/api
-	$(BIN)/pip install -q "pdoc>=15"
+	$(BIN)/pip install "pdoc>=15"
 	$(BIN)/pdoc coresident coresident._core coresident.errors -o docs/api
 	@echo "open docs/api/index.html"
 
@@ -56,7 +60,7 @@ clean: ## Everything that was made
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --upgrade pip "maturin>=1.9,<2"
+	$(BIN)/pip install --upgrade pip "maturin>=1.9,<2"
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/module: $(STAMPS)/venv $(RUST)

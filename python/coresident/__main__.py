@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--devices", default=None, help="names, by commas; two virtual ones if none")
     demo.add_argument("--jobs", type=_positive, default=9, help="how many jobs (9)")
     demo.add_argument("--users", type=_positive, default=3, help="how many users (3)")
-    demo.add_argument("--steps", type=_positive, default=12, help="steps of a job (12)")
+    demo.add_argument("--steps", type=_positive, default=20, help="steps of a job (20)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "devices":

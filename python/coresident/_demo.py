@@ -16,7 +16,7 @@ from typing import Any
 import coresident as co
 
 WIDTH = 64
-SIZE = 160
+SIZE = 256
 
 
 @dataclass
