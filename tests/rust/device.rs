@@ -49,9 +49,10 @@ fn every_short_text_is_refused_or_prints_as_a_name_that_parses_to_the_same() {
 fn every_name_parses_from_what_it_prints() {
     let mut random = Random(1);
     for kind in DeviceType::ALL {
-        for index in [0, 1, 9, 10, u32::MAX].into_iter().chain((0..100).map(|_| {
-            u32::try_from(random.below(1 << 32)).unwrap()
-        })) {
+        for index in [0, 1, 9, 10, u32::MAX]
+            .into_iter()
+            .chain((0..100).map(|_| u32::try_from(random.below(1 << 32)).unwrap()))
+        {
             let index = if kind.is_single() { 0 } else { index };
             let name = Name::new(kind, index).unwrap();
             assert_eq!(name.to_string().parse(), Ok(name));
@@ -170,9 +171,10 @@ fn auto_takes_every_accelerator_of_the_best_kind_there_is() {
 
 #[test]
 fn a_choice_keeps_its_order_and_counts_a_device_once() {
-    assert_eq!(chosen(&workstation(), &["cuda:2", "cpu", "cuda", "cuda:2"]), [
-        "cuda:2", "cpu", "cuda:0"
-    ]);
+    assert_eq!(
+        chosen(&workstation(), &["cuda:2", "cpu", "cuda", "cuda:2"]),
+        ["cuda:2", "cpu", "cuda:0"]
+    );
     assert_eq!(chosen(&workstation(), &["virtual:7"]), ["virtual:7"]);
     let given = virtual_devices(1, VirtualSpec { memory: Some(5), bandwidth: None }).unwrap();
     let given = Selection::These(vec![Choice::Given(given[0].clone())]);
@@ -195,7 +197,10 @@ fn what_is_not_here_is_refused_with_what_is() {
 fn labels_are_numbered_where_models_repeat() {
     let labels: Vec<_> = workstation().devices()[..3].iter().map(Device::label).collect();
     assert_eq!(labels, ["RTX 3090 #1 (cuda:0)", "RTX 3090 #2 (cuda:1)", "RTX A6000 (cuda:2)"]);
-    assert_eq!(format!("{:?}", workstation().devices()[1]), "Device('cuda:1', 'RTX 3090 #2', 24 GiB)");
+    assert_eq!(
+        format!("{:?}", workstation().devices()[1]),
+        "Device('cuda:1', 'RTX 3090 #2', 24 GiB)"
+    );
 }
 
 #[test]
@@ -344,9 +349,28 @@ fn bytes_parse_as_people_write_them() {
 #[test]
 fn bytes_that_do_not_fit_or_cannot_be_meant_are_refused() {
     for text in [
-        "", " ", "GiB", ".", "1.2.3", "-1", "+1", "1e3", "1_000", "1,5GB", "12G", "12 Gi B", "inf",
-        "nan", "0x10", "٣", "12GiB!", "1 GiB 2",
-        "18446744073709551616", "16777216TiB", "16777216.0TiB", "99999999999999999999999TB",
+        "",
+        " ",
+        "GiB",
+        ".",
+        "1.2.3",
+        "-1",
+        "+1",
+        "1e3",
+        "1_000",
+        "1,5GB",
+        "12G",
+        "12 Gi B",
+        "inf",
+        "nan",
+        "0x10",
+        "٣",
+        "12GiB!",
+        "1 GiB 2",
+        "18446744073709551616",
+        "16777216TiB",
+        "16777216.0TiB",
+        "99999999999999999999999TB",
     ] {
         assert_eq!(
             refusal(text.parse::<ByteSize>()),
@@ -360,7 +384,8 @@ fn bytes_that_do_not_fit_or_cannot_be_meant_are_refused() {
 #[test]
 fn every_short_text_is_refused_or_a_number_of_bytes() {
     for text in every_string(&['1', '0', '.', 'K', 'i', 'b', ' ', '-'], 5) {
-        let plain = text.trim().bytes().all(|byte| byte.is_ascii_digit()) && !text.trim().is_empty();
+        let plain =
+            text.trim().bytes().all(|byte| byte.is_ascii_digit()) && !text.trim().is_empty();
         match text.parse::<ByteSize>() {
             Ok(ByteSize(bytes)) => {
                 assert!(bytes <= 111 << 10, "{text:?}");

@@ -3,6 +3,13 @@
 //! What each room promises is told by the names of the tests. The tests of `tests/models` go
 //! through every interleaving of a few steps; these go through real threads, texts and bad input.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
 mod device;
 mod load_lock;
 mod pool;
@@ -115,7 +122,8 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // The low bits of such a generator repeat soon.
         (self.0 >> 32) ^ (self.0 << 32)
     }
