@@ -1,27 +1,58 @@
 //! One facade over mutexes, condition variables and atomics.
 //!
-//! Ordinary builds use `parking_lot` and `std`. With the feature `model` the same names are loom's,
+//! Ordinary builds use `std`. With the feature `model` the same names are loom's,
 //! so that the tests in `tests/models` drive the shipped types through every interleaving, and
 //! [`planted`] lets a test switch one rule of a primitive off to see that its model notices.
 
 #[cfg(not(feature = "model"))]
 mod imp {
-    pub use parking_lot::{Condvar, Mutex, MutexGuard};
     pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use std::sync::{Condvar, MutexGuard};
+
+    use std::sync::PoisonError;
 
     use std::time::Instant;
+
+    /// std's mutex with the calls of `parking_lot`'s. On Linux std's is a bare futex, whereas
+    /// `parking_lot` parks threads in a process-wide table, which a forked child inherits with
+    /// entries of threads that it does not have.
+    #[derive(Debug, Default)]
+    pub struct Mutex<T>(std::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// An unlocked mutex.
+        pub const fn new(value: T) -> Self {
+            Self(std::sync::Mutex::new(value))
+        }
+
+        /// Waits for the lock.
+        #[inline]
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// The value, from a mutex that nobody else has.
+        pub fn into_inner(self) -> T {
+            self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// The lock, if nobody has it.
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+    }
 
     /// Waits for a notification, or until `deadline` has passed; may wake for no reason.
     pub fn wait_until<'a, T>(
         condvar: &Condvar,
-        mut guard: MutexGuard<'a, T>,
+        guard: MutexGuard<'a, T>,
         deadline: Option<Instant>,
     ) -> MutexGuard<'a, T> {
-        match deadline {
-            None => condvar.wait(&mut guard),
-            Some(deadline) => drop(condvar.wait_until(&mut guard, deadline)),
-        }
-        guard
+        let Some(deadline) = deadline else {
+            return condvar.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        condvar.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Never true here: mutants exist in models only.

@@ -35,8 +35,11 @@ def start(
     try:
         thread.start()
     except BaseException:
-        with _guard:
-            _threads.pop(thread, None)
+        # Ctrl-C may come when the thread runs already: then the lane has its worker.
+        if thread.ident is None:
+            with _guard:
+                _threads.pop(thread, None)
+            lane.give_up()
         raise
 
 
@@ -56,8 +59,8 @@ def _serve(
     torch_threads: int | None,
     workers: int,
 ) -> None:
-    lane.serve()
     try:
+        lane.serve()
         _run_tasks(lane, on_start, torch_threads, workers)
     except BaseException as error:
         # Thrown into this thread from outside, between two lines of the loop: it is the task's that
@@ -69,11 +72,7 @@ def _serve(
         with _guard:
             _threads.pop(threading.current_thread(), None)
         if needs_another:
-            try:
-                start(lane, on_start, torch_threads, workers)
-            except BaseException:
-                lane.give_up()
-                raise
+            start(lane, on_start, torch_threads, workers)
 
 
 def _run_tasks(
@@ -86,6 +85,11 @@ def _run_tasks(
     torch_is_ready = False
     broken: BaseException | None = None
     while (task := take()) is not None:
+        context: Any
+        pin: Any
+        function: Any
+        args: Any
+        kwargs: Any
         unprepared, torch_mode, context, pin, function, args, kwargs, future = task
         del task
         if future is not None and not future.set_running_or_notify_cancel():
@@ -108,10 +112,13 @@ def _run_tasks(
             else:
                 value = context.run(function, *args, **kwargs)
         except BaseException as error:  # whatever it is, it belongs to the caller
+            context = pin = function = args = kwargs = None
             if future is not None:
                 future.set_exception(error)
             fail(error)
         else:
+            # An argument's end may need what the caller holds: it comes before the caller's wake.
+            context = pin = function = args = kwargs = None
             if future is not None:
                 future.set_result(value)
             succeed(value)

@@ -27,8 +27,7 @@ struct Card {
 
 impl Driver for Card {
     fn free_memory(&self) -> Option<u64> {
-        let device = nvml()?.device_by_uuid(self.uuid.as_str()).ok()?;
-        device.memory_info().ok().map(|memory| memory.free)
+        card(nvml()?, &self.uuid)?.memory_info().ok().map(|memory| memory.free)
     }
 }
 
@@ -36,15 +35,26 @@ impl Driver for Card {
 pub(super) fn found() -> Vec<Found> {
     let Some(nvml) = nvml() else { return Vec::new() };
     let count = nvml.device_count().unwrap_or(0);
+    // A lost card keeps its place, so that no other gets its number.
+    let uuid = |index| nvml.device_by_index(index).and_then(|card| card.uuid());
     let uuids: Vec<String> =
-        (0..count).filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok()).collect();
+        (0..count).map(|index| uuid(index).unwrap_or_else(|_| format!("lost {index}"))).collect();
     let setting = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let visible = visible_devices(setting.as_deref(), &uuids);
     (0u32..).zip(visible).filter_map(|(index, uuid)| found_card(nvml, index, uuid)).collect()
 }
 
+/// The card with this UUID. NVML's own search fails while any card is lost, but only it knows the
+/// instances of a card.
+fn card<'nvml>(nvml: &'nvml Nvml, uuid: &str) -> Option<nvml_wrapper::Device<'nvml>> {
+    let count = nvml.device_count().ok()?;
+    let mut cards = (0..count).filter_map(|index| nvml.device_by_index(index).ok());
+    let found = cards.find(|card| card.uuid().is_ok_and(|known| known == uuid));
+    found.or_else(|| nvml.device_by_uuid(uuid).ok())
+}
+
 fn found_card(nvml: &Nvml, index: u32, uuid: String) -> Option<Found> {
-    let device = nvml.device_by_uuid(uuid.as_str()).ok()?;
+    let device = card(nvml, &uuid)?;
     Some(Found {
         name: Name::new(DeviceType::Cuda, index).ok()?,
         model: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),

@@ -72,6 +72,8 @@ struct Wait {
     blocks_thread: bool,
     resource: Arc<dyn Resource>,
     ticket: u64,
+    /// Found to be a deadlock: on its way out, so that it stops nobody any more.
+    refused: bool,
 }
 
 impl Wait {
@@ -116,7 +118,14 @@ impl Waits {
     fn stopping(&self, owner: &Owner) -> Vec<usize> {
         let own = self.by_owner.get(&owner.number()).into_iter().flatten();
         let of_thread = self.by_thread.get(&owner.thread_number()).into_iter().flatten();
-        own.chain(of_thread).copied().collect()
+        own.chain(of_thread).copied().filter(|&key| !self.all[key].refused).collect()
+    }
+
+    /// Refuses a wait that can never end, before anybody else looks at the graph.
+    fn refuse_if_stuck(&mut self, key: usize) -> Result<(), Deadlock> {
+        let Some(deadlock) = find_deadlock(self, key) else { return Ok(()) };
+        self.all[key].refused = true;
+        Err(deadlock)
     }
 }
 
@@ -161,7 +170,7 @@ pub struct Registration {
 impl Registration {
     /// Looks again whether the wait can end.
     pub(super) fn check(&self) -> Result<(), Deadlock> {
-        find_deadlock(&graph().0.lock(), self.key).map_or(Ok(()), Err)
+        graph().0.lock().refuse_if_stuck(self.key)
     }
 }
 
@@ -180,14 +189,12 @@ pub(super) fn register(
     blocks_thread: bool,
 ) -> Result<Registration, Deadlock> {
     let mut waits = graph().0.lock();
-    let key = waits.add(Wait { owner, blocks_thread, resource, ticket });
-    let found = if planted(Mutant::NoDeadlockCheck) { None } else { find_deadlock(&waits, key) };
+    let key = waits.add(Wait { owner, blocks_thread, resource, ticket, refused: false });
+    let planted = planted(Mutant::NoDeadlockCheck);
+    let checked = if planted { Ok(()) } else { waits.refuse_if_stuck(key) };
     drop(waits);
     let registration = Registration { key };
-    match found {
-        None => Ok(registration),
-        Some(deadlock) => Err(deadlock),
-    }
+    checked.map(|()| registration)
 }
 
 /// A wait that the newest one depends on, directly or not.

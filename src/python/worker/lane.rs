@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -95,12 +95,15 @@ impl Lane {
 
     /// Makes a pin current; to be run in a task's context.
     #[getter]
+    #[expect(clippy::unused_self, reason = "a property")]
     fn set_pin(&self, py: Python<'_>) -> Result<Py<PyAny>> {
         Ok(context::setter(py)?.clone_ref(py))
     }
 
     /// Makes the calling thread the lane's worker.
     fn serve(&self, py: Python<'_>) -> Result<()> {
+        // A new thread has nothing of what the start hook has set.
+        self.post.unprepared.store(true, Ordering::Release);
         self.post.lane.serve(caller(py)?);
         Ok(())
     }
@@ -138,12 +141,12 @@ impl Lane {
     fn abort(&self, py: Python<'_>, error: Py<PyAny>) -> Result<bool> {
         let (ticket, future) = self.put_down();
         let Some(ticket) = ticket else { return Ok(false) };
+        ticket.finish(Outcome::Error(error.clone_ref(py))).wake();
         if let Some(future) = future
             && !future.call_method0(py, "done")?.is_truthy(py)?
         {
-            future.call_method1(py, "set_exception", (&error,))?;
+            future.call_method1(py, "set_exception", (error,))?;
         }
-        ticket.finish(Outcome::Error(error)).wake();
         Ok(true)
     }
 

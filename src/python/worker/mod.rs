@@ -10,7 +10,7 @@ mod waits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -74,12 +74,7 @@ impl WorkerPool {
             serve.call1((lane, &self.on_start, &self.torch_threads, self.posts.len()))?;
             Ok(())
         };
-        if let Err(error) = start() {
-            // Without a thread, what is queued would wait for ever.
-            cancel_all(py, post.lane.give_up(Some("the worker's thread could not start")))?;
-            return Err(error.into());
-        }
-        Ok(())
+        Ok(start()?)
     }
 
     fn push(&self, py: Python<'_>, post: &Arc<Post>, task: Task) -> Result<Arc<CoreTicket>> {
@@ -104,11 +99,16 @@ impl Post {
 
 /// Tells everyone who waits for these tasks that they will not run.
 fn cancel_all(py: Python<'_>, cancelled: Vec<(Task, Finished)>) -> Result<()> {
-    for (task, finished) in cancelled {
-        finished.wake();
-        cancel_future(py, &task)?;
-    }
-    Ok(())
+    let tasks: Vec<Task> = cancelled
+        .into_iter()
+        .map(|(task, finished)| {
+            finished.wake();
+            task
+        })
+        .collect();
+    // Everyone is told, whatever somebody's callback raises.
+    let outcomes: Vec<Result<()>> = tasks.iter().map(|task| cancel_future(py, task)).collect();
+    outcomes.into_iter().collect()
 }
 
 fn check_callable(function: &Bound<'_, PyAny>) -> Result<()> {
@@ -273,9 +273,9 @@ impl WorkerPool {
         match how {
             "drain" => self.posts.iter().for_each(|post| post.lane.drain()),
             "cancel" => {
-                for post in &self.posts {
-                    cancel_all(py, post.lane.cancel(Some("the worker pool was closed")))?;
-                }
+                let reason = Some("the worker pool was closed");
+                let cancelled = self.posts.iter().flat_map(|post| post.lane.cancel(reason));
+                cancel_all(py, cancelled.collect())?;
             }
             other => {
                 let message = format!("close() takes how='drain' or how='cancel', not {other:?}");

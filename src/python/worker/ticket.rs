@@ -114,6 +114,11 @@ impl Ticket {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        // While a lane or a waiter has the ticket too, what it holds is in use, which the garbage
+        // collector cannot see.
+        if Arc::strong_count(&self.0) > 1 {
+            return Ok(());
+        }
         self.0
             .try_look(|task, outcome| {
                 task.map_or(Ok(()), |task| task.traverse(&visit))?;
@@ -123,6 +128,8 @@ impl Ticket {
     }
 
     fn __clear__(&self) {
-        drop(self.0.clear());
+        if Arc::strong_count(&self.0) == 1 {
+            drop(self.0.clear());
+        }
     }
 }

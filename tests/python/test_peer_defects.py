@@ -1,0 +1,336 @@
+"""Defects of earlier programs: each scenario holds here, and fails by the old rule in ``peers``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias, TypeVar
+
+import coresident as co
+import pytest
+from conftest import spawn, until, waiting
+from peers import Line, OpenedError
+from peers import device_pool as old_device_pool
+from peers import load_lock as old_load_lock
+from peers import thread_pool as old_thread_pool
+
+T = TypeVar("T")
+
+AnyPool: TypeAlias = co.DevicePool | old_device_pool.DevicePool
+AnyLock: TypeAlias = co.LoadLock | old_load_lock.LoadLock
+AnyWorkers: TypeAlias = co.WorkerPool | old_thread_pool.ThreadPool
+
+# By an old rule a thread that has come to wait hangs if it still waits after so many seconds.
+PATIENCE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.fixture
+def pool() -> co.DevicePool:
+    return co.DevicePool("virtual:0")
+
+
+@pytest.fixture
+def old_pool() -> Iterator[old_device_pool.DevicePool]:
+    pool = old_device_pool.DevicePool(["virtual:0"])
+    yield pool
+    pool.open()
+
+
+@pytest.fixture
+def old_lock() -> Iterator[old_load_lock.LoadLock]:
+    lock = old_load_lock.LoadLock()
+    yield lock
+    lock.open()
+
+
+@pytest.fixture
+def old_workers() -> Iterator[old_thread_pool.ThreadPool]:
+    workers = old_thread_pool.ThreadPool(["virtual:0", "virtual:1"])
+    yield workers
+    workers.open()
+
+
+def played(scenario: Callable[[T], object], subject: T) -> object:
+    """What the scenario comes to, in a thread of its own; fails when it hangs."""
+    return spawn(lambda: scenario(subject), scenario.__name__).join()
+
+
+def hangs(scenario: Callable[[T], object], subject: T, *, waiters: int = 1) -> bool:
+    """Whether the scenario never ends by an old rule, with so many threads waiting."""
+    assert isinstance(subject, Line)
+    thread = spawn(lambda: scenario(subject), scenario.__name__)
+    until(lambda: subject.waiting == waiters or not thread.thread.is_alive())
+    thread.thread.join(PATIENCE)
+    hung = thread.thread.is_alive() and subject.waiting == waiters
+    subject.open()
+    if hung:
+        with pytest.raises(OpenedError):
+            thread.join()
+    else:
+        thread.join()
+    return hung
+
+
+def in_line(subject: AnyPool | AnyLock) -> int:
+    """How many wait."""
+    if isinstance(subject, Line):
+        return subject.waiting
+    if isinstance(subject, co.DevicePool):
+        return waiting(subject)
+    return len(subject.status().waiting)
+
+
+# The device pool
+
+
+def test_a_lease_cannot_be_released_by_anyone_else(
+    pool: co.DevicePool, old_pool: old_device_pool.DevicePool
+) -> None:
+    def a_former_holder_releases_again(pool: AnyPool) -> str:
+        former = pool.lease("virtual:0")
+        former.release()
+        present = spawn(lambda: pool.lease("virtual:0").hand_over()).join()
+        former.release()
+        with pool.borrow() as intruder:
+            outcome = "still held" if intruder is None else "two hold it"
+        present.release()
+        return outcome
+
+    assert played(a_former_holder_releases_again, pool) == "still held"
+    assert played(a_former_holder_releases_again, old_pool) == "two hold it"
+
+
+@pytest.mark.parametrize(
+    "changes", [[["virtual:0"]], [["virtual:1"], ["virtual:0"]]], ids=["kept", "out and back"]
+)
+def test_a_lease_stays_exclusive_while_its_pool_is_reconfigured(
+    pool: co.DevicePool, old_pool: old_device_pool.DevicePool, changes: list[list[str]]
+) -> None:
+    def the_devices_change_while_one_is_leased(pool: AnyPool) -> str:
+        with pool.lease("virtual:0"):
+            for devices in changes:
+                pool.reconfigure(devices)
+            with pool.borrow() as intruder:
+                return "still held" if intruder is None else "two hold it"
+
+    assert played(the_devices_change_while_one_is_leased, pool) == "still held"
+    assert played(the_devices_change_while_one_is_leased, old_pool) == "two hold it"
+
+
+def test_taking_ones_own_lease_again_is_refused_and_does_not_hang(
+    pool: co.DevicePool, old_pool: old_device_pool.DevicePool
+) -> None:
+    def a_holder_leases_again(pool: AnyPool) -> str:
+        with pool.lease("virtual:0"):
+            try:
+                again = pool.lease("virtual:0")
+            except co.DeadlockError:
+                return "refused"
+            again.release()
+            return "two hold it"
+
+    assert played(a_holder_leases_again, pool) == "refused"
+    assert hangs(a_holder_leases_again, old_pool)
+
+
+def test_a_borrower_does_not_overtake_a_waiting_session(
+    pool: co.DevicePool, old_pool: old_device_pool.DevicePool
+) -> None:
+    def nobody_wakes_yet(pool: AnyPool) -> AbstractContextManager[object]:
+        # A thread that is woken runs when it is scheduled. Here that is late every time.
+        return pool.condition if isinstance(pool, Line) else nullcontext()
+
+    def a_borrower_comes_while_a_session_waits(pool: AnyPool) -> str:
+        lease = pool.lease("virtual:0")
+        session = spawn(lambda: pool.lease("virtual:0").hand_over(), "session")
+        until(lambda: in_line(pool) == 1)
+        with nobody_wakes_yet(pool):
+            lease.release()
+            with pool.borrow() as borrower:
+                outcome = "the session's" if borrower is None else "the borrower's"
+        session.join().release()
+        return outcome
+
+    assert played(a_borrower_comes_while_a_session_waits, pool) == "the session's"
+    assert played(a_borrower_comes_while_a_session_waits, old_pool) == "the borrower's"
+
+
+# The load lock
+
+
+def test_writing_inside_ones_own_read_is_refused_and_does_not_hang(
+    lock: co.LoadLock, old_lock: old_load_lock.LoadLock
+) -> None:
+    def a_reader_writes(lock: AnyLock) -> str:
+        with lock.read():
+            try:
+                write = lock.write()
+            except co.DeadlockError:
+                return "refused"
+            write.release()
+            return "wrote beside a reader"
+
+    assert played(a_reader_writes, lock) == "refused"
+    assert hangs(a_reader_writes, old_lock)
+
+
+def test_reading_inside_ones_own_write_does_not_hang(
+    lock: co.LoadLock, old_lock: old_load_lock.LoadLock
+) -> None:
+    def a_writer_reads(lock: AnyLock) -> str:
+        with lock.write(), lock.read():
+            return "read"
+
+    assert played(a_writer_reads, lock) == "read"
+    assert hangs(a_writer_reads, old_lock)
+
+
+def test_reading_inside_ones_own_read_does_not_hang_when_a_writer_waits(
+    lock: co.LoadLock, old_lock: old_load_lock.LoadLock
+) -> None:
+    def a_reader_reads_while_a_writer_waits(lock: AnyLock) -> list[str]:
+        log: list[str] = []
+
+        def write() -> None:
+            with lock.write():
+                log.append("write")
+
+        with lock.read():
+            writer = spawn(write, "writer")
+            until(lambda: in_line(lock) == 1)
+            with lock.read():
+                log.append("nested read")
+        writer.join()
+        return log
+
+    assert played(a_reader_reads_while_a_writer_waits, lock) == ["nested read", "write"]
+    assert hangs(a_reader_reads_while_a_writer_waits, old_lock, waiters=2)
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """The handler of an interactive start: one in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize("how", ["Ctrl-C", "timeout"])
+def test_a_writer_that_was_interrupted_does_not_block_readers(
+    lock: co.LoadLock, old_lock: old_load_lock.LoadLock, how: str
+) -> None:
+    def press(lock: AnyLock) -> None:
+        until(lambda: in_line(lock) == 1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def a_writer_gives_up(lock: AnyLock) -> None:
+        reader = spawn(lambda: lock.read().hand_over()).join()
+        if how == "Ctrl-C":
+            with pytest.raises(KeyboardInterrupt):
+                key = spawn(lambda: press(lock), "Ctrl-C")
+                lock.write()
+            key.join()
+        else:
+            with pytest.raises(TimeoutError):
+                lock.write(timeout=0.01)
+        reader.release()
+
+    def somebody_reads(lock: AnyLock) -> str:
+        with lock.read():
+            return "read"
+
+    a_writer_gives_up(lock)  # here, because signals are the main thread's
+    assert played(somebody_reads, lock) == "read"
+    a_writer_gives_up(old_lock)
+    assert hangs(somebody_reads, old_lock)
+
+
+def test_readers_do_not_starve_while_writers_follow_each_other(
+    lock: co.LoadLock, old_lock: old_load_lock.LoadLock
+) -> None:
+    def a_reader_waits_while_there_is_always_another_writer(lock: AnyLock) -> list[str]:
+        log: list[str] = []
+
+        def read() -> None:
+            with lock.read():
+                log.append("read")
+
+        writer = lock.write()
+        reader = spawn(read, "reader")
+        until(lambda: in_line(lock) == 1)
+        for _ in range(20):
+            before = in_line(lock)
+            follower = spawn(lambda: lock.write().hand_over(), "writer")
+            until(lambda before=before: in_line(lock) == before + 1)
+            writer.release()
+            writer = follower.join()
+            log.append("write")
+        writer.release()
+        reader.join()
+        return log
+
+    scenario = a_reader_waits_while_there_is_always_another_writer
+    assert played(scenario, lock) == ["read"] + ["write"] * 20
+    assert played(scenario, old_lock) == ["write"] * 20 + ["read"]
+
+
+# Workers
+
+
+def test_a_system_exit_in_a_task_is_its_outcome_and_does_not_hang_the_caller(
+    workers: co.WorkerPool, old_workers: old_thread_pool.ThreadPool
+) -> None:
+    def a_task_exits(workers: AnyWorkers) -> tuple[object, object]:
+        try:
+            code = workers.post("virtual:0", sys.exit, 3).result()
+        except SystemExit as error:
+            code = error.code
+        return code, workers.post("virtual:0", len, "next").result()
+
+    assert played(a_task_exits, workers) == (3, 4)
+    assert hangs(a_task_exits, old_workers)
+
+
+def test_a_step_after_an_error_gets_its_own_results(
+    workers: co.WorkerPool, old_workers: old_thread_pool.ThreadPool
+) -> None:
+    def take_a_step(workers: AnyWorkers, name: str, divisor: int) -> list[object]:
+        tickets = [
+            workers.post("virtual:0", lambda: f"{name}, half {1 // divisor}"),
+            workers.post("virtual:1", lambda: f"{name}, half 2"),
+        ]
+        return [ticket.result() for ticket in tickets]
+
+    def a_step_fails_and_the_next_is_taken(workers: AnyWorkers) -> list[object]:
+        with pytest.raises(ZeroDivisionError):
+            take_a_step(workers, "step 1", 0)
+        return take_a_step(workers, "step 2", 1)
+
+    scenario = a_step_fails_and_the_next_is_taken
+    assert played(scenario, workers) == ["step 2, half 1", "step 2, half 2"]
+    assert played(scenario, old_workers) == ["step 2, half 1", "step 1, half 2"]
+
+
+def test_a_task_that_comes_after_the_end_is_refused_and_not_lost(
+    workers: co.WorkerPool, old_workers: old_thread_pool.ThreadPool
+) -> None:
+    def a_task_comes_after_the_end(workers: AnyWorkers) -> object:
+        workers.close()
+        try:
+            return workers.post("virtual:0", len, "late").result()
+        except co.ClosedError:
+            return "refused"
+
+    assert played(a_task_comes_after_the_end, workers) == "refused"
+    assert hangs(a_task_comes_after_the_end, old_workers)
