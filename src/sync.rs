@@ -146,6 +146,8 @@ pub enum Mutant {
     ReadersPassWriters,
     /// After a writer the next writer goes, whoever waits to read.
     WritersPassReaders,
+    /// Who gives up changes the order of a line while somebody looks at the graph.
+    AbandonedUnderWatch,
     /// A writer that gives up does not let the readers behind it go on.
     AbandonedWriterBlocks,
     /// A cancel token does not wake the one who waits.
@@ -168,6 +170,8 @@ pub enum Mutant {
     LeaveForgetsWaiters,
     /// A wake that comes before the sleep is lost.
     EarlyWakeIsLost,
+    /// A wait that was refused still stops its owner.
+    RefusedWaitStillStops,
     /// Waiting does not look for cycles.
     NoDeadlockCheck,
     /// A wait whose turn has come still stops its owner.

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::wait::{
-    Asked, Birth, Blockers, Description, Forked, Owner, Parker, Patience, Pending, Queue, Resource,
+    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue, Resource,
     WaitError, Wake, register, wake_all,
 };
 use state::{Place, State};
@@ -286,12 +286,11 @@ impl Queue for Shared {
         Some(Ok(self.guard(place, mode)))
     }
 
-    fn abandon(&self, ticket: u64) {
+    fn abandon(&self, ticket: u64) -> Left {
         if !self.birth.is_here() {
-            return;
+            return Left::default();
         }
         let (left, wakers) = self.state.lock().abandon(ticket);
-        drop(left);
-        wake_all(&wakers);
+        Left::new(left, wakers)
     }
 }

@@ -40,7 +40,7 @@ pub use status::{DeviceStatus, HolderStatus, WaiterStatus};
 use crate::device::{Device, DeviceError, DeviceType, Name};
 use crate::sync::Mutex;
 use crate::wait::{
-    Asked, Birth, Blockers, Description, Forked, Owner, Parker, Patience, Pending, Queue, Resource,
+    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue, Resource,
     WaitError, Wake, register, wake_all,
 };
 use state::State;
@@ -284,16 +284,12 @@ impl Queue for Shared {
         Some(outcome.map(|hold| self.guard(hold)))
     }
 
-    fn abandon(&self, ticket: u64) {
+    fn abandon(&self, ticket: u64) -> Left {
         if !self.birth.is_here() {
-            return;
+            return Left::default();
         }
-        let mut state = self.state.lock();
-        let (left, released) = state.abandon(ticket);
-        drop(state);
-        drop(left);
-        if let Some(waker) = released.and_then(|released| released.next) {
-            waker.wake();
-        }
+        let (left, mut released) = self.state.lock().abandon(ticket);
+        let next = released.as_mut().and_then(|released| released.next.take());
+        Left::new((left, released), next.into_iter().collect())
     }
 }

@@ -110,7 +110,9 @@ impl wait::Queue for Raised {
         self.0.is_cancelled().then_some(Ok(()))
     }
 
-    fn abandon(&self, _: u64) {}
+    fn abandon(&self, _: u64) -> wait::Left {
+        wait::Left::default()
+    }
 }
 
 /// What a caller says about waiting: `timeout=` and `cancel=`.

@@ -13,6 +13,7 @@ use slab::Slab;
 
 use super::Description;
 use super::owner::Owner;
+use super::process::Birth;
 #[cfg(not(feature = "model"))]
 use super::process::PerProcess;
 use crate::sync::{Mutant, Mutex, planted};
@@ -124,7 +125,7 @@ impl Waits {
     /// Refuses a wait that can never end, before anybody else looks at the graph.
     fn refuse_if_stuck(&mut self, key: usize) -> Result<(), Deadlock> {
         let Some(deadlock) = find_deadlock(self, key) else { return Ok(()) };
-        self.all[key].refused = true;
+        self.all[key].refused = !planted(Mutant::RefusedWaitStillStops);
         Err(deadlock)
     }
 }
@@ -165,20 +166,32 @@ fn graph() -> &'static Graph {
 #[derive(Debug)]
 pub struct Registration {
     key: usize,
+    birth: Birth,
 }
 
 impl Registration {
     /// Looks again whether the wait can end.
     pub(super) fn check(&self) -> Result<(), Deadlock> {
-        graph().0.lock().refuse_if_stuck(self.key)
+        // A forked child's graph has other waits under the same keys.
+        if self.birth.is_here() { graph().0.lock().refuse_if_stuck(self.key) } else { Ok(()) }
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let removed = graph().0.lock().remove(self.key);
-        drop(removed);
+        if self.birth.is_here() {
+            let removed = graph().0.lock().remove(self.key);
+            drop(removed);
+        }
     }
+}
+
+/// Does `change` while nobody looks at the graph. Who gives up may turn the order of those behind
+/// around: a look that saw one of them before that, and another after it, would find a cycle that
+/// never was.
+pub(super) fn unwatched<R>(change: impl FnOnce() -> R) -> R {
+    let _waits = (!planted(Mutant::AbandonedUnderWatch)).then(|| graph().0.lock());
+    change()
 }
 
 /// Adds a wait, unless it could never end.
@@ -193,7 +206,7 @@ pub(super) fn register(
     let planted = planted(Mutant::NoDeadlockCheck);
     let checked = if planted { Ok(()) } else { waits.refuse_if_stuck(key) };
     drop(waits);
-    let registration = Registration { key };
+    let registration = Registration { key, birth: Birth::default() };
     checked.map(|()| registration)
 }
 

@@ -140,8 +140,29 @@ pub trait Queue: Resource + Sized + 'static {
     /// Collects the outcome of `ticket` if there is one; takes no time.
     fn collect(self: &Arc<Self>, ticket: u64) -> Option<Result<Self::Guard, Self::Error>>;
 
-    /// Takes `ticket` out of the line, and gives back what it was granted but never collected.
-    fn abandon(&self, ticket: u64);
+    /// Takes `ticket` out of the line, and gives back what it was granted but never collected. Called
+    /// under the graph's mutex: a line may not change its order while the graph is looked at.
+    fn abandon(&self, ticket: u64) -> Left;
+}
+
+/// What giving a place up leaves to do once no lock is held.
+#[derive(Default)]
+#[must_use]
+pub struct Left {
+    gone: Option<Box<dyn Send>>,
+    wakers: WakeList,
+}
+
+impl Left {
+    /// Objects to drop, and whom to wake.
+    pub fn new(gone: impl Send + 'static, wakers: WakeList) -> Self {
+        Self { gone: Some(Box::new(gone)), wakers }
+    }
+
+    fn settle(self) {
+        drop(self.gone);
+        wake_all(&self.wakers);
+    }
 }
 
 /// A place in a line. Dropping it gives the place up.
@@ -150,18 +171,20 @@ pub struct Pending<Q: Queue> {
     ticket: u64,
     owner: Owner,
     registration: Option<Registration>,
+    collected: bool,
 }
 
 impl<Q: Queue> Pending<Q> {
     /// Wraps the place that `queue` has just given to `owner`.
     #[must_use]
     pub fn new(queue: Arc<Q>, ticket: u64, owner: Owner) -> Self {
-        Self { queue, ticket, owner, registration: None }
+        Self { queue, ticket, owner, registration: None, collected: false }
     }
 
     /// Collects the outcome if there is one; never waits.
     pub fn poll(&mut self) -> Option<Result<Q::Guard, Q::Error>> {
         let outcome = self.queue.collect(self.ticket)?;
+        self.collected = true;
         self.registration = None;
         Some(outcome)
     }
@@ -273,7 +296,9 @@ impl<Q: Queue> Asked<Q> {
 impl<Q: Queue> Drop for Pending<Q> {
     fn drop(&mut self) {
         self.registration = None;
-        self.queue.abandon(self.ticket);
+        if !self.collected {
+            graph::unwatched(|| self.queue.abandon(self.ticket)).settle();
+        }
     }
 }
 

@@ -1,9 +1,7 @@
 //! What concerns the process as a whole: threads that end, `fork`, and the exit.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-
-use parking_lot::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::graph::Resource;
 use crate::sync::{Mutant, planted};
@@ -38,21 +36,26 @@ impl<T> PerProcess<T> {
     }
 }
 
-/// The primitives that are told when a thread ends.
-type Resources = Mutex<Vec<Weak<dyn Resource>>>;
+/// The primitives that are told when a thread ends. The mutex is std's in models too: nothing happens
+/// under it that they could order otherwise.
+type Resources = Vec<Weak<dyn Resource>>;
 
 #[cfg(not(feature = "model"))]
-fn resources() -> &'static Resources {
-    static RESOURCES: PerProcess<Resources> = PerProcess::new();
+fn all_resources() -> &'static Mutex<Resources> {
+    static RESOURCES: PerProcess<Mutex<Resources>> = PerProcess::new();
     RESOURCES.get_or_init(Mutex::default)
 }
 
 #[cfg(feature = "model")]
-fn resources() -> &'static Resources {
+fn all_resources() -> &'static Mutex<Resources> {
     loom::lazy_static! {
-        static ref RESOURCES: Resources = Mutex::default();
+        static ref RESOURCES: Mutex<Resources> = Mutex::default();
     }
     &RESOURCES
+}
+
+fn resources() -> MutexGuard<'static, Resources> {
+    all_resources().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many forks lie between the first process and this one.
@@ -108,7 +111,7 @@ pub struct Forked {
 /// Has `resource` told when a thread ends. It is forgotten once nobody else keeps it.
 pub fn register(resource: &Arc<impl Resource + 'static>) {
     let weak: Weak<dyn Resource> = Arc::downgrade(resource) as Weak<dyn Resource>;
-    let mut known = resources().lock();
+    let mut known = resources();
     if known.len() == known.capacity() {
         known.retain(|resource| resource.strong_count() > 0);
     }
@@ -120,7 +123,7 @@ pub fn thread_ended(thread: u64) {
     if planted(Mutant::ThreadEndForgotten) {
         return;
     }
-    let alive: Vec<_> = resources().lock().iter().filter_map(Weak::upgrade).collect();
+    let alive: Vec<_> = resources().iter().filter_map(Weak::upgrade).collect();
     for resource in alive {
         resource.thread_ended(thread);
     }

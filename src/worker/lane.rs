@@ -9,7 +9,7 @@ use slab::Slab;
 use super::{Cancelled, Finished, Ticket, WorkerError};
 use crate::sync::{AtomicU64, Condvar, Mutant, Mutex, Ordering, planted, wait_until};
 use crate::wait::{
-    Asked, Birth, Blockers, CancelToken, Description, Owner, Pending, Queue, Resource, WaitError,
+    Asked, Birth, Blockers, CancelToken, Description, Left, Owner, Pending, Queue, Resource, WaitError,
     Wake, WakeList, wake_all,
 };
 
@@ -337,10 +337,12 @@ impl<T: Send + 'static, V: Send + 'static> Queue for Lane<T, V> {
         self.state.lock().has_left().then_some(Ok(()))
     }
 
-    fn abandon(&self, key: u64) {
+    fn abandon(&self, key: u64) -> Left {
+        if !self.post.birth().is_here() {
+            return Left::default();
+        }
         let mut state = self.state.lock();
         let waiter = usize::try_from(key).ok().and_then(|key| state.waiters.try_remove(key));
-        drop(state);
-        drop(waiter);
+        Left::new(waiter, WakeList::new())
     }
 }

@@ -8,7 +8,7 @@ use slab::Slab;
 use super::lane::Post;
 use crate::sync::{Mutant, Mutex, planted};
 use crate::wait::{
-    Asked, Blockers, CancelToken, Description, Forked, Owner, Pending, Queue, Resource, WaitError,
+    Asked, Blockers, CancelToken, Description, Forked, Left, Owner, Pending, Queue, Resource, WaitError,
     Wake, WakeList, seconds, wake_all,
 };
 
@@ -237,10 +237,12 @@ impl<T: Send + 'static, V: Send + 'static> Queue for Ticket<T, V> {
         self.state.lock().is_over().then_some(Ok(()))
     }
 
-    fn abandon(&self, key: u64) {
+    fn abandon(&self, key: u64) -> Left {
+        if !self.post.birth().is_here() {
+            return Left::default();
+        }
         let mut state = self.state.lock();
         let waiter = usize::try_from(key).ok().and_then(|key| state.waiters.try_remove(key));
-        drop(state);
-        drop(waiter);
+        Left::new(waiter, WakeList::new())
     }
 }

@@ -161,3 +161,43 @@ pub(crate) fn a_reader_waits_for_no_writer_that_goes_after_it() {
     drop(lease);
     blocking.join().unwrap().unwrap();
 }
+
+pub(crate) fn a_look_at_the_graph_sees_no_line_change_its_order() {
+    let (lock, reading) = {
+        let lock = LoadLock::new();
+        let guard = lock.try_acquire(Mode::Read, &owner(0)).unwrap().unwrap();
+        (lock, guard)
+    };
+    let ask = |mode, number| {
+        let parker = Parker::new();
+        (lock.ask(mode, &owner(number), parker.clone()).unwrap(), parker)
+    };
+    // The reader goes before the second writer until the first gives up, and after it from then on.
+    let (giving_up, _) = ask(Mode::Write, 1);
+    let waiting = [ask(Mode::Write, 2), ask(Mode::Read, 3)].map(|(asked, parker)| {
+        thread::spawn(move || drop(asked.wait(&parker, &Patience::FOREVER).unwrap()))
+    });
+    drop(giving_up);
+    drop(reading);
+    for waiting in waiting {
+        waiting.join().unwrap();
+    }
+}
+
+pub(crate) fn a_refused_wait_stops_nobody() {
+    let (here, there) = (owner(0), owner(1));
+    let (pool, [lease]) = pool(1, [&here]);
+    let (lock, write) = lock(&there);
+    let bystander = thread::spawn({
+        let pool = pool.clone();
+        move || drop(pool.lease(None, &owner(2), &Patience::FOREVER).unwrap())
+    });
+    let other = thread::spawn(move || {
+        drop(pool.lease(None, &there, &Patience::FOREVER));
+        drop(write);
+    });
+    drop(lock.acquire(Mode::Write, &here, &Patience::FOREVER));
+    drop(lease);
+    bystander.join().unwrap();
+    other.join().unwrap();
+}
