@@ -16,7 +16,7 @@ class _Releasable(Protocol):
 
 
 Guard = TypeVar("Guard", bound=_Releasable)
-Begin = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], _core.Request]
+Begin = Callable[[asyncio.AbstractEventLoop, "_Waiter"], _core.Request]
 
 
 class Awaitable(Generic[Guard]):
@@ -25,18 +25,26 @@ class Awaitable(Generic[Guard]):
     ``guard = await request`` or ``async with request as guard``.
     """
 
-    __slots__ = ("_begin", "_guard", "_timeout")
+    __slots__ = ("_begin", "_entered", "_guard", "_timeout")
 
     def __init__(self, begin: Begin, timeout: float | None) -> None:
         self._begin = begin
         self._timeout = timeout
+        self._entered = False
         self._guard: Guard | None = None
 
     def __await__(self) -> Generator[Any, None, Guard]:
         return self._settle().__await__()
 
     async def __aenter__(self) -> Guard:
-        guard: Guard = await self._settle()
+        if self._entered:
+            raise RuntimeError("this request is in use: make one for each `async with`")
+        self._entered = True
+        try:
+            guard: Guard = await self._settle()
+        except BaseException:
+            self._entered = False
+            raise
         self._guard = guard
         return guard
 
@@ -46,14 +54,15 @@ class Awaitable(Generic[Guard]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._guard is not None:
-            self._guard.release()
+        guard, self._guard, self._entered = self._guard, None, False
+        if guard is not None:
+            guard.release()
 
     async def _settle(self) -> Any:
         loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
+        waiter = _Waiter()
         _ensure_carrier()
-        request = self._begin(loop, woken.set)
+        request = waiter.request = self._begin(loop, waiter)
         if (guard := request.poll()) is not None:
             return guard
         late = False
@@ -61,13 +70,13 @@ class Awaitable(Generic[Guard]):
         def time_is_over() -> None:
             nonlocal late
             late = True
-            woken.set()
+            waiter.woken.set()
 
         timer = None if self._timeout is None else loop.call_later(self._timeout, time_is_over)
         try:
             while True:
-                await woken.wait()
-                woken.clear()
+                await waiter.woken.wait()
+                waiter.woken.clear()
                 guard = request.poll_late() if late else request.poll()
                 if guard is not None:
                     return guard
@@ -77,20 +86,47 @@ class Awaitable(Generic[Guard]):
                 timer.cancel()
 
 
+class _Waiter:
+    """A task that waits, as the carrier of wakes knows it."""
+
+    __slots__ = ("request", "woken")
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.request: _core.Request | None = None
+
+    def give_up(self) -> None:
+        """Leaves the line for a task that nobody can wake."""
+        if self.request is not None:
+            self.request.abandon()
+
+
 def _ensure_carrier() -> None:
-    wakeups = _core.wakeups()
-    if wakeups is not None:
-        threading.Thread(
-            target=_carry, args=(wakeups,), name="coresident event loops", daemon=True
-        ).start()
+    wakeups = _core.Wakeups.claim()
+    if wakeups is None:
+        return
+    thread = threading.Thread(
+        target=_carry, args=(wakeups,), name="coresident event loops", daemon=True
+    )
+    try:
+        thread.start()
+    except BaseException:
+        # Ctrl-C may come when the thread runs already.
+        if thread.ident is None:
+            wakeups.leave()
+        raise
 
 
 def _carry(wakeups: _core.Wakeups) -> None:
     """Carries wakes to the event loops that wait for them, for the life of the process."""
-    while (wake := wakeups.take()) is not None:
-        loop, callback = wake
-        try:
-            loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            pass  # The loop was closed: nobody waits there any more.
-        del wake, loop, callback
+    try:
+        while (wake := wakeups.take()) is not None:
+            loop, waiter = wake
+            try:
+                loop.call_soon_threadsafe(waiter.woken.set)
+            except Exception:  # closed, or half collected: nobody waits there any more
+                waiter.give_up()
+            del wake, loop, waiter
+    finally:
+        wakeups.leave()
+        _ensure_carrier()

@@ -49,6 +49,7 @@ __all__ = [
     "DeviceStatus",
     "Holder",
     "Lane",
+    "LastMoment",
     "Lease",
     "LoadLock",
     "LockGuard",
@@ -61,7 +62,6 @@ __all__ = [
     "WorkerPool",
     "WorkerStatus",
     "__version__",
-    "begin_exit",
     "current_cancel_token",
     "current_device",
     "devices",
@@ -71,7 +71,6 @@ __all__ = [
     "restore_device",
     "shares",
     "virtual_devices",
-    "wakeups",
 ]
 
 _P = ParamSpec("_P")
@@ -1247,7 +1246,7 @@ def shares(  # type: ignore[overload-overlap] # a mapping is an iterable too, an
     0. Does not wait.
 
     Args:
-        total: What is to be split, such as a number of images; 0 to 2**53.
+        total: What is to be split, such as a number of images; 0 to 2**51.
         speeds: Finite numbers of 0 or more in any unit, at least one of them more than 0; an
             iterable, or a mapping of keys such as devices.
 
@@ -1283,14 +1282,17 @@ class Request:
 
 @final
 class Wakeups:
-    """Internal: the wakes that one thread carries to the event loops."""
+    """Internal: the duty to carry wakes to the event loops, which one thread has at a time."""
 
     @staticmethod
-    def take() -> tuple[AbstractEventLoop, Callable[[], object]] | None:
-        """Internal: the next event loop and what to call there; waits for it."""
+    def claim() -> Wakeups | None:
+        """Internal: the duty, if nobody has it."""
 
-def wakeups() -> Wakeups | None:
-    """Internal: the wakes to carry, if the caller must start the thread that carries them."""
+    def take(self) -> tuple[AbstractEventLoop, Any] | None:
+        """Internal: the next event loop and the waiter to wake there; waits for it."""
+
+    def leave(self) -> None:
+        """Internal: gives the duty up, with the wakes that are left. Again without effect."""
 
 @final
 class Lane:
@@ -1304,14 +1306,14 @@ class Lane:
     def set_pin(self) -> Callable[[object], object]:
         """Internal: makes a pin current, to be run in a task's context."""
 
-    def serve(self) -> None:
-        """Internal: makes the calling thread the lane's worker."""
+    def serve(self) -> bool:
+        """Internal: makes the calling thread the lane's worker. ``False``: it came too late."""
 
     def take(
         self,
     ) -> (
         tuple[
-            bool,
+            tuple[Callable[[Device], object] | None] | None,
             int,
             Context,
             object,
@@ -1325,7 +1327,7 @@ class Lane:
         """Internal: the next task; waits for it. ``None`` ends the thread.
 
         Returns:
-            Whether ``on_start`` has to run first, the grad mode of torch (0 records, 1 is
+            ``on_start`` in a tuple if it has to run first, the grad mode of torch (0 records, 1 is
             ``no_grad``, 2 is ``inference_mode``), the context and the pin to set in it, the
             function, its arguments, and the future of ``submit``.
         """
@@ -1343,11 +1345,8 @@ class Lane:
             Whether there was a task in hand.
         """
 
-    def leave(self) -> bool:
-        """Internal: ends the thread's service. ``True`` if tasks are left, for another thread."""
-
-    def give_up(self) -> None:
-        """Internal: cancels what is queued, for a lane whose thread cannot start."""
+    def leave(self) -> Lane | None:
+        """Internal: ends the thread's service. If tasks are left, the lane for another thread."""
 
     def drain(self) -> None:
         """Internal: takes no more tasks; those that are queued are run."""
@@ -1361,5 +1360,6 @@ def entered_child() -> None:
 def release_this_thread() -> None:
     """Internal: releases what the code of this thread still holds."""
 
-def begin_exit() -> None:
-    """Internal: keeps every other thread from coming back to the interpreter that exits."""
+@final
+class LastMoment:
+    """Internal: keeps other threads out of the interpreter, which exits, from its own end on."""

@@ -15,8 +15,19 @@ def _before_threads_are_joined() -> None:
     _serve.finish_all()
 
 
+def _entered_child() -> None:
+    _core.entered_child()
+    _serve.entered_child()
+
+
+def _keep(last_moment: _core.LastMoment) -> None:
+    """Does nothing: what counts is when ``atexit`` lets go of it."""
+
+
 # As concurrent.futures does: before threading joins what is not a daemon, else at exit.
 getattr(threading, "_register_atexit", atexit.register)(_before_threads_are_joined)
-atexit.register(_core.begin_exit)
+# Other callbacks may wait for threads that wait here, whether they were registered before or after:
+# the interpreter is closed to threads when all have run, which is when atexit drops this argument.
+atexit.register(_keep, _core.LastMoment())
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_core.entered_child)
+    os.register_at_fork(after_in_child=_entered_child)

@@ -9,88 +9,80 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from coresident import _core
 
+# Whoever serves, and what: read and changed by single calls, so that no lock is left in a child.
 _threads: dict[threading.Thread, _core.Lane] = {}
-_guard = threading.Lock()
 
 
-def start(
-    lane: _core.Lane,
-    on_start: Callable[[_core.Device], object] | None,
-    torch_threads: int | None,
-    workers: int,
-) -> None:
+def start(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
     """Starts the thread of a lane that has none."""
     thread = threading.Thread(
         target=_serve,
-        args=(lane, on_start, torch_threads, workers),
+        args=(lane, torch_threads, workers),
         name=f"worker {lane.device}",
         daemon=True,
     )
-    with _guard:
-        _threads[thread] = lane
+    _threads[thread] = lane
     try:
         thread.start()
     except BaseException:
-        # Ctrl-C may come when the thread runs already: then the lane has its worker.
+        # Ctrl-C may come when the thread runs already: then it takes itself out.
         if thread.ident is None:
-            with _guard:
-                _threads.pop(thread, None)
-            lane.give_up()
+            _threads.pop(thread, None)
         raise
 
 
 def finish_all() -> None:
     """Lets every worker finish what it has been given, and waits for it: the interpreter exits."""
-    with _guard:
-        threads = list(_threads.items())
-    for _, lane in threads:
-        lane.drain()
-    for thread, _ in threads:
-        thread.join()
+    finished: set[threading.Thread] = set()
+    # A task that runs may make a pool of its own.
+    while unfinished := {
+        thread: lane for thread, lane in _threads.copy().items() if thread not in finished
+    }:
+        for lane in unfinished.values():
+            lane.drain()
+        for thread in unfinished:
+            if thread.ident is not None:
+                thread.join()
+        finished.update(unfinished)
 
 
-def _serve(
-    lane: _core.Lane,
-    on_start: Callable[[_core.Device], object] | None,
-    torch_threads: int | None,
-    workers: int,
-) -> None:
+def entered_child() -> None:
+    """A forked child has none of its parent's threads."""
+    _threads.clear()
+
+
+def _serve(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
     try:
-        lane.serve()
-        _run_tasks(lane, on_start, torch_threads, workers)
+        if lane.serve():
+            _run_tasks(lane, torch_threads, workers)
     except BaseException as error:
         # Thrown into this thread from outside, between two lines of the loop: it is the task's that
         # was in hand, and must not take the lane with it.
         if not lane.abort(error):
             raise
     finally:
-        needs_another = lane.leave()
-        with _guard:
-            _threads.pop(threading.current_thread(), None)
-        if needs_another:
-            start(lane, on_start, torch_threads, workers)
+        rest = lane.leave()
+        _threads.pop(threading.current_thread(), None)
+        if rest is not None:
+            start(rest, torch_threads, workers)
 
 
-def _run_tasks(
-    lane: _core.Lane,
-    on_start: Callable[[_core.Device], object] | None,
-    torch_threads: int | None,
-    workers: int,
-) -> None:
+def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
     take, succeed, fail, set_pin = lane.take, lane.succeed, lane.fail, lane.set_pin
     torch_is_ready = False
-    broken: BaseException | None = None
+    broken: _Broken | None = None
     while (task := take()) is not None:
         context: Any
         pin: Any
         function: Any
         args: Any
         kwargs: Any
-        unprepared, torch_mode, context, pin, function, args, kwargs, future = task
+        prepare, torch_mode, context, pin, function, args, kwargs, future = task
         del task
         if future is not None and not future.set_running_or_notify_cancel():
             succeed(None)
@@ -99,12 +91,12 @@ def _run_tasks(
             context.run(set_pin, pin)
             if not torch_is_ready and "torch" in sys.modules:
                 torch_is_ready = _prepare_torch(lane.device, torch_threads, workers)
-            if unprepared:
-                broken = None
-                if on_start is not None:
-                    broken = _prepare(on_start, context, lane.device)
+            if prepare is not None:
+                (on_start,) = prepare
+                broken = None if on_start is None else _prepare(on_start, context, lane.device)
+                del on_start
             if broken is not None:
-                raise broken
+                raise broken.error.with_traceback(broken.traceback)
             if torch_mode:
                 function = _in_torch_mode(torch_mode, function)
             if kwargs is None:
@@ -112,29 +104,36 @@ def _run_tasks(
             else:
                 value = context.run(function, *args, **kwargs)
         except BaseException as error:  # whatever it is, it belongs to the caller
-            context = pin = function = args = kwargs = None
+            prepare = context = pin = function = args = kwargs = None
+            fail(error)
             if future is not None:
                 future.set_exception(error)
-            fail(error)
         else:
             # An argument's end may need what the caller holds: it comes before the caller's wake.
-            context = pin = function = args = kwargs = None
+            prepare = context = pin = function = args = kwargs = None
+            succeed(value)
             if future is not None:
                 future.set_result(value)
-            succeed(value)
             del value
         # Nothing of a task stays alive while the worker is idle.
-        del context, pin, function, args, kwargs, future
+        del prepare, context, pin, function, args, kwargs, future
+
+
+class _Broken(NamedTuple):
+    """A start hook's error, and where it was raised: each raise of it would add to that."""
+
+    error: BaseException
+    traceback: TracebackType | None
 
 
 def _prepare(
     on_start: Callable[[_core.Device], object], context: Any, device: _core.Device
-) -> BaseException | None:
+) -> _Broken | None:
     """Runs the start hook. Its error is the outcome of every task until a restart."""
     try:
         context.copy().run(on_start, device)
     except BaseException as error:  # whatever it is, it belongs to the callers
-        return error
+        return _Broken(error, error.__traceback__)
     return None
 
 

@@ -2,7 +2,8 @@
 //!
 //! Indices follow `CUDA_VISIBLE_DEVICES` as CUDA reads it. NVML counts cards in the order of the PCI
 //! bus; CUDA does the same with `CUDA_DEVICE_ORDER=PCI_BUS_ID`, and otherwise puts the fastest
-//! first, which only matters for the labels of unlike cards.
+//! first: on machines with unlike cards that are not sorted by speed, set it, or `cuda:0` here and in
+//! CUDA are different cards.
 
 use std::sync::{Arc, OnceLock};
 
@@ -39,7 +40,9 @@ pub(super) fn found() -> Vec<Found> {
     let uuid = |index| nvml.device_by_index(index).and_then(|card| card.uuid());
     let uuids: Vec<String> =
         (0..count).map(|index| uuid(index).unwrap_or_else(|_| format!("lost {index}"))).collect();
-    let setting = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    // What is no text names no card either.
+    let setting = std::env::var_os("CUDA_VISIBLE_DEVICES");
+    let setting = setting.as_ref().map(|setting| setting.to_string_lossy());
     let visible = visible_devices(setting.as_deref(), &uuids);
     (0u32..).zip(visible).filter_map(|(index, uuid)| found_card(nvml, index, uuid)).collect()
 }

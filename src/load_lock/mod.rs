@@ -11,7 +11,7 @@
 //!
 //! **Invariants.** Either one writer and only its own reads, or any number of readers. Whoever gives
 //! up waiting leaves the line as if it had never come. A thread that ends releases what its code
-//! still held, unless it was handed over.
+//! still held, unless it was handed over, and gives up what it waited for.
 //!
 //! **Errors.** [`LockError`].
 //!
@@ -35,8 +35,8 @@ use std::time::Duration;
 
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::wait::{
-    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue, Resource,
-    WaitError, Wake, register, wake_all,
+    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue,
+    Resource, WaitError, Wake, register, wake_all,
 };
 use state::{Place, State};
 
@@ -270,10 +270,11 @@ impl Resource for Shared {
     }
 
     fn thread_ended(&self, thread: u64) {
-        let left = self.state.lock().held_by_thread(thread);
-        for place in left {
+        let (held, refused) = self.state.lock().thread_ended(thread);
+        for place in held {
             self.release(place);
         }
+        wake_all(&refused);
     }
 }
 
@@ -282,8 +283,8 @@ impl Queue for Shared {
     type Error = LockError;
 
     fn collect(self: &Arc<Self>, ticket: u64) -> Option<Result<LockGuard, LockError>> {
-        let (place, mode) = self.state.lock().collect(ticket)?;
-        Some(Ok(self.guard(place, mode)))
+        let outcome = self.state.lock().collect(ticket)?;
+        Some(outcome.map(|(place, mode)| self.guard(place, mode)).map_err(LockError::from))
     }
 
     fn abandon(&self, ticket: u64) -> Left {

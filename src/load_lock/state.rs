@@ -8,7 +8,7 @@ use slab::Slab;
 
 use super::{LockStatus, LockUser, Mode};
 use crate::sync::{Mutant, planted};
-use crate::wait::{Blockers, Description, Owner, Wake, WakeList, seconds};
+use crate::wait::{Blockers, Description, Owner, WaitError, Wake, WakeList, seconds};
 
 /// A holder's place; the ticket tells it from a later holder with the same key.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,8 @@ pub(super) struct State {
     writers_in_line: usize,
     /// Holders let in from the line who have not come for their guard yet.
     uncollected: Vec<Place>,
+    /// Those whose thread has ended while they waited.
+    refused: Vec<(u64, WaitError)>,
     next_ticket: u64,
 }
 
@@ -165,14 +167,18 @@ impl State {
         Some(self.uncollected.swap_remove(at))
     }
 
-    pub(super) fn collect(&mut self, ticket: u64) -> Option<(Place, Mode)> {
+    pub(super) fn collect(&mut self, ticket: u64) -> Option<Result<(Place, Mode), WaitError>> {
+        if let Some(at) = self.refused.iter().position(|(refused, _)| *refused == ticket) {
+            return Some(Err(self.refused.swap_remove(at).1));
+        }
         let place = self.take_uncollected(ticket)?;
         let mode = self.holder(place)?.mode;
-        Some((place, mode))
+        Some(Ok((place, mode)))
     }
 
     /// Takes a ticket out of the line, as if it had never come.
     pub(super) fn abandon(&mut self, ticket: u64) -> (Option<Waiter>, WakeList) {
+        self.refused.retain(|(refused, _)| *refused != ticket);
         if let Some(place) = self.take_uncollected(ticket) {
             return (None, self.release(place).unwrap_or_default());
         }
@@ -183,23 +189,43 @@ impl State {
             return (None, WakeList::new());
         }
         let waiter = self.line.remove(at);
-        if waiter.as_ref().is_some_and(|waiter| waiter.mode == Mode::Write) {
-            self.writers_in_line -= 1;
-        }
-        let wakers = if planted(Mutant::AbandonedWriterBlocks) {
-            WakeList::new()
-        } else {
-            self.advance(false)
+        let wakers = match &waiter {
+            Some(Waiter { mode: Mode::Write, .. }) => self.writer_gone(),
+            _ => WakeList::new(),
         };
         (waiter, wakers)
     }
 
-    pub(super) fn held_by_thread(&self, thread: u64) -> Vec<Place> {
-        let left = self
-            .holders
-            .iter()
-            .filter(|(_, holder)| !holder.handed_over && holder.owner.thread_number() == thread);
-        left.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect()
+    /// A writer has left the line: readers may go on, and who still waits stands behind somebody
+    /// else now, and must look again whether that one can move.
+    fn writer_gone(&mut self) -> WakeList {
+        self.writers_in_line -= 1;
+        if planted(Mutant::AbandonedWriterBlocks) {
+            return WakeList::new();
+        }
+        let mut wakers = self.advance(false);
+        wakers.extend(self.line.iter().map(|waiter| waiter.waker.clone()));
+        wakers
+    }
+
+    /// What the code of a thread that has ended still holds. What it waits for is refused.
+    pub(super) fn thread_ended(&mut self, thread: u64) -> (Vec<Place>, WakeList) {
+        let ended = |owner: &Owner| owner.thread_number() == thread;
+        let held = self.holders.iter();
+        let held = held.filter(|(_, holder)| !holder.handed_over && ended(&holder.owner));
+        let held = held.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect();
+        let (gone, line): (VecDeque<_>, VecDeque<_>) =
+            self.line.drain(..).partition(|waiter| ended(&waiter.owner));
+        self.line = line;
+        let mut wakers = WakeList::new();
+        for Waiter { ticket, mode, waker, .. } in gone {
+            self.refused.push((ticket, WaitError::thread_ended(wanted(mode))));
+            wakers.push(waker);
+            if mode == Mode::Write {
+                wakers.extend(self.writer_gone());
+            }
+        }
+        (held, wakers)
     }
 
     /// Those inside who are in the way of `mode`.
@@ -254,7 +280,7 @@ impl State {
             }
             (true, _) => String::new(),
         };
-        Description { wants: format!("the load lock to {mode}"), held }
+        Description { wants: wanted(mode), held }
     }
 
     pub(super) fn status(&self) -> LockStatus {
@@ -273,4 +299,8 @@ impl State {
         });
         LockStatus { holders: holders.collect(), waiting: waiting.collect() }
     }
+}
+
+fn wanted(mode: Mode) -> String {
+    format!("the load lock to {mode}")
 }

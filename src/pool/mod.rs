@@ -10,7 +10,7 @@
 //! **Invariants.** A device has one holder or none. A lease releases only what it holds, once, from
 //! any thread. A device that is taken out of the pool stays with its holder until released
 //! (it *drains*), and one that is put back meanwhile keeps that holder. A thread that ends releases
-//! what its code still held, unless it was handed over.
+//! what its code still held, unless it was handed over, and gives up what it waited for.
 //!
 //! **Errors.** [`PoolError`].
 //!
@@ -40,8 +40,8 @@ pub use status::{DeviceStatus, HolderStatus, WaiterStatus};
 use crate::device::{Device, DeviceError, DeviceType, Name};
 use crate::sync::Mutex;
 use crate::wait::{
-    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue, Resource,
-    WaitError, Wake, register, wake_all,
+    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue,
+    Resource, WaitError, Wake, register, wake_all,
 };
 use state::State;
 
@@ -266,10 +266,11 @@ impl Resource for Shared {
     }
 
     fn thread_ended(&self, thread: u64) {
-        let left: Vec<u64> = self.state.lock().held_by_thread(thread);
-        for lease in left {
+        let (held, refused) = self.state.lock().thread_ended(thread);
+        for lease in held {
             self.release(lease);
         }
+        wake_all(&refused);
     }
 }
 
@@ -288,8 +289,7 @@ impl Queue for Shared {
         if !self.birth.is_here() {
             return Left::default();
         }
-        let (left, mut released) = self.state.lock().abandon(ticket);
-        let next = released.as_mut().and_then(|released| released.next.take());
-        Left::new((left, released), next.into_iter().collect())
+        let left = self.state.lock().abandon(ticket);
+        left.into()
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Hold, PoolError, Wish};
+use super::{Hold, PoolError, Wish, status};
 use crate::device::{Device, DeviceError, Name};
 use crate::sync::{Mutant, Ordering, planted};
-use crate::wait::{Birth, Blockers, Owner, Wake, WakeList};
+use crate::wait::{Birth, Blockers, Left, Owner, WaitError, Wake, WakeList};
 
 /// Affinities remembered before the older half is forgotten.
 const MOST_AFFINITIES: usize = 4096;
@@ -61,6 +61,20 @@ pub(super) struct Released {
     pub(super) next: Option<Arc<dyn Wake>>,
     /// Dropped after the lock: a device may keep objects of other libraries alive.
     _gone: (Held, Option<Slot>),
+}
+
+/// What giving up leaves to do once the lock is free.
+#[derive(Default)]
+pub(super) struct Abandoned {
+    waiter: Option<Waiter>,
+    released: Option<Released>,
+    wakers: WakeList,
+}
+
+impl From<Abandoned> for Left {
+    fn from(Abandoned { waiter, released, wakers }: Abandoned) -> Self {
+        Self::new((waiter, released), wakers)
+    }
 }
 
 /// What a new set of devices leaves to do once the lock is free.
@@ -253,18 +267,54 @@ impl State {
     }
 
     /// Takes a ticket out of the line. What it was granted and never collected is released.
-    pub(super) fn abandon(&mut self, ticket: u64) -> (Option<Waiter>, Option<Released>) {
+    pub(super) fn abandon(&mut self, ticket: u64) -> Abandoned {
         self.refused.retain(|(refused, _)| *refused != ticket);
+        let mut left = Abandoned::default();
         if let Some(at) = self.place(ticket) {
-            if planted(Mutant::AbandonLeavesTicket) {
-                return (None, None);
+            if !planted(Mutant::AbandonLeavesTicket) {
+                left.waiter = self.line.remove(at);
+                left.wakers = self.followers(at, left.waiter.as_ref());
             }
-            return (self.line.remove(at), None);
+            return left;
         }
         let uncollected = self
             .slot_of(ticket)
             .is_some_and(|at| self.slots[at].held.as_ref().is_some_and(|held| !held.collected));
-        (None, if uncollected { self.release(ticket) } else { None })
+        left.released = if uncollected { self.release(ticket) } else { None };
+        left.wakers.extend(left.released.as_mut().and_then(|released| released.next.take()));
+        left
+    }
+
+    /// Those who stand behind somebody else now, and must look again whether that one can move.
+    fn followers(&self, at: usize, gone: Option<&Waiter>) -> WakeList {
+        let mut wakers = WakeList::new();
+        let behind =
+            self.line.range(at..).filter(|other| match gone.and_then(|gone| gone.device) {
+                Some(name) => other.takes(name),
+                None => true,
+            });
+        for other in behind {
+            wakers.push(other.waker.clone());
+            if other.device.is_none() || other.device == gone.and_then(|gone| gone.device) {
+                break;
+            }
+        }
+        wakers
+    }
+
+    /// What the code of a thread that has ended still holds. What it waits for is refused.
+    pub(super) fn thread_ended(&mut self, thread: u64) -> (Vec<u64>, WakeList) {
+        let held = self.slots.iter().filter_map(|slot| slot.held.as_ref());
+        let held = held
+            .filter(|held| !held.handed_over && held.owner.thread_number() == thread)
+            .map(|held| held.hold.id)
+            .collect();
+        let gone = |waiter: &Waiter| waiter.owner.thread_number() == thread;
+        let wakers = self.refuse(|state, waiter| {
+            let refusal = || WaitError::thread_ended(status::wanted(state, waiter.device));
+            gone(waiter).then(|| refusal().into())
+        });
+        (held, wakers)
     }
 
     pub(super) fn set_owner(&mut self, lease: u64, owner: Option<&Owner>) {
@@ -281,13 +331,6 @@ impl State {
             let Slot { device, draining, .. } = &self.slots[at];
             !draining && self.line.iter().any(|waiter| waiter.takes(device.name()))
         })
-    }
-
-    pub(super) fn held_by_thread(&self, thread: u64) -> Vec<u64> {
-        let held = self.slots.iter().filter_map(|slot| slot.held.as_ref());
-        held.filter(|held| !held.handed_over && held.owner.thread_number() == thread)
-            .map(|held| held.hold.id)
-            .collect()
     }
 
     /// For each device that would do: its holder, and whoever stands last before us in its line.
@@ -327,7 +370,10 @@ impl State {
             before.into_iter().partition(|slot| slot.held.is_some());
         let draining = held.iter().map(|slot| slot.device.clone()).collect();
         self.slots.extend(held.into_iter().map(|slot| Slot { draining: true, ..slot }));
-        let mut wakers = self.refuse_waiters();
+        let mut wakers = self.refuse(|state, waiter| {
+            let name = waiter.device.filter(|name| state.admit(Some(*name)).is_err())?;
+            Some(PoolError::Removed { name, waiter: waiter.owner.to_string() })
+        });
         for at in 0..self.slots.len() {
             if self.slots[at].is_idle() {
                 wakers.extend(self.grant(at));
@@ -338,29 +384,24 @@ impl State {
         Ok(Change { draining, wakers, _gone: gone })
     }
 
-    /// Turns away whoever waits for a device that is not in the pool any more, or for a closed pool.
-    fn refuse_waiters(&mut self) -> WakeList {
+    /// Turns away those who wait and for whom `refusal` has an error.
+    fn refuse(&mut self, refusal: impl Fn(&Self, &Waiter) -> Option<PoolError>) -> WakeList {
         let mut wakers = WakeList::new();
         for waiter in std::mem::take(&mut self.line) {
-            let refusal = match waiter.device {
-                _ if self.closed => PoolError::Closed,
-                Some(name) if self.admit(Some(name)).is_err() => {
-                    PoolError::Removed { name, waiter: waiter.owner.to_string() }
+            match refusal(self, &waiter) {
+                None => self.line.push_back(waiter),
+                Some(error) => {
+                    self.refused.push((waiter.ticket, error));
+                    wakers.push(waiter.waker);
                 }
-                _ => {
-                    self.line.push_back(waiter);
-                    continue;
-                }
-            };
-            self.refused.push((waiter.ticket, refusal));
-            wakers.push(waiter.waker);
+            }
         }
         wakers
     }
 
     pub(super) fn close(&mut self) -> WakeList {
         self.closed = true;
-        let wakers = self.refuse_waiters();
+        let wakers = self.refuse(|_, _| Some(PoolError::Closed));
         if planted(Mutant::CloseForgetsWaiters) { WakeList::new() } else { wakers }
     }
 }

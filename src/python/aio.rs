@@ -4,14 +4,17 @@
 //! puts the waiter on a lane of its own, and one small thread carries it to the event loop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sync::Mutex;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
 use super::error::{Error, Result};
-use super::wait::{Terms, patiently_idle};
+use super::exit::{Inside, detached};
+use super::wait::Terms;
 use crate::wait::{Asked, Listening, Pending, PerProcess, Queue, WaitError, Wake};
 use crate::worker::Lane;
 
@@ -23,10 +26,10 @@ fn lane() -> &'static Arc<WakeupLane> {
     WAKEUPS.get_or_init(|| Lane::new("event loops"))
 }
 
-/// One waiting task: its event loop, and what to call there.
+/// One waiting task: its event loop, and what to wake there.
 pub(super) struct Target {
     event_loop: Py<PyAny>,
-    callback: Py<PyAny>,
+    waiter: Py<PyAny>,
 }
 
 impl Target {
@@ -45,28 +48,46 @@ impl Wake for Waker {
     }
 }
 
-/// The wakes to carry, for the one thread that carries them.
+/// The duty to carry wakes to their event loops, which one thread has at a time.
 #[pyclass(frozen, module = "coresident._core")]
-pub(super) struct Wakeups;
+pub(super) struct Wakeups {
+    lane: Arc<WakeupLane>,
+    left: AtomicBool,
+}
 
 #[pymethods]
 impl Wakeups {
-    /// The next event loop and what to call there; waits for it.
+    /// The duty, if nobody has it.
     #[staticmethod]
-    fn take(py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
-        let target = patiently_idle(py, || lane().take()?.start())?;
-        Some((target.event_loop.clone_ref(py), target.callback.clone_ref(py)))
+    fn claim() -> Option<Self> {
+        let lane = lane().clone();
+        lane.claim_worker().then(|| Self { lane, left: AtomicBool::new(false) })
+    }
+
+    /// The next event loop and what to wake there; waits for it.
+    fn take(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
+        let target = detached(py, || self.lane.take()?.start())?;
+        Some((target.event_loop.clone_ref(py), target.waiter.clone_ref(py)))
+    }
+
+    /// Gives the duty up, with the wakes that are left.
+    fn leave(&self) {
+        if !self.left.swap(true, Ordering::AcqRel) {
+            self.lane.unclaim_worker();
+        }
     }
 }
 
-/// The wakes to carry, if the caller must start the thread that carries them.
-#[pyfunction]
-pub(super) fn wakeups() -> Option<Wakeups> {
-    lane().claim_worker().then_some(Wakeups)
+impl Drop for Wakeups {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 /// Polls what a task waits for.
 trait Settling: Send {
+    /// How many wakers of the task this keeps, in the line and with the token.
+    fn wakers(&self) -> usize;
     fn poll(&mut self, py: Python<'_>) -> Option<Result<Py<PyAny>>>;
     fn timed_out(&self) -> Error;
     fn check(&self) -> Result<()>;
@@ -76,7 +97,7 @@ struct Waiting<Q: Queue, F> {
     pending: Pending<Q>,
     terms: Terms,
     wrap: Option<F>,
-    _listening: Option<Listening>,
+    listening: Option<Listening>,
 }
 
 impl<Q, F> Settling for Waiting<Q, F>
@@ -85,6 +106,10 @@ where
     F: FnOnce(Python<'_>, Q::Guard) -> Result<Py<PyAny>> + Send,
     Error: From<Q::Error>,
 {
+    fn wakers(&self) -> usize {
+        1 + usize::from(self.listening.is_some())
+    }
+
     fn poll(&mut self, py: Python<'_>) -> Option<Result<Py<PyAny>>> {
         if let Some(token) = self.terms.cancel.as_ref().filter(|token| token.is_cancelled()) {
             let wants = self.pending.describe().wants;
@@ -111,7 +136,7 @@ where
 pub(super) struct Request(Mutex<State>);
 
 enum State {
-    Waiting(Box<dyn Settling>),
+    Waiting(Box<dyn Settling>, Arc<Target>),
     Settled(Py<PyAny>),
     Over,
 }
@@ -141,8 +166,8 @@ impl Request {
             pending.watch()?;
         }
         let listening = terms.cancel.as_ref().map(|token| token.listen(target.waker()));
-        let waiting = Waiting { pending, terms, wrap: Some(wrap), _listening: listening };
-        Ok(Self(Mutex::new(State::Waiting(Box::new(waiting)))))
+        let waiting = Waiting { pending, terms, wrap: Some(wrap), listening };
+        Ok(Self(Mutex::new(State::Waiting(Box::new(waiting), target.clone()))))
     }
 
     /// Polls with no lock held. What is left of it stays; what is over is dropped.
@@ -151,12 +176,12 @@ impl Request {
         match state {
             State::Settled(guard) => Ok(Some(guard)),
             State::Over => Ok(None),
-            State::Waiting(mut waiting) => match waiting.poll(py) {
+            State::Waiting(mut waiting, target) => match waiting.poll(py) {
                 Some(outcome) => outcome.map(Some),
                 None if late => Err(waiting.timed_out()),
                 None => {
                     waiting.check()?;
-                    *self.0.lock() = State::Waiting(waiting);
+                    *self.0.lock() = State::Waiting(waiting, target);
                     Ok(None)
                 }
             },
@@ -181,6 +206,25 @@ impl Request {
         let left = std::mem::replace(&mut *self.0.lock(), State::Over);
         drop(left);
     }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        let Some(state) = self.0.try_lock() else { return Ok(()) };
+        match &*state {
+            // The line keeps the target for this request alone, unless a wake is on its way.
+            State::Waiting(waiting, target)
+                if Arc::strong_count(target) <= 1 + waiting.wakers() =>
+            {
+                visit.call(&target.event_loop)?;
+                visit.call(&target.waiter)
+            }
+            State::Waiting(..) | State::Over => Ok(()),
+            State::Settled(guard) => visit.call(guard),
+        }
+    }
+
+    fn __clear__(&self) {
+        self.abandon();
+    }
 }
 
 /// What `start` asks for, as something to `await` or to `async with`. It asks once it is awaited, in
@@ -195,10 +239,11 @@ where
     let begin =
         move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Request> {
             let py = args.py();
-            let (event_loop, callback) = args.extract::<(Py<PyAny>, Py<PyAny>)>()?;
-            let target = Arc::new(Target { event_loop, callback });
+            let (event_loop, waiter) = args.extract::<(Py<PyAny>, Py<PyAny>)>()?;
+            let target = Arc::new(Target { event_loop, waiter });
             Ok(start(py, terms.clone(), &target)?)
         };
+    let _inside = Inside::enter(py);
     let begin = PyCFunction::new_closure(py, None, None, begin)?;
     let class = AWAITABLE.get_or_try_init(py, || {
         PyResult::Ok(py.import("coresident._aio")?.getattr("Awaitable")?.unbind())

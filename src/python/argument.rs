@@ -8,6 +8,7 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::device::Device;
 use super::error::{Result, invalid_type, invalid_value};
+use super::owner::unless_interrupted;
 use crate::device::{self, ByteSize, Choice, DeviceError, Name};
 
 /// The type of a value, for messages.
@@ -15,8 +16,12 @@ pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
+/// The most devices that anyone lists; what goes on after that goes on for ever.
+const MOST_DEVICES: usize = 1 << 16;
+
 fn parse(text: &Bound<'_, PyString>) -> Result<Name> {
-    let name = text.to_str()?.parse::<Name>();
+    // Lone surrogates are in no name either.
+    let name = text.to_string_lossy().parse::<Name>();
     name.map_err(|error| DeviceError::from(error).into())
 }
 
@@ -84,7 +89,14 @@ pub(super) fn choices(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Choice
     let items = value.try_iter().map_err(|_| {
         invalid_type(&format!("{what} takes a list of devices, not {}", type_name(value)))
     })?;
-    items.map(|item| choice(&item?)).collect()
+    let mut choices = Vec::new();
+    for item in items {
+        if choices.len() == MOST_DEVICES {
+            return Err(invalid_value(&format!("{what} takes {MOST_DEVICES} devices at most")));
+        }
+        choices.push(choice(&item?)?);
+    }
+    Ok(choices)
 }
 
 /// The names of the devices of an iterable.
@@ -99,8 +111,7 @@ pub(super) fn names(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Name>> {
 /// Bytes: a whole number, or a text such as `"12GiB"`.
 pub(super) fn bytes(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> {
     if let Ok(text) = value.cast::<PyString>() {
-        let text = text.to_str()?;
-        return Ok(text.parse::<ByteSize>()?.0);
+        return Ok(text.to_string_lossy().parse::<ByteSize>()?.0);
     }
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
         let message = format!(
@@ -110,17 +121,21 @@ pub(super) fn bytes(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> {
         return Err(invalid_type(&message));
     }
     value.extract::<u64>().map_err(|_| {
-        invalid_value(&format!("{what} must be between 0 and 2**64 - 1 bytes, not {value}"))
+        let given = shown(value);
+        invalid_value(&format!("{what} must be between 0 and 2**64 - 1 bytes, not {given}"))
     })
+}
+
+/// A number, for messages; Python shows none of more than a few thousand digits.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    value.str().map_or_else(|_| "a much larger number".to_owned(), |text| text.to_string())
 }
 
 /// Seconds; `None` for ever.
 pub(super) fn timeout(value: Option<&Bound<'_, PyAny>>) -> Result<Option<Duration>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
-    let seconds = value
-        .extract::<f64>()
-        .ok()
-        .filter(|_| !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>());
+    let is_number = !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>();
+    let seconds = unless_interrupted(value.py(), value.extract::<f64>())?.filter(|_| is_number);
     let Some(seconds) = seconds else {
         let message = format!(
             "timeout is a number of seconds, or None to wait for ever, not {}",
@@ -144,7 +159,8 @@ pub(super) fn whole_number(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> 
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
         return Err(invalid_type(&format!("{what} is a whole number, not {}", type_name(value))));
     }
-    value
-        .extract::<u64>()
-        .map_err(|_| invalid_value(&format!("{what} must be between 0 and 2**64 - 1, not {value}")))
+    value.extract::<u64>().map_err(|_| {
+        let given = shown(value);
+        invalid_value(&format!("{what} must be between 0 and 2**64 - 1, not {given}"))
+    })
 }

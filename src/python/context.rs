@@ -14,13 +14,11 @@ use crate::device;
 use crate::pool::Hold;
 use crate::wait;
 
-/// What a context carries, and what it covers: a borrow covers the lease that it was made under.
+/// What a context carries, outermost first: a borrow covers the lease that it was made under.
 #[pyclass(frozen, module = "coresident._core")]
-pub(super) struct Pin {
-    what: Pinned,
-    under: Option<Py<Pin>>,
-}
+pub(super) struct Pin(Vec<Pinned>);
 
+#[derive(Clone)]
 enum Pinned {
     Lease(Arc<Hold>),
     Task { device: device::Device, token: wait::CancelToken },
@@ -29,20 +27,34 @@ enum Pinned {
 impl Pin {
     /// What a task carries that runs on the worker of `device`.
     pub(super) fn task(device: device::Device, token: wait::CancelToken) -> Self {
-        Self { what: Pinned::Task { device, token }, under: None }
+        Self(vec![Pinned::Task { device, token }])
     }
 
+    /// Those that still count.
+    fn live(&self) -> impl DoubleEndedIterator<Item = &Pinned> {
+        self.0.iter().filter(|pinned| pinned.is_live())
+    }
+}
+
+impl Pinned {
     fn is_live(&self) -> bool {
-        match &self.what {
-            Pinned::Lease(hold) => hold.is_held_here(),
-            Pinned::Task { .. } => true,
+        match self {
+            Self::Lease(hold) => hold.is_held_here(),
+            Self::Task { .. } => true,
         }
     }
 
     fn device(&self) -> &device::Device {
-        match &self.what {
-            Pinned::Lease(hold) => hold.device(),
-            Pinned::Task { device, .. } => device,
+        match self {
+            Self::Lease(hold) => hold.device(),
+            Self::Task { device, .. } => device,
+        }
+    }
+
+    fn token(&self) -> Option<&wait::CancelToken> {
+        match self {
+            Self::Lease(_) => None,
+            Self::Task { token, .. } => Some(token),
         }
     }
 }
@@ -69,26 +81,27 @@ pub(super) fn setter(py: Python<'_>) -> PyResult<&Py<PyAny>> {
     variable(py).map(|variable| &variable.set)
 }
 
-/// The innermost pin that still counts.
-fn innermost(py: Python<'_>) -> PyResult<Option<Py<Pin>>> {
-    let value = variable(py)?.get.bind(py).call0()?;
-    let mut next = value.cast::<Pin>().ok().map(|pin| pin.clone().unbind());
-    while let Some(pin) = next.take_if(|pin| !pin.get().is_live()) {
-        next = pin.get().under.as_ref().map(|under| under.clone_ref(py));
-    }
-    Ok(next)
+/// What the context carries, if anything.
+fn carried(py: Python<'_>) -> PyResult<Option<Bound<'_, Pin>>> {
+    Ok(variable(py)?.get.bind(py).call0()?.cast_into::<Pin>().ok())
 }
 
 /// Makes a leased device current in this context.
 pub(super) fn pin_lease(py: Python<'_>, hold: &Arc<Hold>) -> PyResult<()> {
-    let pin = Pin { what: Pinned::Lease(hold.clone()), under: innermost(py)? };
-    variable(py)?.set.bind(py).call1((pin,))?;
+    let mut pins = Vec::new();
+    if let Some(pin) = carried(py)? {
+        pins.extend(pin.get().live().cloned());
+    }
+    pins.push(Pinned::Lease(hold.clone()));
+    variable(py)?.set.bind(py).call1((Pin(pins),))?;
     Ok(())
 }
 
 /// The current device.
 pub(super) fn current(py: Python<'_>) -> PyResult<Option<device::Device>> {
-    Ok(innermost(py)?.map(|pin| pin.get().device().clone()))
+    let carried = carried(py)?;
+    let innermost = carried.as_ref().and_then(|pin| pin.get().live().next_back());
+    Ok(innermost.map(|pinned| pinned.device().clone()))
 }
 
 /// The device that this code has leased or works for; `None` without one.
@@ -100,12 +113,7 @@ pub(super) fn current_device(py: Python<'_>) -> PyResult<Option<Device>> {
 /// The token of the task that runs here; `None` outside a worker's task.
 #[pyfunction]
 pub(super) fn current_cancel_token(py: Python<'_>) -> PyResult<Option<CancelToken>> {
-    let mut next = innermost(py)?;
-    while let Some(pin) = next {
-        if let Pinned::Task { token, .. } = &pin.get().what {
-            return Ok(Some(CancelToken(token.clone())));
-        }
-        next = pin.get().under.as_ref().map(|under| under.clone_ref(py));
-    }
-    Ok(None)
+    let carried = carried(py)?;
+    let token = carried.as_ref().and_then(|pin| pin.get().live().rev().find_map(Pinned::token));
+    Ok(token.map(|token| CancelToken(token.clone())))
 }

@@ -8,6 +8,7 @@ use pyo3::types::{PyList, PyString};
 
 use super::argument;
 use super::error::{Error, Result, invalid_type};
+use super::exit::{Inside, detached};
 use crate::device::{
     self, Choice, DeviceError, DeviceType, Driver, Found, Inventory, Name, Provider, Selection,
     VirtualSpec,
@@ -104,7 +105,7 @@ impl Device {
 
     /// The bytes that nobody uses now, in this process or another, by the driver.
     fn free_memory(&self, py: Python<'_>) -> Option<u64> {
-        py.detach(|| self.0.free_memory())
+        detached(py, || self.0.free_memory())
     }
 
     fn __str__(&self) -> String {
@@ -154,6 +155,8 @@ struct PythonDriver(Option<Arc<Py<PyAny>>>);
 impl Driver for PythonDriver {
     fn free_memory(&self) -> Option<u64> {
         let free = self.0.as_ref()?;
+        // Asked by a thread that has left the interpreter: it may be too late to come back.
+        let _inside = Inside::try_enter()?;
         Python::attach(|py| free.call0(py).and_then(|bytes| bytes.extract(py)).ok())
     }
 }
@@ -189,6 +192,7 @@ pub(super) fn register_provider(provider: &Bound<'_, PyAny>) -> Result<()> {
 }
 
 fn reported(py: Python<'_>) -> Result<Vec<Reported>> {
+    let _inside = Inside::enter(py);
     let mut all = Vec::new();
     for provider in providers(py).iter() {
         for item in provider.call0().and_then(|items| items.try_iter())? {
@@ -231,7 +235,7 @@ pub(super) fn select(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Vec<device
         Inventory::of(Vec::new())
     } else {
         let provider: Arc<dyn Provider> = Arc::new(PythonProvider(reported(py)?));
-        py.detach(|| Inventory::take(&[provider]))
+        detached(py, || Inventory::take(&[provider]))
     };
     Ok(inventory.select(&selection)?)
 }

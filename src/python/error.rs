@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
+use super::exit::Inside;
 use crate::device::{DeviceError, SizeError};
 use crate::load_lock::LockError;
 use crate::pool::PoolError;
@@ -56,6 +57,7 @@ pub(super) fn raise(
     fields: impl FnOnce(&Bound<'_, PyDict>) -> PyResult<()>,
 ) -> Error {
     Python::attach(|py| {
+        let _inside = Inside::enter(py);
         let build = || -> PyResult<PyErr> {
             static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
             let errors = ERRORS

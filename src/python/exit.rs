@@ -1,8 +1,99 @@
 //! `fork`, the end of threads, and the end of the interpreter; called by the package, not by users.
+//!
+//! Before Python 3.14 an interpreter that exits ends every other thread that comes back to it, by an
+//! unwinding that no Rust frame survives: the process would abort. So threads come back through
+//! [`detached`], which counts them, and what runs Python code from Rust is counted by [`Inside`].
+//! Once the exit has begun those who come stay outside for good, and it waits for those inside.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use crate::wait::{self, Owner};
+use crate::wait::{self, Birth, Owner, PerProcess};
+
+/// How long the exit waits for threads that are inside: much longer than our own code takes, but a
+/// user's function that was called on the calling thread may take for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The number of threads inside, or about to be.
+fn inside() -> &'static AtomicUsize {
+    static INSIDE: PerProcess<AtomicUsize> = PerProcess::new();
+    INSIDE.get_or_init(AtomicUsize::default)
+}
+
+/// A stretch of Rust during which the interpreter does not exit.
+pub(super) struct Inside(Birth);
+
+impl Inside {
+    /// Begins one, unless it is too late; needs no interpreter.
+    pub(super) fn try_enter() -> Option<Self> {
+        // Counted first, so that the exit either sees this thread or is seen by it.
+        inside().fetch_add(1, Ordering::SeqCst);
+        let entered = Self(Birth::default());
+        (!wait::shut_out()).then_some(entered)
+    }
+
+    /// Begins one that will run Python code. Once the interpreter exits it never returns.
+    pub(super) fn enter(py: Python<'_>) -> Self {
+        Self::try_enter().unwrap_or_else(|| py.detach(|| stay_outside()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if self.0.is_here() {
+            inside().fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn stay_outside() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+/// Runs `work` without the interpreter, and comes back to it.
+pub(super) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
+    let (outcome, _back) = py.detach(|| {
+        let outcome = work();
+        (outcome, Inside::try_enter().unwrap_or_else(|| stay_outside()))
+    });
+    outcome
+}
+
+/// Marks the end of the interpreter by its own: what is given to `atexit` with a callback is dropped
+/// when all callbacks have run, which is the last moment at which other threads can come back.
+#[pyclass(frozen, module = "coresident._core")]
+pub(super) struct LastMoment(Birth);
+
+#[pymethods]
+impl LastMoment {
+    #[new]
+    fn new() -> Self {
+        Self(Birth::default())
+    }
+}
+
+impl Drop for LastMoment {
+    fn drop(&mut self) {
+        // multiprocessing clears the callbacks that its children inherit when they begin.
+        if !self.0.is_here() {
+            return;
+        }
+        wait::begin_exit();
+        Python::attach(|py| {
+            py.detach(|| {
+                let until = Instant::now() + PATIENCE;
+                while inside().load(Ordering::SeqCst) > 0 && Instant::now() < until {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+        });
+    }
+}
 
 /// Tells the core that this is a forked child.
 #[pyfunction]
@@ -14,10 +105,4 @@ pub(super) fn entered_child() {
 #[pyfunction]
 pub(super) fn release_this_thread() {
     wait::thread_ended(Owner::this_thread());
-}
-
-/// Keeps every other thread from coming back to the interpreter.
-#[pyfunction]
-pub(super) fn begin_exit() {
-    wait::begin_exit();
 }

@@ -6,6 +6,7 @@ use pyo3::exceptions::PyResourceWarning;
 use pyo3::prelude::*;
 
 use super::error::{Error, raise};
+use super::exit::Inside;
 use crate::wait::{self, Kind, Owner};
 
 /// Who took a guard, as far as `__enter__` must know.
@@ -37,6 +38,7 @@ pub(super) fn warn_forgotten(what: &str) {
         return;
     }
     Python::attach(|py| {
+        let _inside = Inside::enter(py);
         // This may run in the middle of another exception's way up.
         let pending = PyErr::take(py);
         let message =

@@ -18,19 +18,35 @@ mod torch;
 mod wait;
 mod worker;
 
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
+
+/// Threads, signals and the exit are one interpreter's: the main one's, whose number is 0.
+fn refuse_subinterpreters() -> PyResult<()> {
+    // SAFETY: the module is being imported, so that this thread is attached to an interpreter, whose
+    // state outlives the two calls.
+    #[expect(unsafe_code, reason = "pyo3 has no safe call for it")]
+    let interpreter =
+        unsafe { pyo3::ffi::PyInterpreterState_GetID(pyo3::ffi::PyInterpreterState_Get()) };
+    if interpreter == 0 {
+        return Ok(());
+    }
+    Err(PyImportError::new_err(format!(
+        "coresident works in the main interpreter only, not in subinterpreter {interpreter}"
+    )))
+}
 
 /// The compiled core of `coresident`. Use the names of the package itself.
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::aio::{Request, Wakeups, wakeups};
+    use super::aio::{Request, Wakeups};
     #[pymodule_export]
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
     use super::device::{Device, devices, register_provider, restore_device, virtual_devices};
     #[pymodule_export]
-    use super::exit::{begin_exit, entered_child, release_this_thread};
+    use super::exit::{LastMoment, entered_child, release_this_thread};
     #[pymodule_export]
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
     #[pymodule_export]
@@ -46,6 +62,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::refuse_subinterpreters()?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -1,10 +1,12 @@
 //! Who calls: the asyncio task if one runs, else the event loop's callbacks, else the thread.
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
+use super::exit::Inside;
 use crate::wait::Owner;
 
 /// A task's owner, kept on the task itself: it lives exactly as long, and no id is used twice.
@@ -50,7 +52,7 @@ pub(super) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>>
 /// The owner of what the caller takes now.
 pub(super) fn current(py: Python<'_>) -> PyResult<Owner> {
     match running_loop(py)? {
-        None => Ok(Owner::thread(|| thread_name(py))),
+        None => Owner::try_thread(|| thread_name(py)),
         Some(running) => on_loop(py, &running),
     }
 }
@@ -61,22 +63,26 @@ fn on_loop(py: Python<'_>, running: &Bound<'_, PyAny>) -> PyResult<Owner> {
     })?;
     let task = current_task.bind(py).call1((running,))?;
     if task.is_none() {
-        return Ok(Owner::callbacks(|| thread_name(py)));
+        return Owner::try_callbacks(|| thread_name(py));
     }
     let key = intern!(py, "_coresident_owner");
     if let Some(known) = task.getattr_opt(key)?
         && let Ok(known) = known.cast::<TaskOwner>()
     {
-        return Ok(known.get().0.clone());
+        let owner = &known.get().0;
+        owner.moved_here();
+        return Ok(owner.clone());
     }
+    let _inside = Inside::enter(py);
     let name = task.call_method0(intern!(py, "get_name")).and_then(|name| name.extract());
-    let owner = Owner::task(name.unwrap_or_else(|_| "?".to_owned()));
+    let owner = Owner::task(unless_interrupted(py, name)?.unwrap_or_else(|| "?".to_owned()));
     task.setattr(key, TaskOwner(owner.clone()))?;
     Ok(owner)
 }
 
 /// The name that Python's `threading` knows for this thread, else the system's.
-fn thread_name(py: Python<'_>) -> String {
+fn thread_name(py: Python<'_>) -> PyResult<String> {
+    let _inside = Inside::enter(py);
     let find = || -> PyResult<Option<String>> {
         let threading = py.import("threading")?;
         let ident = threading.call_method0("get_ident")?;
@@ -89,10 +95,16 @@ fn thread_name(py: Python<'_>) -> String {
         }
         Ok(None)
     };
+    let known = unless_interrupted(py, find())?.flatten();
     let system = || std::thread::current().name().map(str::to_owned);
-    find()
-        .ok()
-        .flatten()
-        .or_else(system)
-        .unwrap_or_else(|| format!("{:?}", std::thread::current().id()))
+    Ok(known.or_else(system).unwrap_or_else(|| format!("{:?}", std::thread::current().id())))
+}
+
+/// Forgets an ordinary error, but not Ctrl-C or an exit.
+pub(super) fn unless_interrupted<T>(py: Python<'_>, outcome: PyResult<T>) -> PyResult<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_instance_of::<PyException>(py) => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -1,5 +1,6 @@
 //! The one door to every call that waits, and cancel tokens.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use crate::sync::Mutex;
 use pyo3::prelude::*;
 
 use super::error::{Error, Result};
+use super::exit::{Inside, detached};
 use super::{argument, owner};
 use crate::wait::{
-    self, Blockers, Description, Interrupt, Owner, Parker, Patience, Pending, Resource, WaitError,
+    self, Birth, Blockers, Description, Interrupt, Owner, Parker, Patience, Pending, Resource,
+    WaitError,
 };
 
 /// How often a wait in the main thread looks for signals.
@@ -63,6 +66,7 @@ impl CancelToken {
         if self.0.is_cancelled() {
             return Ok(true);
         }
+        self.0.check()?;
         let owner = owner::current(py)?;
         let waiting = Arc::new(Raised(self.0.clone()));
         patiently(py, Terms { timeout, cancel: None }, move |patience| {
@@ -131,7 +135,10 @@ impl Terms {
         let cancel = match cancel.filter(|cancel| !cancel.is_none()) {
             None => None,
             Some(cancel) => match cancel.cast::<CancelToken>() {
-                Ok(token) => Some(token.get().0.clone()),
+                Ok(token) => {
+                    token.get().0.check()?;
+                    Some(token.get().0.clone())
+                }
                 Err(_) => {
                     let given = argument::type_name(cancel);
                     let message = format!("cancel takes a CancelToken or None, not {given}");
@@ -184,10 +191,21 @@ impl Interrupt for Signals {
     }
 }
 
+/// Whether signals are handled in this thread; asked of Python once per thread.
 fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    thread_local! {
+        static KNOWN: Cell<Option<(Birth, bool)>> = const { Cell::new(None) };
+    }
+    // A thread that forks is the main thread of the child.
+    if let Some((_, main)) = KNOWN.get().filter(|(birth, _)| birth.is_here()) {
+        return Ok(main);
+    }
+    let _inside = Inside::enter(py);
     let threading = py.import("threading")?;
     let main = threading.call_method0("main_thread")?.getattr("ident")?;
-    threading.call_method0("get_ident")?.eq(main)
+    let main = threading.call_method0("get_ident")?.eq(main)?;
+    KNOWN.set(Some((Birth::default(), main)));
+    Ok(main)
 }
 
 /// Waits, detached from the interpreter, until `wait` returns. Ctrl-C is answered between slices.
@@ -201,34 +219,13 @@ where
 {
     let signals = Signals { main: is_main_thread(py)?, raised: Mutex::new(None) };
     let Terms { timeout, cancel } = terms;
-    let outcome = py.detach(|| {
-        let patience = Patience { timeout, cancel: cancel.as_ref(), interrupt: &signals };
-        let outcome = wait(&patience);
-        stay_if_exiting(signals.main);
-        outcome
-    });
+    let outcome =
+        detached(py, || wait(&Patience { timeout, cancel: cancel.as_ref(), interrupt: &signals }));
     if let Some(raised) = signals.raised.into_inner() {
         drop(outcome);
         return Err(raised.into());
     }
     outcome.map_err(Error::from)
-}
-
-/// Waits, detached from the interpreter, in a thread that has nothing else to do.
-pub(super) fn patiently_idle<R: Send>(py: Python<'_>, wait: impl FnOnce() -> R + Send) -> R {
-    py.detach(|| {
-        let outcome = wait();
-        stay_if_exiting(false);
-        outcome
-    })
-}
-
-/// Once the interpreter exits, a thread that came back to it would be killed in the middle of our
-/// frames: it stays here instead, until the process is gone.
-fn stay_if_exiting(main: bool) {
-    while !main && wait::exiting() {
-        std::thread::park();
-    }
 }
 
 /// Blocks until `asked` is settled.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::park::{Wake, WakeList, wake_all};
+use super::process::{Birth, Forked};
 use crate::sync::{AtomicBool, Mutant, Mutex, Ordering, planted};
 
 /// A flag that is raised once and wakes everyone who waits with it. Clones share the flag.
@@ -14,6 +15,7 @@ use crate::sync::{AtomicBool, Mutant, Mutex, Ordering, planted};
 pub struct CancelToken(Arc<Inner>);
 
 struct Inner {
+    birth: Birth,
     cancelled: AtomicBool,
     state: Mutex<State>,
 }
@@ -41,12 +43,26 @@ impl CancelToken {
     #[must_use]
     pub fn new() -> Self {
         let state = Mutex::new(State::default());
-        Self(Arc::new(Inner { cancelled: AtomicBool::new(false), state }))
+        let cancelled = AtomicBool::new(false);
+        Self(Arc::new(Inner { birth: Birth::default(), cancelled, state }))
+    }
+
+    /// Refuses to wait in a forked child for what was raised in its parent. The flag itself is the
+    /// child's own from the fork on.
+    ///
+    /// # Errors
+    /// [`Forked`].
+    pub fn check(&self) -> Result<(), Forked> {
+        self.0.birth.check("cancel token")
     }
 
     /// Cancels, and wakes everyone who waits with this token. Returns whether this call did it;
     /// the first reason stays.
     pub fn cancel(&self, reason: Option<String>) -> bool {
+        if !self.0.birth.is_here() {
+            // The mutex may have been held at the fork, and nobody here waits.
+            return !self.0.cancelled.swap(true, Ordering::AcqRel);
+        }
         let woken: WakeList = {
             let mut state = self.0.state.lock();
             if self.0.cancelled.load(Ordering::Acquire) {
@@ -71,7 +87,7 @@ impl CancelToken {
     /// The reason given to [`CancelToken::cancel`].
     #[must_use]
     pub fn reason(&self) -> Option<String> {
-        self.0.state.lock().reason.clone()
+        if self.0.birth.is_here() { self.0.state.lock().reason.clone() } else { None }
     }
 
     /// Whether both are the same flag.
@@ -97,7 +113,9 @@ pub struct Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let waker = self.token.0.state.lock().listeners.try_remove(self.key);
-        drop(waker);
+        if self.token.0.birth.is_here() {
+            let waker = self.token.0.state.lock().listeners.try_remove(self.key);
+            drop(waker);
+        }
     }
 }

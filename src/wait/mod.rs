@@ -27,7 +27,7 @@ pub use graph::{Blockers, Deadlock, Registration, Resource, Step};
 pub use owner::{Kind, Owner};
 pub use park::{Parker, Wake, WakeList, wake_all};
 pub use process::{
-    Birth, Forked, PerProcess, begin_exit, entered_child, exiting, register, thread_ended,
+    Birth, Forked, PerProcess, begin_exit, entered_child, exiting, register, shut_out, thread_ended,
 };
 
 /// Why a wait ended without what it waited for.
@@ -57,6 +57,14 @@ pub enum WaitError {
     /// Waiting would never have ended.
     #[error(transparent)]
     Deadlock(#[from] Deadlock),
+}
+
+impl WaitError {
+    /// The end of a wait whose thread, with the event loop that it ran, has ended.
+    #[must_use]
+    pub fn thread_ended(wants: String) -> Self {
+        Self::Cancelled { wants, reason: Some("the thread that waited has ended".to_owned()) }
+    }
 }
 
 /// A reason as the end of a sentence; nothing without one.

@@ -1,6 +1,7 @@
 //! Who holds and who waits: a thread, an asyncio task, or the callbacks of one event loop.
 
 use std::cell::OnceCell;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,7 +26,7 @@ pub struct Owner(Arc<Identity>);
 
 struct Identity {
     id: u64,
-    thread: u64,
+    thread: AtomicU64,
     kind: Kind,
     name: String,
 }
@@ -83,18 +84,37 @@ thread_local! {
 impl Owner {
     /// The calling thread; `name` is asked once per thread.
     pub fn thread(name: impl FnOnce() -> String) -> Self {
-        THIS.with(|this| {
-            let owner = || Self::with_thread(Kind::Thread, this.id, name());
-            this.plain.get_or_init(owner).clone()
-        })
+        Self::try_thread(|| Ok::<_, Infallible>(name())).unwrap_or_else(|never| match never {})
+    }
+
+    /// As [`Owner::thread`], with a name that may fail to be found.
+    ///
+    /// # Errors
+    /// Those of `name`.
+    pub fn try_thread<E>(name: impl FnOnce() -> Result<String, E>) -> Result<Self, E> {
+        THIS.with(|this| Self::kept(&this.plain, Kind::Thread, this.id, name))
     }
 
     /// The callbacks of the event loop that runs on the calling thread.
-    pub fn callbacks(name: impl FnOnce() -> String) -> Self {
-        THIS.with(|this| {
-            let owner = || Self::with_thread(Kind::Loop, this.id, name());
-            this.callbacks.get_or_init(owner).clone()
-        })
+    ///
+    /// # Errors
+    /// Those of `name`.
+    pub fn try_callbacks<E>(name: impl FnOnce() -> Result<String, E>) -> Result<Self, E> {
+        THIS.with(|this| Self::kept(&this.callbacks, Kind::Loop, this.id, name))
+    }
+
+    fn kept<E>(
+        cell: &OnceCell<Self>,
+        kind: Kind,
+        thread: u64,
+        name: impl FnOnce() -> Result<String, E>,
+    ) -> Result<Self, E> {
+        if let Some(known) = cell.get() {
+            return Ok(known.clone());
+        }
+        // Asking may run code that comes here too: the cell is not being filled meanwhile.
+        let name = name()?;
+        Ok(cell.get_or_init(|| Self::with_thread(kind, thread, name)).clone())
     }
 
     /// A new owner for a task on the calling thread: one per task, kept with the task.
@@ -107,7 +127,12 @@ impl Owner {
     #[must_use]
     pub fn with_thread(kind: Kind, thread: u64, name: String) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Identity { id, thread, kind, name }))
+        Self(Arc::new(Identity { id, thread: AtomicU64::new(thread), kind, name }))
+    }
+
+    /// Notes that it runs on the calling thread now: a task whose event loop was continued elsewhere.
+    pub fn moved_here(&self) {
+        self.0.thread.store(Self::this_thread(), Ordering::Relaxed);
     }
 
     /// Its own number.
@@ -119,7 +144,7 @@ impl Owner {
     /// The number of the thread that it runs on.
     #[must_use]
     pub fn thread_number(&self) -> u64 {
-        self.0.thread
+        self.0.thread.load(Ordering::Relaxed)
     }
 
     /// The number of the calling thread.
@@ -138,6 +163,6 @@ impl Owner {
     /// from the plain code of its thread.
     #[must_use]
     pub fn runs_above(&self, other: &Self) -> bool {
-        other.kind() == Kind::Thread && self.0.thread == other.0.thread
+        other.kind() == Kind::Thread && self.thread_number() == other.thread_number()
     }
 }

@@ -1,13 +1,15 @@
 //! What concerns the process as a whole: threads that end, `fork`, and the exit.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::graph::Resource;
+use super::owner::Owner;
 use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-static EXITING: AtomicBool = AtomicBool::new(false);
+/// The thread that ends the interpreter; 0 before that.
+static EXITING: AtomicU64 = AtomicU64::new(0);
 
 /// A value of which each process has its own. A forked child makes a new one, because the mutexes in
 /// its parent's may have been held, at the fork, by threads that the child does not have.
@@ -129,13 +131,20 @@ pub fn thread_ended(thread: u64) {
     }
 }
 
-/// To be called once the interpreter has begun to exit: nobody may attach to it from now on.
+/// To be called by the thread that ends the interpreter: no other may attach to it from now on.
 pub fn begin_exit() {
-    EXITING.store(true, Ordering::SeqCst);
+    EXITING.store(Owner::this_thread(), Ordering::SeqCst);
 }
 
-/// Whether the interpreter has begun to exit.
+/// Whether the interpreter is being ended.
 #[must_use]
 pub fn exiting() -> bool {
-    EXITING.load(Ordering::SeqCst)
+    EXITING.load(Ordering::SeqCst) != 0
+}
+
+/// Whether it is being ended by another thread than this one.
+#[must_use]
+pub fn shut_out() -> bool {
+    let ending = EXITING.load(Ordering::SeqCst);
+    ending != 0 && ending != Owner::this_thread()
 }

@@ -9,8 +9,8 @@ use slab::Slab;
 use super::{Cancelled, Finished, Ticket, WorkerError};
 use crate::sync::{AtomicU64, Condvar, Mutant, Mutex, Ordering, planted, wait_until};
 use crate::wait::{
-    Asked, Birth, Blockers, CancelToken, Description, Left, Owner, Pending, Queue, Resource, WaitError,
-    Wake, WakeList, wake_all,
+    Asked, Birth, Blockers, CancelToken, Description, Left, Owner, Pending, Queue, Resource,
+    WaitError, Wake, WakeList, wake_all,
 };
 
 /// What a lane and its tickets share: whose worker it is.
@@ -134,6 +134,13 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
     /// Whether the caller must start the lane's worker now, before there is a task.
     pub fn claim_worker(&self) -> bool {
         self.state.lock().claim_worker()
+    }
+
+    /// For the caller who was to start the worker, and has not: the next one is asked to.
+    pub fn unclaim_worker(&self) {
+        if self.post.birth.is_here() {
+            self.state.lock().has_worker = false;
+        }
     }
 
     /// For the thread that will serve: from now on it is the lane's worker.

@@ -12,13 +12,13 @@ pub enum SharesError {
     /// Nobody moves.
     #[error("at least one speed must be more than 0")]
     AllZero,
-    /// Too many to be split exactly.
-    #[error("cannot split {0} exactly: the most is {MOST}")]
+    /// Too many to be split to the last one.
+    #[error("cannot split {0} fairly: the most is {MOST}")]
     TooMany(u64),
 }
 
-/// The largest total for which every step below is exact.
-const MOST: u64 = 1 << 53;
+/// The largest total of which the fractions below still tell a quarter.
+const MOST: u64 = 1 << 51;
 
 /// Splits `total` in proportion to `speeds` into whole numbers that add up to `total`.
 ///
@@ -44,9 +44,9 @@ pub fn shares(total: u64, speeds: &[f64]) -> Result<Vec<u64>, SharesError> {
     }
     let scaled: Vec<f64> = speeds.iter().map(|speed| speed / fastest).collect();
     let sum: f64 = scaled.iter().sum();
-    #[expect(clippy::cast_precision_loss, reason = "at most 2^53")]
+    #[expect(clippy::cast_precision_loss, reason = "at most 2^51")]
     let exact: Vec<f64> = scaled.iter().map(|speed| total as f64 * (speed / sum)).collect();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2^53")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2^51")]
     let mut shares: Vec<u64> = exact.iter().map(|share| share.floor() as u64).collect();
     let mut order: Vec<usize> = (0..speeds.len()).filter(|&at| speeds[at] > 0.0).collect();
     order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));

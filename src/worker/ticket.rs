@@ -8,8 +8,8 @@ use slab::Slab;
 use super::lane::Post;
 use crate::sync::{Mutant, Mutex, planted};
 use crate::wait::{
-    Asked, Blockers, CancelToken, Description, Forked, Left, Owner, Pending, Queue, Resource, WaitError,
-    Wake, WakeList, seconds, wake_all,
+    Asked, Blockers, CancelToken, Description, Forked, Left, Owner, Pending, Queue, Resource,
+    WaitError, Wake, WakeList, seconds, wake_all,
 };
 
 /// One task on its way through a lane.

@@ -12,6 +12,7 @@ pub(super) use status::{DeviceStatus, Holder, Waiter, since};
 use super::aio::{self, Request};
 use super::device::{self, Device};
 use super::error::{Error, Result, invalid_type};
+use super::exit::detached;
 use super::wait::{Terms, caller, settle};
 use super::{argument, context};
 use crate::pool;
@@ -99,7 +100,7 @@ impl DevicePool {
         let wish = pool::Wish { prefer: &prefer, affinity: affinity.as_deref(), only, min_free };
         // Drivers may take a while to tell what is free.
         let lent = if min_free.is_some() {
-            py.detach(|| self.0.borrow(&wish, &owner))?
+            detached(py, || self.0.borrow(&wish, &owner))?
         } else {
             self.0.borrow(&wish, &owner)?
         };

@@ -1,7 +1,7 @@
 //! A lane, as the thread that serves it sees it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::sync::Mutex;
 use pyo3::prelude::*;
@@ -10,7 +10,8 @@ use pyo3::types::{PyDict, PyTuple};
 use super::super::context;
 use super::super::device::Device;
 use super::super::error::Result;
-use super::super::wait::{caller, patiently_idle};
+use super::super::exit::detached;
+use super::super::wait::caller;
 use super::task::{Outcome, Task};
 use super::waits::look;
 use super::{CoreTicket, Post, cancel_all};
@@ -25,17 +26,25 @@ struct AtWork {
     finished: Finished,
 }
 
-/// A lane, for the thread that serves it.
+/// A lane, for the one thread that was started to serve it.
 #[pyclass(frozen, module = "coresident._core")]
 pub(in crate::python) struct Lane {
     post: Arc<Post>,
+    service: AtomicU8,
     at_work: Mutex<AtWork>,
 }
 
-/// Whether to prepare first, the torch mode, the context and the pin for it, and what to call; the
-/// future, if any.
+/// The thread has been asked for, but has not come.
+const AWAITED: u8 = 0;
+/// The thread serves.
+const SERVING: u8 = 1;
+/// Given up or over: a thread that comes now has nothing to do here.
+const OVER: u8 = 2;
+
+/// The start hook if it has to run first, the torch mode, the context and the pin for it, and what
+/// to call; the future, if any.
 type Job = (
-    bool,
+    Option<(Option<Py<PyAny>>,)>,
     u8,
     Py<PyAny>,
     Py<context::Pin>,
@@ -47,7 +56,19 @@ type Job = (
 
 impl Lane {
     pub(super) fn new(post: Arc<Post>) -> Self {
-        Self { post, at_work: Mutex::new(AtWork::default()) }
+        Self { post, service: AtomicU8::new(AWAITED), at_work: Mutex::default() }
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
+        self.service.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// For a lane whose thread cannot start: cancels what is queued. Without effect if it has.
+    pub(super) fn give_up(&self, py: Python<'_>) -> Result<()> {
+        if !self.turn(AWAITED, OVER) {
+            return Ok(());
+        }
+        cancel_all(py, self.post.lane.give_up(Some("the worker's thread could not start")))
     }
 
     fn take_finished(&self) -> Finished {
@@ -63,7 +84,7 @@ impl Lane {
             finished.wake();
             return Some(ticket);
         }
-        patiently_idle(py, || {
+        detached(py, || {
             finished.wake();
             look(|| lane.is_ready());
             lane.take()
@@ -80,7 +101,12 @@ impl Lane {
         let (ticket, future) = self.put_down();
         if let Some(ticket) = ticket {
             let finished = ticket.finish(outcome);
-            self.at_work.lock().finished = finished;
+            if future.is_some() {
+                // Its callbacks run next, and may need whoever waits.
+                finished.wake();
+            } else {
+                self.at_work.lock().finished = finished;
+            }
         }
         drop(future);
     }
@@ -100,12 +126,16 @@ impl Lane {
         Ok(context::setter(py)?.clone_ref(py))
     }
 
-    /// Makes the calling thread the lane's worker.
-    fn serve(&self, py: Python<'_>) -> Result<()> {
+    /// Makes the calling thread the lane's worker. False if another one is by now.
+    fn serve(&self, py: Python<'_>) -> Result<bool> {
+        let worker = caller(py)?;
+        if !self.turn(AWAITED, SERVING) {
+            return Ok(false);
+        }
         // A new thread has nothing of what the start hook has set.
         self.post.unprepared.store(true, Ordering::Release);
-        self.post.lane.serve(caller(py)?);
-        Ok(())
+        self.post.lane.serve(worker);
+        Ok(true)
     }
 
     /// The next task, and the pin that makes the device current in its context; waits for it.
@@ -121,9 +151,10 @@ impl Lane {
             }
             let unprepared = self.post.unprepared.load(Ordering::Acquire)
                 && self.post.unprepared.swap(false, Ordering::AcqRel);
-            let Task { function, args, kwargs, context, future, torch_mode } = task;
+            let Task { function, args, kwargs, context, future, torch_mode, on_start } = task;
             let pin = Py::new(py, pin)?;
-            let job = (unprepared, torch_mode, context, pin, function, args, kwargs, future);
+            let prepare = unprepared.then_some((on_start,));
+            let job = (prepare, torch_mode, context, pin, function, args, kwargs, future);
             return Ok(Some(job));
         }
         Ok(None)
@@ -150,15 +181,13 @@ impl Lane {
         Ok(true)
     }
 
-    /// Ends the thread's service. True if tasks are left, for another thread.
-    fn leave(&self) -> bool {
+    /// Ends the thread's service. If tasks are left, the lane for another thread.
+    fn leave(&self) -> Option<Self> {
         self.take_finished().wake();
-        self.post.lane.leave()
-    }
-
-    /// For a lane whose thread cannot start: cancels what is queued.
-    fn give_up(&self, py: Python<'_>) -> Result<()> {
-        cancel_all(py, self.post.lane.give_up(Some("the worker's thread could not start")))
+        if self.service.swap(OVER, Ordering::AcqRel) == OVER {
+            return None;
+        }
+        self.post.lane.leave().then(|| Self::new(self.post.clone()))
     }
 
     /// Takes no more tasks.

@@ -22,11 +22,12 @@ pub(super) use ticket::Ticket;
 
 use super::device::{self, Device};
 use super::error::{Result, invalid_type, invalid_value, raise};
+use super::exit::Inside;
 use super::wait::{Terms, caller, patiently};
 use super::{argument, context};
 use crate::device::{self as core_device, Name};
 use crate::pool::PoolError;
-use crate::wait::{Owner, seconds};
+use crate::wait::{Deadlock, Owner, Step, seconds};
 use crate::worker::{self, Finished};
 use task::{Outcome, Task, cancel_future};
 use waits::{wait_for, wait_for_workers};
@@ -53,10 +54,22 @@ pub(super) struct WorkerPool {
 impl WorkerPool {
     fn post_of(&self, name: Name) -> Result<&Arc<Post>> {
         let known = self.posts.iter().find(|post| post.device.name() == name);
-        known.ok_or_else(|| {
+        let post = known.ok_or_else(|| {
             let present = self.posts.iter().map(|post| post.device.name()).collect();
-            PoolError::NotInPool { name, present }.into()
-        })
+            PoolError::NotInPool { name, present }
+        })?;
+        post.lane.check()?;
+        Ok(post)
+    }
+
+    fn task(
+        &self,
+        py: Python<'_>,
+        function: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> Result<Task> {
+        Ok(Task::new(py, function, args, kwargs, self.on_start.as_ref())?)
     }
 
     /// Has the lane's thread started, if it is not there.
@@ -68,13 +81,17 @@ impl WorkerPool {
     }
 
     fn start_worker(&self, py: Python<'_>, post: &Arc<Post>) -> Result<()> {
+        let _inside = Inside::enter(py);
+        let lane = Py::new(py, Lane::new(post.clone()))?;
         let start = || -> PyResult<()> {
-            let lane = Lane::new(post.clone());
             let serve = py.import("coresident._serve")?.getattr("start")?;
-            serve.call1((lane, &self.on_start, &self.torch_threads, self.posts.len()))?;
+            serve.call1((&lane, &self.torch_threads, self.posts.len()))?;
             Ok(())
         };
-        Ok(start()?)
+        start().or_else(|error| {
+            lane.get().give_up(py)?;
+            Err(error.into())
+        })
     }
 
     fn push(&self, py: Python<'_>, post: &Arc<Post>, task: Task) -> Result<Arc<CoreTicket>> {
@@ -172,7 +189,7 @@ impl WorkerPool {
     ) -> Result<Ticket> {
         let post = self.post_of(argument::name(device)?)?;
         check_callable(function)?;
-        let task = Task::new(py, function, args, kwargs)?;
+        let task = self.task(py, function, args, kwargs)?;
         Ok(Ticket(self.push(py, post, task)?))
     }
 
@@ -189,11 +206,12 @@ impl WorkerPool {
         static FUTURE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let post = self.post_of(argument::name(device)?)?;
         check_callable(function)?;
+        let _inside = Inside::enter(py);
         let class = FUTURE.get_or_try_init(py, || {
             PyResult::Ok(py.import("coresident._future")?.getattr("WorkerFuture")?.unbind())
         });
         let future = class.and_then(|class| class.bind(py).call0())?;
-        let mut task = Task::new(py, function, args, kwargs)?;
+        let mut task = self.task(py, function, args, kwargs)?;
         task.future = Some(future.clone().unbind());
         let ticket = Ticket(self.push(py, post, task)?);
         future.setattr(pyo3::intern!(py, "_ticket"), ticket)?;
@@ -218,10 +236,11 @@ impl WorkerPool {
         let terms = Terms::of(timeout, cancel)?;
         terms.check("a task")?;
         if post.is_callers_own(py)? {
+            let _inside = Inside::enter(py);
             return Ok(function.call(args, kwargs)?.unbind());
         }
         self.ensure_worker(py, post)?;
-        let task = Task::new(py, function, args, kwargs)?;
+        let task = self.task(py, function, args, kwargs)?;
         let owner = caller(py)?;
         // Pushed once detached, so that the worker finds the interpreter free.
         let lane = post.lane.clone();
@@ -261,7 +280,6 @@ impl WorkerPool {
     /// Has `on_start` called again before the device's next task. Does not wait.
     fn restart(&self, device: &Bound<'_, PyAny>) -> Result<()> {
         let post = self.post_of(argument::name(device)?)?;
-        post.lane.check()?;
         post.unprepared.store(true, Ordering::Release);
         Ok(())
     }
@@ -270,6 +288,8 @@ impl WorkerPool {
     #[pyo3(signature = (how="drain", *, timeout=None))]
     fn close(&self, py: Python<'_>, how: &str, timeout: Option<&Bound<'_, PyAny>>) -> Result<()> {
         let terms = Terms::of(timeout, None)?;
+        let owner = caller(py)?;
+        self.refuse_own_worker(&owner)?;
         match how {
             "drain" => self.posts.iter().for_each(|post| post.lane.drain()),
             "cancel" => {
@@ -282,7 +302,6 @@ impl WorkerPool {
                 return Err(invalid_value(&message));
             }
         }
-        let owner = caller(py)?;
         let lanes: Vec<Arc<CoreLane>> = self.posts.iter().map(|post| post.lane.clone()).collect();
         let timeout = terms.timeout;
         let left = patiently(py, terms, |patience| wait_for_workers(&lanes, &owner, patience));
@@ -334,6 +353,20 @@ impl WorkerPool {
 }
 
 impl WorkerPool {
+    /// A worker that waits for itself to finish would wait for ever: nothing is closed then.
+    fn refuse_own_worker(&self, caller: &Owner) -> Result<()> {
+        let here = self.posts.iter().filter(|post| post.lane.check().is_ok());
+        match here.filter(|post| post.lane.is_served_by(Owner::this_thread())).next() {
+            None => Ok(()),
+            Some(post) => {
+                let wants = format!("the worker of {} to finish", post.device);
+                let waiter = caller.to_string();
+                let holders = vec![waiter.clone()];
+                Err(Deadlock { steps: vec![Step { waiter, wants, holders }] }.into())
+            }
+        }
+    }
+
     /// The lanes that are not through, in words.
     fn running(&self) -> Result<Vec<String>> {
         let mut told = Vec::new();

@@ -8,8 +8,8 @@ use pyo3::types::{PyDict, PyMapping, PyTuple};
 
 use super::super::argument;
 use super::super::error::{Error, Result, invalid_type, invalid_value};
+use super::super::exit::Inside;
 use super::super::wait::{Terms, caller, patiently};
-use super::task::Task;
 use super::ticket::Ticket;
 use super::waits::wait_for;
 use super::{Post, WorkerPool, check_callable};
@@ -67,7 +67,11 @@ fn parse<'a, 'py>(
     };
     let mut parts: Vec<Part<'a, 'py>> = Vec::new();
     for item in calls.items()? {
-        let (key, function) = item.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>)>()?;
+        let pair = item.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>)>();
+        let (key, function) = pair.map_err(|_| {
+            let given = argument::type_name(&item);
+            invalid_type(&format!("the items() of a mapping are pairs, not {given}"))
+        })?;
         let post = workers.post_of(argument::name(&key)?)?;
         check_callable(&function)?;
         if parts.iter().any(|other| Arc::ptr_eq(other.post, post)) {
@@ -87,11 +91,12 @@ fn call_all(
     let nothing = PyTuple::empty(py);
     for part in parts.iter_mut() {
         if !part.post.is_callers_own(py)? {
-            let task = Task::new(py, &part.function, &nothing, None)?;
+            let task = workers.task(py, &part.function, &nothing, None)?;
             part.ticket = Some(Ticket(workers.push(py, part.post, task)?));
         }
     }
     for part in parts.iter_mut().filter(|part| part.ticket.is_none()) {
+        let _inside = Inside::enter(py);
         part.value = Some(part.function.call0().map_err(Error::of_task)?.unbind());
     }
     let owner = caller(py)?;
@@ -105,10 +110,11 @@ fn call_all(
 
 /// Keeps what has not started from running, and tells what runs.
 fn cancel_rest(py: Python<'_>, parts: &[Part<'_, '_>]) -> Result<()> {
-    for ticket in parts.iter().filter_map(|part| part.ticket.as_ref()) {
-        ticket.cancel(py, Some("another part of the scatter failed".to_owned()))?;
-    }
-    Ok(())
+    let reason = || Some("another part of the scatter failed".to_owned());
+    let tickets = parts.iter().filter_map(|part| part.ticket.as_ref());
+    // Everyone is told, whatever somebody's callback raises.
+    let told: Vec<Result<bool>> = tickets.map(|ticket| ticket.cancel(py, reason())).collect();
+    told.into_iter().try_for_each(|told| told.map(drop))
 }
 
 /// Waits, within the time that is left, until none of it runs any more: its tensors are the caller's.

@@ -6,6 +6,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::super::error::{Error, Result};
+use super::super::exit::Inside;
 use super::super::torch;
 
 /// What a worker is to call.
@@ -16,6 +17,8 @@ pub(super) struct Task {
     pub(super) context: Py<PyAny>,
     pub(super) future: Option<Py<PyAny>>,
     pub(super) torch_mode: u8,
+    /// The pool's start hook, which an idle worker does not keep.
+    pub(super) on_start: Option<Py<PyAny>>,
 }
 
 impl Task {
@@ -24,6 +27,7 @@ impl Task {
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
+        on_start: Option<&Py<PyAny>>,
     ) -> PyResult<Self> {
         static COPY_CONTEXT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let copy_context = COPY_CONTEXT.get_or_try_init(py, || {
@@ -36,6 +40,7 @@ impl Task {
             context: copy_context.bind(py).call0()?.unbind(),
             future: None,
             torch_mode: torch::grad_mode(py)?,
+            on_start: on_start.map(|hook| hook.clone_ref(py)),
         })
     }
 
@@ -44,6 +49,7 @@ impl Task {
         visit.call(&self.args)?;
         visit.call(&self.kwargs)?;
         visit.call(&self.context)?;
+        visit.call(&self.on_start)?;
         visit.call(&self.future)
     }
 }
@@ -78,6 +84,7 @@ impl Outcome {
 /// Cancels the future of a task that will not run, and tells whoever waits for it.
 pub(super) fn cancel_future(py: Python<'_>, task: &Task) -> Result<()> {
     let Some(future) = &task.future else { return Ok(()) };
+    let _inside = Inside::enter(py);
     let future = future.bind(py);
     let cancel = || future.call_method0("_cancel_unstarted");
     cancel().map(drop).map_err(Error::from)

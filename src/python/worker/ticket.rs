@@ -77,18 +77,21 @@ impl Ticket {
     }
 
     /// Whether the task has returned, raised, or been cancelled. Does not wait.
-    fn done(&self) -> bool {
-        self.0.is_over()
+    fn done(&self) -> Result<bool> {
+        self.0.check()?;
+        Ok(self.0.is_over())
     }
 
     /// Whether the task was cancelled before it ran. Does not wait.
-    fn cancelled(&self) -> bool {
-        self.0.is_cancelled()
+    fn cancelled(&self) -> Result<bool> {
+        self.0.check()?;
+        Ok(self.0.is_cancelled())
     }
 
     /// Whether the task runs now. Does not wait.
-    fn running(&self) -> bool {
-        self.0.running_since().is_some()
+    fn running(&self) -> Result<bool> {
+        self.0.check()?;
+        Ok(self.0.running_since().is_some())
     }
 
     fn __await__<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
@@ -104,11 +107,12 @@ impl Ticket {
     }
 
     fn __repr__(&self) -> String {
-        let state = match (self.0.is_cancelled(), self.0.is_over(), self.running()) {
-            (true, _, _) => "cancelled",
-            (_, true, _) => "done",
-            (_, _, true) => "running",
-            _ => "queued",
+        let state = match self.0.check() {
+            Err(_) => "of another process",
+            Ok(()) if self.0.is_cancelled() => "cancelled",
+            Ok(()) if self.0.is_over() => "done",
+            Ok(()) if self.0.running_since().is_some() => "running",
+            Ok(()) => "queued",
         };
         format!("<Ticket {state}>")
     }
