@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Coroutine
 from typing import Any
 
 import coresident as co
 import pytest
-from conftest import spawn, until, waiting
+from conftest import lease_once, run_script, spawn, until, waiting
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -272,18 +273,129 @@ def test_a_ticket_is_awaited(workers: co.WorkerPool) -> None:
     run(main())
 
 
+def wait_in(loop: asyncio.AbstractEventLoop, pool: co.DevicePool) -> asyncio.Task[co.Lease]:
+    """Has a task of the loop wait for the first device; the loop stops while it waits."""
+
+    async def wait() -> co.Lease:
+        return await pool.lease_async("virtual:0")
+
+    task = loop.create_task(wait())
+    loop.run_until_complete(until_async(lambda: waiting(pool) == 1))
+    return task
+
+
 def test_a_closed_event_loop_loses_no_device(pool: co.DevicePool) -> None:
     lease = spawn(lambda: pool.lease("virtual:0").hand_over()).join()
     loop = asyncio.new_event_loop()
-    task = loop.create_task(pool.lease_async("virtual:0")._settle())
-    loop.run_until_complete(until_async(lambda: waiting(pool) == 1))
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    task = wait_in(loop, pool)
+    loop.close()
+    lease.release()  # to a task that nobody can wake
+    assert spawn(lambda: lease_once(pool, "virtual:0", timeout=5)).join() == "virtual:0"
+    task._log_destroy_pending = False  # asyncio would complain of what is meant here
+
+
+def test_a_forgotten_event_loop_loses_no_device(pool: co.DevicePool) -> None:
+    lease = spawn(lambda: pool.lease("virtual:0").hand_over()).join()
+    loop = asyncio.new_event_loop()
+    task = wait_in(loop, pool)
+    task._log_destroy_pending = False
+    loop.close()
+    del task, loop
+    gc.collect()
+    assert waiting(pool) == 0
+    lease.release()
+
+
+def test_what_a_thread_awaited_when_it_ended_is_given_up(pool: co.DevicePool) -> None:
+    loop = asyncio.new_event_loop()
+    lease = pool.lease("virtual:0").hand_over()
+    task = spawn(lambda: wait_in(loop, pool)).join()
+    until(lambda: waiting(pool) == 0)
+    lease.release()
+    with pool.lease("virtual:0", timeout=5), pytest.raises(co.CancelledError, match="has ended"):
         loop.run_until_complete(task)
     loop.close()
-    lease.release()
-    with pool.lease("virtual:0", timeout=5):
-        pass
+
+
+def test_a_task_may_go_on_in_another_thread(pool: co.DevicePool) -> None:
+    loop = asyncio.new_event_loop()
+    moved = asyncio.Event()
+
+    async def main() -> None:
+        async with pool.lease_async("virtual:0"):
+            await moved.wait()
+            # It is here by now: what blocks this thread blocks this task.
+            async with pool.lease_async("virtual:1"):
+                with pytest.raises(co.DeadlockError, match="which it holds itself"):
+                    pool.lease("virtual:1")
+
+    async def taken() -> None:
+        await until_async(lambda: pool.status()[0].holder)
+
+    task = loop.create_task(main())
+    keep = threading.Event()
+    began = threading.Event()
+
+    def begin() -> None:
+        loop.run_until_complete(taken())
+        began.set()
+        keep.wait(20)
+
+    first = spawn(begin)
+    assert began.wait(20)
+    loop.call_soon_threadsafe(moved.set)
+    loop.run_until_complete(task)
+    keep.set()
+    first.join()
+    loop.close()
+    assert pool.status()[0].holder is None
+
+
+def test_a_request_is_for_one_async_with_at_a_time(pool: co.DevicePool) -> None:
+    async def main() -> None:
+        request = pool.lease_async("virtual:0")
+        async with request as lease:
+            with pytest.raises(RuntimeError, match="make one for each `async with`"):
+                async with request:
+                    pass
+            assert not lease.released
+        assert lease.released
+        async with request as again:
+            assert not again.released
+        with pytest.raises(co.WaitTimeoutError):
+            with pool.lease("virtual:1").hand_over():
+                refused = pool.lease_async("virtual:1", timeout=0)
+                async with refused:
+                    pass
+        async with refused:
+            pass
+
+    run(main())
+
+
+def test_a_thread_that_cannot_start_costs_one_wait_and_no_more() -> None:
+    script = """
+        import asyncio, threading
+        import coresident as co
+        pool = co.DevicePool(co.virtual_devices(1))
+        start = threading.Thread.start
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+        async def main():
+            async with pool.lease_async() as lease:
+                print("leased")
+        threading.Thread.start = refuse
+        try:
+            asyncio.run(main())
+        except RuntimeError as error:
+            print(error)
+        threading.Thread.start = start
+        held = pool.lease().hand_over()
+        threading.Timer(0.05, held.release).start()
+        asyncio.run(main())
+        """
+    done = run_script(script)
+    assert (done.stdout, done.stderr) == ("can't start new thread\nleased\n", "")
 
 
 def test_an_async_lease_outside_an_event_loop_is_refused(pool: co.DevicePool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_timeouts(waits: Any, timeout: Any, error: type[Exception], message: str
         with pytest.raises(error, match=message):
             call(timeout=timeout)
             pytest.fail(f"{name} took it")
+
+
+def test_ctrl_c_in_a_number_of_the_callers_is_not_lost(waits: Any) -> None:
+    class Interrupting:
+        def __float__(self) -> float:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        waits["lease"](timeout=Interrupting())
 
 
 def test_a_timeout_may_be_huge(waits: Any) -> None:
@@ -107,6 +117,38 @@ def test_pools_need_devices() -> None:
             kind(3)
         with pytest.raises(co.InvalidDeviceError, match="unknown device type"):
             kind("gpu")
+
+
+def test_numbers_that_python_does_not_even_print() -> None:
+    for call in (
+        lambda: co.virtual_devices(10**5000),
+        lambda: co.virtual_devices(1, memory=10**5000),
+        lambda: co.shares(10**5000, [1]),
+    ):
+        with pytest.raises(co.InvalidValueError, match="not a much larger number"):
+            call()
+
+
+def test_texts_that_are_no_unicode(pool: co.DevicePool) -> None:
+    with pytest.raises(co.InvalidDeviceError, match="unknown device type"):
+        pool.lease("\ud800:0")
+    with pytest.raises(co.InvalidValueError, match="is not a number of bytes"):
+        pool.borrow(min_free="\ud800")
+
+
+def test_lists_of_devices_that_never_end() -> None:
+    for kind in (co.DevicePool, co.WorkerPool, co.devices):
+        with pytest.raises(co.InvalidValueError, match="takes 65536 devices at most"):
+            kind(itertools.repeat("virtual:0"))
+
+
+def test_a_mapping_whose_items_are_no_pairs(workers: co.WorkerPool) -> None:
+    class Odd(dict[str, Any]):
+        def items(self) -> Any:
+            return [3]
+
+    with pytest.raises(co.InvalidTypeError, match="items.. of a mapping are pairs, not int"):
+        workers.scatter(Odd())
 
 
 def test_a_failed_reconfiguration_changes_nothing(pool: co.DevicePool) -> None:

@@ -265,3 +265,14 @@ def test_exclusivity_holds_under_stress(pool: co.DevicePool) -> None:
     threads = [spawn(lambda number=number: hammer(number)) for number in range(8)]
     assert sum(thread.join() for thread in threads) > 8 * 200
     assert all(status.holder is None and not status.waiting for status in pool.status())
+
+
+def test_leasing_hand_over_hand_keeps_nothing_of_what_was_released(pool: co.DevicePool) -> None:
+    held = pool.lease("virtual:0")
+    for turn in range(50_000):  # a chain of so many would overflow the stack when it is dropped
+        following = pool.lease(f"virtual:{(turn + 1) % 2}")
+        held.release()
+        held = following
+    assert str(co.current_device()) == str(held.device)
+    held.release()
+    assert co.current_device() is None

@@ -118,6 +118,11 @@ FORKED_CALLS = {
     "ticket": "ticket.result()",
     "cancel": "ticket.cancel()",
     "future": "future.result()",
+    "done": "ticket.done()",
+    "cancelled": "ticket.cancelled()",
+    "running": "ticket.running()",
+    "wait for a token": "token.wait(timeout=1)",
+    "wait with a token": "co.DevicePool(co.virtual_devices(1)).lease(cancel=token)",
     "restart": "workers.restart('virtual:0')",
     "enter a lease": "lease.__enter__()",
     "hand over a lease": "lease.hand_over()",
@@ -141,6 +146,7 @@ def test_a_forked_child_gets_a_clear_error_instead_of_a_hang() -> None:
         lease = kept.lease()
         future = workers.submit("virtual:0", int)
         guard = co.LoadLock().read()
+        token = co.CancelToken()
         sys.stdout.flush()
         def attempt(name, call):
             try:
@@ -160,6 +166,8 @@ def test_a_forked_child_gets_a_clear_error_instead_of_a_hang() -> None:
             gc.collect()
             workers.close()
             pool.close()
+            assert repr(ticket) == "<Ticket of another process>"
+            assert token.cancel("the child's") and token.cancelled and token.reason is None
             # The child makes its own.
             own, own_lock = co.DevicePool(co.virtual_devices(1)), co.LoadLock()
             with own.lease() as lease, own_lock.write():
@@ -176,6 +184,7 @@ def test_a_forked_child_gets_a_clear_error_instead_of_a_hang() -> None:
         _, status = os.waitpid(child, 0)
         print("child ended with", os.waitstatus_to_exitcode(status))
         assert not lease.released
+        assert not token.cancelled
         lease.release()
         guard.release()
         gate.set()
@@ -249,6 +258,51 @@ ENDINGS = {
             pass
         print("served")
         """,
+    "daemon threads use everything there is": """
+        lock, two = co.LoadLock(), co.virtual_devices(2)
+        shared, pair = co.DevicePool(two), co.WorkerPool(two)
+        def use():
+            while True:
+                try:
+                    with shared.lease(), shared.borrow(), lock.read():
+                        pair.scatter({"virtual:0": int, "virtual:1": int})
+                        pair.submit("virtual:0", int).result()
+                    shared.lease("virtual:7")
+                except (co.DeviceNotFoundError, co.ClosedError):
+                    pass
+        for n in range(6):
+            threading.Thread(target=use, daemon=True).start()
+        pair.run("virtual:0", int)
+        print("served")
+        """,
+    "daemon threads make pools and event loops": """
+        import asyncio
+        def make():
+            while True:
+                own, its_workers = co.DevicePool(co.virtual_devices(1)), co.WorkerPool(["virtual:0"])
+                async def main():
+                    async with own.lease_async():
+                        return await its_workers.post("virtual:0", int)
+                try:
+                    asyncio.run(main())
+                    made.set()
+                except (co.ClosedError, RuntimeError):  # no thread starts in an ending process
+                    return
+        made = threading.Event()
+        for n in range(4):
+            threading.Thread(target=make, daemon=True).start()
+        made.wait()
+        print("served")
+        """,
+    "a task makes a pool of its own": """
+        entered = threading.Event()
+        def work():
+            entered.set()
+            time.sleep(0.05)  # the main thread is past its last line by now
+            co.WorkerPool(co.virtual_devices(1)).post("virtual:0", print, "served")
+        workers.post("virtual:0", work)
+        entered.wait()
+        """,
     "everything is idle": """
         workers.run("virtual:0", int)
         print("served")
@@ -273,6 +327,87 @@ def test_the_interpreter_ends_cleanly_while(ending: str) -> None:
     for _ in range(3):
         done = run_script(textwrap.dedent(script) + textwrap.dedent(ending), timeout=20)
         assert (done.stdout, done.stderr, done.returncode) == ("served\n", "", 0)
+
+
+def test_exit_callbacks_may_join_threads_that_wait_whenever_they_were_registered() -> None:
+    script = """
+        import atexit, threading
+        def end():
+            pool.close()
+            waiting.join()
+            print("joined")
+        atexit.register(end)
+        import coresident as co
+        pool = co.DevicePool(co.virtual_devices(1))
+        kept = pool.lease().hand_over()
+        def wait():
+            try:
+                pool.lease()
+            except co.ClosedError:
+                print("told")
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        while not pool.status()[0].waiting:
+            pass
+        """
+    done = run_script(script, timeout=20)
+    assert (done.stdout, done.stderr, done.returncode) == ("told\njoined\n", "", 0)
+
+
+def test_subinterpreters_are_refused() -> None:
+    interpreters = pytest.importorskip("_xxsubinterpreters", reason="another name since 3.13")
+    script = f"""
+        import {interpreters.__name__} as interpreters
+        import coresident as co
+        other = interpreters.create()
+        try:
+            interpreters.run_string(other, "import coresident")
+        except interpreters.RunFailedError as error:
+            print(error)
+        interpreters.destroy(other)
+        print(len(co.virtual_devices(2)))
+        """
+    done = run_script(script)
+    assert "works in the main interpreter only, not in subinterpreter 1" in done.stdout
+    assert (done.stdout.splitlines()[-1], done.stderr, done.returncode) == ("2", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_children_of_a_busy_process_work_as_any_other() -> None:
+    script = """
+        import os, threading, warnings
+        import coresident as co
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool, workers = co.DevicePool(co.virtual_devices(4)), co.WorkerPool(co.virtual_devices(16))
+        workers.scatter(dict.fromkeys(map(str, workers.devices), int))
+        stop = threading.Event()
+        def hammer():
+            while not stop.is_set():
+                with pool.lease():
+                    workers.post("virtual:3", int).result()
+        threads = [threading.Thread(target=hammer) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(60):
+            if (child := os.fork()) == 0:
+                own, its_workers = co.DevicePool(co.virtual_devices(2)), co.WorkerPool(["virtual:0"])
+                with own.lease() as lease, own.borrow() as spare:
+                    assert its_workers.submit("virtual:0", pow, 2, 3).result(20) == 8
+                    refused = 0
+                    for call in (pool.lease, pool.status, lambda: workers.run("virtual:0", int)):
+                        try:
+                            call()
+                        except co.ForkedError:
+                            refused += 1
+                os._exit(refused)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        stop.set()
+        for thread in threads:
+            thread.join()
+        print("served")
+        """
+    done = run_script(script, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("served\n", "", 0)
 
 
 def test_ctrl_c_while_the_interpreter_waits_for_a_task_ends_it() -> None:

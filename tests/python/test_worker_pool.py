@@ -13,7 +13,7 @@ from functools import partial
 
 import coresident as co
 import pytest
-from conftest import spawn, until
+from conftest import run_script, spawn, until
 
 
 def test_a_worker_is_one_thread_named_after_its_device(workers: co.WorkerPool) -> None:
@@ -425,3 +425,124 @@ def test_an_exception_thrown_into_a_worker_from_outside_does_not_lose_the_lane(
 )
 def test_shares_are_whole_and_keep_the_sum(total: int, speeds: object, expected: object) -> None:
     assert co.shares(total, speeds) == expected
+
+
+def test_a_hook_that_fails_often_keeps_one_traceback() -> None:
+    def fail(_: co.Device) -> None:
+        raise OSError("no device")
+
+    def refusal(workers: co.WorkerPool) -> int:
+        with pytest.raises(OSError, match="no device") as error:
+            workers.run("virtual:0", int)
+        return len(traceback.extract_tb(error.value.__traceback__))
+
+    with co.WorkerPool(co.virtual_devices(1), on_start=fail) as workers:
+        assert len({refusal(workers) for _ in range(20)}) == 1
+
+
+def test_a_forgotten_pool_ends_even_when_its_hook_belongs_to_its_owner() -> None:
+    class Frontend:
+        def __init__(self) -> None:
+            self.workers = co.WorkerPool(co.virtual_devices(1), on_start=self.prepare)
+
+        def prepare(self, _: co.Device) -> None:
+            pass
+
+    before = threading.active_count()
+    frontend = Frontend()
+    assert frontend.workers.run("virtual:0", int) == 0
+    del frontend
+    until(lambda: gc.collect() is not None and threading.active_count() == before)
+
+
+def test_a_callback_may_need_whoever_waits_for_the_future(workers: co.WorkerPool) -> None:
+    """``set_result`` wakes waiters before it calls callbacks: so it is here."""
+    gate, served = threading.Event(), threading.Event()
+    future = workers.submit("virtual:0", gate.wait, 20)
+    future.add_done_callback(lambda _: served.wait(20))
+
+    def wait() -> bool:
+        assert future.result(20)
+        served.set()
+        return True
+
+    waiter = spawn(wait)
+    gate.set()
+    assert waiter.join()
+
+
+def test_closing_a_pool_from_its_own_worker_leaves_it_open(workers: co.WorkerPool) -> None:
+    with pytest.raises(co.DeadlockError, match="the worker of virtual:0 to finish"):
+        workers.run("virtual:0", workers.close)
+    assert workers.run("virtual:0", int) == 0
+
+
+def test_every_part_of_a_failed_scatter_is_cancelled_whatever_is_raised_on_the_way() -> None:
+    gate = threading.Event()
+    with co.WorkerPool(co.virtual_devices(3)) as workers:
+        blockers = [workers.post(f"virtual:{n}", gate.wait, 20) for n in (1, 2)]
+
+        def fail() -> None:
+            raise ValueError("half of the step failed")
+
+        def never() -> None:
+            pytest.fail("a cancelled part ran")
+
+        calls = {"virtual:0": fail, "virtual:1": never, "virtual:2": never}
+        scatter = spawn(lambda: workers.scatter(calls))
+        with pytest.raises(ValueError, match="half of the step"):
+            scatter.join()
+        gate.set()
+        assert all(blocker.result(20) for blocker in blockers)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_ctrl_c_while_a_worker_starts_leaves_the_lane_with_one_worker(started: bool) -> None:
+    script = f"""
+        import threading
+        import coresident as co
+        start = threading.Thread.start
+        def interrupted(thread):
+            if {started}:
+                start(thread)
+            raise KeyboardInterrupt
+        workers = co.WorkerPool(co.virtual_devices(1))
+        threading.Thread.start = interrupted
+        try:
+            workers.post("virtual:0", print, "queued")
+        except KeyboardInterrupt:
+            pass
+        threading.Thread.start = start
+        ran = {{workers.run("virtual:0", threading.get_ident) for _ in range(100)}}
+        alive = [one for one in threading.enumerate() if one.name.startswith("worker")]
+        print(len(ran), len(alive))
+        """
+    done = run_script(script)
+    expected = ["queued"] if started else []
+    assert done.stdout.splitlines() == [*expected, "1 1"]
+    assert done.stderr == ""
+
+
+def test_a_thread_that_comes_after_it_was_given_up_serves_nobody() -> None:
+    """Ctrl-C can end ``Thread.start`` before the new thread has said that it runs."""
+    script = """
+        import threading
+        import coresident as co
+        late, start = [], threading.Thread.start
+        def interrupted(thread):
+            late.append(thread)
+            raise KeyboardInterrupt
+        workers = co.WorkerPool(co.virtual_devices(1))
+        threading.Thread.start = interrupted
+        try:
+            workers.post("virtual:0", print, "never")
+        except KeyboardInterrupt:
+            pass
+        threading.Thread.start = start
+        ident = workers.run("virtual:0", threading.get_ident)
+        late[0].start()
+        late[0].join()
+        print(workers.run("virtual:0", threading.get_ident) == ident)
+        """
+    done = run_script(script)
+    assert (done.stdout, done.stderr) == ("True\n", "")

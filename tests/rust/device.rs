@@ -396,14 +396,11 @@ fn every_short_text_is_refused_or_a_number_of_bytes() {
     }
 }
 
-/// Up to where a printed size parses again: the largest unit that is read is TiB.
-const LARGEST_READ: u32 = 50;
-
 #[test]
 fn a_printed_size_parses_to_what_it_says() {
     let mut random = Random(7);
     for _ in 0..20_000 {
-        let bits = u32::try_from(random.below(u64::from(LARGEST_READ))).unwrap();
+        let bits = u32::try_from(random.below(63)).unwrap();
         let bytes = random.below(1 << bits);
         let ByteSize(read) = ByteSize(bytes).to_string().parse().unwrap();
         // One decimal of at least one unit: half a tenth of it at most is lost.
@@ -414,7 +411,7 @@ fn a_printed_size_parses_to_what_it_says() {
 
 #[test]
 fn whole_units_survive_printing_and_parsing() {
-    for unit in [0, 10, 20, 30, 40] {
+    for unit in [0, 10, 20, 30, 40, 50] {
         for count in [1, 2, 24, 1000, 1023] {
             let size = ByteSize(count << unit);
             assert_eq!(size.to_string().parse(), Ok(size));

@@ -102,8 +102,8 @@ impl Interrupt for LookUps {
     }
 }
 
-/// Waits with a token and no deadline. Returns how it ended, when, and how often it looked up.
-fn wait_for_cancel(pool: &DevicePool, token: CancelToken) -> Spawned<(String, Instant, u32)> {
+/// Waits with a token and no deadline. Returns how it ended, and how often it looked up.
+fn wait_for_cancel(pool: &DevicePool, token: CancelToken) -> Spawned<(String, u32)> {
     let parker = Parker::new();
     let pending = in_line(pool.ask(None, &somebody("me"), parker.clone()).unwrap());
     let started = Arc::new(Barrier::new(2));
@@ -113,28 +113,24 @@ fn wait_for_cancel(pool: &DevicePool, token: CancelToken) -> Spawned<(String, In
         let patience = Patience { interrupt: &look_ups, ..Patience::FOREVER };
         starting.wait();
         let outcome = refusal(pending.wait(&parker, &patience.or_cancelled(&token)));
-        (outcome, Instant::now(), look_ups.0.get())
+        (outcome, look_ups.0.get())
     });
     started.wait();
     waiting
 }
 
 #[test]
-fn a_cancel_wakes_a_wait_for_ever_within_a_millisecond_and_nothing_else_does() {
+fn a_cancel_wakes_a_wait_for_ever_and_nothing_else_does() {
     let pool = pool(1);
     let _held = take(&pool, 0, &somebody("holder"));
-    let fastest = (0..50).map(|_| {
+    for _ in 0..50 {
         let token = CancelToken::new();
         let waiting = wait_for_cancel(&pool, token.clone());
-        let cancelled = Instant::now();
         assert!(token.cancel(Some("enough".to_owned())));
-        let (outcome, ended, look_ups) = waiting.join();
+        let (outcome, look_ups) = waiting.join();
         assert_eq!(outcome, "cancelled while waiting for any of virtual:0: enough");
         assert!(look_ups <= 1, "it looked up {look_ups} times");
-        ended.saturating_duration_since(cancelled)
-    });
-    let fastest = fastest.min().unwrap();
-    assert!(fastest < Duration::from_millis(1), "{fastest:?}");
+    }
     assert!(pool.status().unwrap()[0].waiting.is_empty());
 }
 
@@ -163,23 +159,26 @@ fn a_token_is_cancelled_once_and_keeps_the_first_reason() {
     assert!(!token.same(&CancelToken::new()) && !CancelToken::new().is_cancelled());
 }
 
+/// Counts how often it was told to look again.
+#[derive(Default)]
+struct Told(AtomicU64);
+
+impl Wake for Told {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn a_token_wakes_only_those_who_still_listen() {
-    #[derive(Default)]
-    struct Counter(AtomicU64);
-    impl Wake for Counter {
-        fn wake(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    let (token, counter) = (CancelToken::new(), Arc::new(Counter::default()));
-    let listening = token.listen(counter.clone());
-    drop(token.listen(counter.clone()));
+    let (token, told) = (CancelToken::new(), Arc::new(Told::default()));
+    let listening = token.listen(told.clone());
+    drop(token.listen(told.clone()));
     token.cancel(None);
     token.cancel(None);
-    assert_eq!(counter.0.load(Ordering::Relaxed), 1);
+    assert_eq!(told.0.load(Ordering::SeqCst), 1);
     drop(listening);
-    assert_eq!(Arc::strong_count(&counter), 1, "nothing is kept for those who left");
+    assert_eq!(Arc::strong_count(&told), 1, "nothing is kept for those who left");
 }
 
 #[test]
@@ -402,6 +401,80 @@ fn threads_that_take_two_devices_in_any_order_finish_or_are_refused() {
 }
 
 #[test]
+fn whoever_gives_up_leaves_those_behind_to_look_again() {
+    let (pool, lock) = (pool(1), LoadLock::new());
+    let _held = take(&pool, 0, &somebody("holder"));
+    let (ahead, behind) = (somebody("ahead"), somebody("behind"));
+    let _write = lock.try_acquire(Mode::Write, &behind).unwrap().unwrap();
+    let place =
+        |owner: &Owner, told: &Arc<Told>| in_line(pool.ask(None, owner, told.clone()).unwrap());
+    let (nobody, told) = (Arc::new(Told::default()), Arc::new(Told::default()));
+    let mut first = place(&ahead, &nobody);
+    let between = place(&somebody("between"), &nobody);
+    let mut last = place(&behind, &told);
+    first.watch().unwrap();
+    last.watch().unwrap();
+    // The one ahead will not run before the one behind does. As yet that one stands behind somebody
+    // who can move.
+    let mut crossed = in_line(lock.ask(Mode::Read, &ahead, nobody.clone()).unwrap());
+    crossed.watch().unwrap();
+    last.check().unwrap();
+    drop(between);
+    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    assert!(matches!(last.check(), Err(WaitError::Deadlock(_))));
+}
+
+#[test]
+fn a_thread_that_ends_gives_up_what_its_event_loop_waits_for() {
+    let (pool, lock) = (pool(1), LoadLock::new());
+    let held =
+        (take(&pool, 0, &somebody("holder")), lock.try_acquire(Mode::Read, &somebody("reader")));
+    let (mut device, mut write) = spawn({
+        let (pool, lock) = (pool.clone(), lock.clone());
+        move || {
+            let task = Owner::task("lost".to_owned());
+            let device = in_line(pool.ask(None, &task, Parker::new()).unwrap());
+            (device, in_line(lock.ask(Mode::Write, &task, Parker::new()).unwrap()))
+        }
+    })
+    .join();
+    assert_eq!(
+        refusal(device.poll().unwrap()),
+        "cancelled while waiting for any of virtual:0: the thread that waited has ended"
+    );
+    assert_eq!(
+        refusal(write.poll().unwrap()),
+        "cancelled while waiting for the load lock to write: the thread that waited has ended"
+    );
+    // Nobody stands before those who come now.
+    assert!(lock.try_acquire(Mode::Read, &somebody("next")).unwrap().is_some());
+    drop(held);
+    assert!(is_free(&pool, 0));
+}
+
+#[test]
+fn a_task_may_go_on_in_another_thread() {
+    let task = spawn(|| Owner::task("wanderer".to_owned())).join();
+    assert_ne!(task.thread_number(), Owner::this_thread());
+    task.moved_here();
+    assert_eq!(task.thread_number(), Owner::this_thread());
+    assert!(task.runs_above(&this_thread("me")));
+}
+
+#[test]
+fn a_name_that_asks_for_the_owner_again_finds_one() {
+    spawn(|| {
+        let outer = this_thread_asking(|| this_thread_asking(|| "inner".to_owned()).to_string());
+        assert_eq!(outer.to_string(), "thread 'inner'");
+    })
+    .join();
+}
+
+fn this_thread_asking(name: impl FnOnce() -> String) -> Owner {
+    Owner::thread(name)
+}
+
+#[test]
 fn a_thread_that_ends_releases_what_it_leaked() {
     let (pool, lock) = (pool(3), LoadLock::new());
     let (its_pool, its_lock) = (pool.clone(), lock.clone());
@@ -493,6 +566,8 @@ fn what_was_made_before_a_fork_is_refused_in_the_child() {
     let lease = take(&pool, 0, &me);
     let guard = lock.try_acquire(Mode::Write, &me).unwrap().unwrap();
     let ticket = lane.push(1).unwrap().ticket;
+    let (token, told) = (CancelToken::new(), Arc::new(Told::default()));
+    let listening = token.listen(told.clone());
     entered_child();
     let forked = |what: &str| {
         let pid = std::process::id();
@@ -512,9 +587,12 @@ fn what_was_made_before_a_fork_is_refused_in_the_child() {
     assert_eq!(refusal(guard.check()), forked("guard of a load lock"));
     assert!(!lease.is_with_owner() && !lease.hold().is_held_here());
     assert!(!guard.is_with_owner() && !guard.is_live() && !guard.release());
+    assert_eq!(refusal(token.check()), forked("cancel token"));
+    assert!(token.cancel(None) && !token.cancel(None) && token.is_cancelled());
+    assert_eq!((token.reason(), told.0.load(Ordering::SeqCst)), (None, 0));
     pool.close();
     lane.drain();
-    drop((lease, guard));
+    drop((lease, guard, listening));
     assert_eq!(VALUE.get_or_init(OnceLock::new).get(), None, "the child has its own");
     let fresh = self::pool(1);
     let held = take(&fresh, 0, &me);
