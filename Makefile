@@ -25,9 +25,10 @@ develop: $(STAMPS)/module $(STAMPS)/test ## The environment to work in, with the
 test: lint test-rust test-models test-bindings test-python ## Formatting, lints and every test
 
 lint: $(STAMPS)/module $(STAMPS)/test ## Formatting, lints, types, and the stub against the module
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --all-targets --features python -- -D warnings
 	cargo clippy --all-targets --features model -- -D warnings
+	cargo clippy -p pretend_nvml -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -6,11 +6,12 @@
 
 #[cfg(not(feature = "model"))]
 mod imp {
+    pub use std::sync::MutexGuard;
     pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub use std::sync::{Condvar, MutexGuard};
+
+    pub(super) use std::sync::Condvar as RawCondvar;
 
     use std::sync::PoisonError;
-
     use std::time::Instant;
 
     /// std's mutex with the calls of `parking_lot`'s. On Linux std's is a bare futex, whereas
@@ -42,9 +43,8 @@ mod imp {
         }
     }
 
-    /// Waits for a notification, or until `deadline` has passed; may wake for no reason.
-    pub fn wait_until<'a, T>(
-        condvar: &Condvar,
+    pub(super) fn raw_wait_until<'a, T>(
+        condvar: &RawCondvar,
         guard: MutexGuard<'a, T>,
         deadline: Option<Instant>,
     ) -> MutexGuard<'a, T> {
@@ -65,8 +65,10 @@ mod imp {
 
 #[cfg(feature = "model")]
 mod imp {
+    pub use loom::sync::MutexGuard;
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub use loom::sync::{Condvar, MutexGuard};
+
+    pub(super) use loom::sync::Condvar as RawCondvar;
 
     use std::sync::atomic::{AtomicU8, Ordering as StdOrdering};
     use std::time::Instant;
@@ -92,9 +94,9 @@ mod imp {
         }
     }
 
-    /// Waits for a notification; models have no clock, so a deadline never passes.
-    pub fn wait_until<'a, T>(
-        condvar: &Condvar,
+    /// Models have no clock, so a deadline never passes.
+    pub(super) fn raw_wait_until<'a, T>(
+        condvar: &RawCondvar,
         guard: MutexGuard<'a, T>,
         _deadline: Option<Instant>,
     ) -> MutexGuard<'a, T> {
@@ -116,7 +118,60 @@ mod imp {
     }
 }
 
-pub use imp::*;
+use std::time::Instant;
+
+#[cfg(feature = "model")]
+pub use imp::plant;
+pub use imp::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, planted};
+
+/// A condition variable that asks the system only when somebody sleeps: std's makes a call for
+/// every notification, heard or not. Notify after the mutex has been held.
+#[derive(Debug)]
+pub struct Condvar {
+    raw: imp::RawCondvar,
+    /// Changed under the mutex that belongs to the condition.
+    sleepers: AtomicU64,
+}
+
+impl Default for Condvar {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Condvar {
+    /// One that nobody waits for.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { raw: imp::RawCondvar::new(), sleepers: AtomicU64::new(0) }
+    }
+
+    /// Wakes one who waits.
+    pub fn notify_one(&self) {
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            self.raw.notify_one();
+        }
+    }
+
+    /// Wakes all who wait.
+    pub fn notify_all(&self) {
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            self.raw.notify_all();
+        }
+    }
+}
+
+/// Waits for a notification, or until `deadline` has passed; may wake for no reason.
+pub fn wait_until<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    deadline: Option<Instant>,
+) -> MutexGuard<'a, T> {
+    condvar.sleepers.fetch_add(1, Ordering::Relaxed);
+    let guard = imp::raw_wait_until(&condvar.raw, guard, deadline);
+    condvar.sleepers.fetch_sub(1, Ordering::Relaxed);
+    guard
+}
 
 /// Rules that a model can switch off, each to prove that the model guards it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -47,6 +47,7 @@ AIMS = [
     Aim("run", "round trip", seconds=8e-6),
     Aim("run", "round trip", ratio=0.5),
     Aim("post", PIPELINED, seconds=0.6e-6),
+    Aim("submit result", "round trip", ratio=0.8),
     Aim("submit", PIPELINED, ratio=0.8),
 ]
 

@@ -147,7 +147,7 @@ def test_a_mapping_whose_items_are_no_pairs(workers: co.WorkerPool) -> None:
         def items(self) -> Any:
             return [3]
 
-    with pytest.raises(co.InvalidTypeError, match="items.. of a mapping are pairs, not int"):
+    with pytest.raises(co.InvalidTypeError, match="of a mapping are pairs, not int"):
         workers.scatter(Odd())
 
 

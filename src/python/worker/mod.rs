@@ -355,16 +355,13 @@ impl WorkerPool {
 impl WorkerPool {
     /// A worker that waits for itself to finish would wait for ever: nothing is closed then.
     fn refuse_own_worker(&self, caller: &Owner) -> Result<()> {
-        let here = self.posts.iter().filter(|post| post.lane.check().is_ok());
-        match here.filter(|post| post.lane.is_served_by(Owner::this_thread())).next() {
-            None => Ok(()),
-            Some(post) => {
-                let wants = format!("the worker of {} to finish", post.device);
-                let waiter = caller.to_string();
-                let holders = vec![waiter.clone()];
-                Err(Deadlock { steps: vec![Step { waiter, wants, holders }] }.into())
-            }
-        }
+        let here = Owner::this_thread();
+        let is_own = |post: &&Arc<Post>| post.lane.check().is_ok() && post.lane.is_served_by(here);
+        let Some(post) = self.posts.iter().find(is_own) else { return Ok(()) };
+        let wants = format!("the worker of {} to finish", post.device);
+        let waiter = caller.to_string();
+        let holders = vec![waiter.clone()];
+        Err(Deadlock { steps: vec![Step { waiter, wants, holders }] }.into())
     }
 
     /// The lanes that are not through, in words.
