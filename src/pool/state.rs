@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Hold, PoolError, Wish, status};
+use super::{Hold, PoolError, Wish};
 use crate::device::{Device, DeviceError, Name};
 use crate::sync::{Mutant, Ordering, planted};
 use crate::wait::{Birth, Blockers, Left, Owner, WaitError, Wake, WakeList};
@@ -124,6 +124,12 @@ impl State {
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
         self.slots.iter().filter(|slot| !slot.draining).map(|slot| &slot.device)
+    }
+
+    /// A device, or any of them, in words.
+    pub(super) fn wanted(&self, device: Option<Name>) -> String {
+        let any = || self.devices().map(Device::to_string).collect::<Vec<_>>().join(", ");
+        device.map_or_else(|| format!("any of {}", any()), |name| name.to_string())
     }
 
     /// Refuses names that are not in the pool, and everything once it is closed.
@@ -311,7 +317,7 @@ impl State {
             .collect();
         let gone = |waiter: &Waiter| waiter.owner.thread_number() == thread;
         let wakers = self.refuse(|state, waiter| {
-            let refusal = || WaitError::thread_ended(status::wanted(state, waiter.device));
+            let refusal = || WaitError::thread_ended(state.wanted(waiter.device));
             gone(waiter).then(|| refusal().into())
         });
         (held, wakers)

@@ -94,7 +94,7 @@ pub(super) fn describe(state: &State, ticket: u64) -> Description {
             })
         })
         .collect();
-    let wants = wanted(state, me.device);
+    let wants = state.wanted(me.device);
     let ahead = state.line.range(..place).filter(|other| match me.device {
         Some(name) => other.takes(name),
         None => true,
@@ -105,15 +105,4 @@ pub(super) fn describe(state: &State, ticket: u64) -> Description {
     };
     let held = if holders.is_empty() { String::new() } else { format!(", {}", holders.join(", ")) };
     Description { wants, held: held + &before }
-}
-
-/// A device, or any of them, in words.
-pub(super) fn wanted(state: &State, device: Option<Name>) -> String {
-    device.map_or_else(
-        || {
-            let all: Vec<String> = state.devices().map(Device::to_string).collect();
-            format!("any of {}", all.join(", "))
-        },
-        |name| name.to_string(),
-    )
 }

@@ -32,7 +32,7 @@ impl Inside {
         // Counted first, so that the exit either sees this thread or is seen by it.
         inside().fetch_add(1, Ordering::SeqCst);
         let entered = Self(Birth::default());
-        (!wait::shut_out()).then_some(entered)
+        (!wait::shut_out(Owner::this_thread())).then_some(entered)
     }
 
     /// Begins one that will run Python code. Once the interpreter exits it never returns.
@@ -83,7 +83,7 @@ impl Drop for LastMoment {
         if !self.0.is_here() {
             return;
         }
-        wait::begin_exit();
+        wait::begin_exit(Owner::this_thread());
         Python::attach(|py| {
             py.detach(|| {
                 let until = Instant::now() + PATIENCE;

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::graph::Resource;
-use super::owner::Owner;
 use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -131,9 +130,9 @@ pub fn thread_ended(thread: u64) {
     }
 }
 
-/// To be called by the thread that ends the interpreter: no other may attach to it from now on.
-pub fn begin_exit() {
-    EXITING.store(Owner::this_thread(), Ordering::SeqCst);
+/// The thread with this number ends the interpreter: no other may attach to it from now on.
+pub fn begin_exit(thread: u64) {
+    EXITING.store(thread, Ordering::SeqCst);
 }
 
 /// Whether the interpreter is being ended.
@@ -142,9 +141,9 @@ pub fn exiting() -> bool {
     EXITING.load(Ordering::SeqCst) != 0
 }
 
-/// Whether it is being ended by another thread than this one.
+/// Whether it is being ended by another thread than the one with this number.
 #[must_use]
-pub fn shut_out() -> bool {
+pub fn shut_out(thread: u64) -> bool {
     let ending = EXITING.load(Ordering::SeqCst);
-    ending != 0 && ending != Owner::this_thread()
+    ending != 0 && ending != thread
 }

@@ -12,7 +12,7 @@ use coresident::load_lock::{LoadLock, Mode};
 use coresident::pool::{DevicePool, Lease, PoolError, Wish};
 use coresident::wait::{
     CancelToken, Interrupt, Kind, Owner, Parker, Patience, PerProcess, WaitError, Wake, begin_exit,
-    entered_child, exiting, reason_suffix, seconds,
+    entered_child, exiting, reason_suffix, seconds, shut_out,
 };
 use coresident::worker::Lane;
 
@@ -611,10 +611,11 @@ fn once_the_process_exits_threads_release_nothing() {
     assert!(!exiting());
     spawn(move || {
         mem::forget(take(&its_pool, 0, &this_thread("forgetful")));
-        begin_exit();
+        begin_exit(Owner::this_thread());
     })
     .join();
     assert!(exiting());
+    assert!(shut_out(Owner::this_thread()));
     assert!(!is_free(&pool, 0));
 }
 
