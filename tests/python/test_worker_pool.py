@@ -518,8 +518,8 @@ def test_ctrl_c_while_a_worker_starts_leaves_the_lane_with_one_worker(started: b
         print(len(ran), len(alive))
         """
     done = run_script(script)
-    expected = ["queued"] if started else []
-    assert done.stdout.splitlines() == [*expected, "1 1"]
+    # A thread that has begun by then serves what was queued.
+    assert done.stdout in ({"1 1\n", "queued\n1 1\n"} if started else {"1 1\n"})
     assert done.stderr == ""
 
 
