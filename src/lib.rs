@@ -7,6 +7,7 @@ pub mod load_lock;
 pub mod pool;
 pub mod sync;
 pub mod wait;
+pub mod weights;
 pub mod worker;
 
 #[cfg(feature = "python")]

@@ -3,6 +3,8 @@
 Importing this package touches no GPU, creates no CUDA context and starts no thread.
 """
 
+from collections.abc import Mapping
+
 from coresident import _exit as _exit
 from coresident._core import (
     Borrow,
@@ -16,8 +18,11 @@ from coresident._core import (
     LockGuard,
     LockStatus,
     LockUser,
+    Tensor,
     Ticket,
     Waiter,
+    Weights,
+    WeightStore,
     WorkerPool,
     WorkerStatus,
     __version__,
@@ -40,8 +45,13 @@ from coresident.errors import (
     InvalidDeviceError,
     InvalidTypeError,
     InvalidValueError,
+    MalformedWeightsError,
     ReleasedError,
+    TensorNotFoundError,
     WaitTimeoutError,
+    WeightsFileError,
+    WeightsFileNotFoundError,
+    WeightsInUseError,
 )
 from coresident.runtime import Runtime
 
@@ -67,11 +77,19 @@ __all__ = [
     "LockGuard",
     "LockStatus",
     "LockUser",
+    "MalformedWeightsError",
     "ReleasedError",
     "Runtime",
+    "Tensor",
+    "TensorNotFoundError",
     "Ticket",
     "WaitTimeoutError",
     "Waiter",
+    "WeightStore",
+    "Weights",
+    "WeightsFileError",
+    "WeightsFileNotFoundError",
+    "WeightsInUseError",
     "WorkerPool",
     "WorkerStatus",
     "__version__",
@@ -84,3 +102,4 @@ __all__ = [
 ]
 
 register_provider(torch_accelerators)
+Mapping.register(Weights)

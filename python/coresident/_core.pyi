@@ -21,9 +21,11 @@ in ``coresident.errors``. What holds for every call:
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import Context
+from os import PathLike
+from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
@@ -56,9 +58,12 @@ __all__ = [
     "LockStatus",
     "LockUser",
     "Request",
+    "Tensor",
     "Ticket",
     "Waiter",
     "Wakeups",
+    "WeightStore",
+    "Weights",
     "WorkerPool",
     "WorkerStatus",
     "__version__",
@@ -1264,6 +1269,189 @@ def shares(  # type: ignore[overload-overlap] # a mapping is an iterable too, an
 
 @overload
 def shares(total: int, speeds: Iterable[float]) -> list[int]: ...
+
+# Weights
+
+@final
+class WeightStore:
+    """One host copy of each model's weights, whoever uses it.
+
+    A key stands for one safetensors file, mapped read-only. Opening a key that is open already
+    shares the map; the file is unmapped when the last :class:`Weights` and the last tensor taken
+    from it are gone, in whatever order. Any thread may use the store.
+
+    A file that is replaced while it is open stays what it was for those who have it. One that is
+    shortened in place takes the process with it, as with every map: replace files by renaming.
+
+    Example:
+        >>> store = co.WeightStore()
+        >>> with store.open("flux/transformer", "model.safetensors") as weights:
+        ...     tensor = torch.from_dlpack(weights["blocks.0.weight"])
+    """
+
+    def __new__(cls) -> Self: ...
+    def open(self, key: str, path: str | PathLike[str]) -> Weights:
+        """Maps a safetensors file under a key, or shares the map if it is open already.
+
+        Only the header is read; the system reads the rest when it is used. Does not wait.
+
+        Args:
+            key: What the weights are called, such as ``"flux/transformer"``.
+            path: The file.
+
+        Returns:
+            The weights, to be used with ``with``, released, or forgotten.
+
+        Raises:
+            WeightsFileNotFoundError: the file is not there.
+            WeightsFileError: the file cannot be opened or mapped.
+            MalformedWeightsError: the file is something else, broken, or cut short.
+            WeightsInUseError: the key stands for another file, or the file has been replaced since.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: the key is empty.
+            ForkedError: the store was made before a fork.
+        """
+
+    def status(self) -> dict[str, int]:
+        """What is open: the bytes of the tensors by key. Does not wait.
+
+        Raises:
+            ForkedError: the store was made before a fork.
+        """
+
+@final
+class Weights:
+    """The tensors of one file, by name: a read-only mapping.
+
+    Tensors that were taken from it stay valid after its release: each keeps the file mapped.
+    """
+
+    @property
+    def key(self) -> str:
+        """The key under which they were opened."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors together.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, such as ``{'format': 'pt'}``.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    @property
+    def released(self) -> bool:
+        """Whether they are no longer held through this object."""
+
+    def release(self) -> None:
+        """Lets go of the file; the last one to do so unmaps it. Again without effect."""
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, in the order in which they lie in the file.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    def values(self) -> list[Tensor]:
+        """The tensors, in the order of :meth:`keys`. Raises as it does."""
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Names and tensors, in the order of :meth:`keys`. Raises as it does."""
+
+    @overload
+    def get(self, name: str) -> Tensor | None:
+        """The tensor of this name, or ``default``.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    @overload
+    def get(self, name: str, default: _T) -> Tensor | _T: ...
+    def __getitem__(self, name: str, /) -> Tensor:
+        """The tensor of this name.
+
+        Raises:
+            TensorNotFoundError: there is none; names those that are most alike.
+            InvalidTypeError: ``name`` is no text.
+            ReleasedError: they have been released.
+        """
+
+    def __contains__(self, name: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __enter__(self) -> Self:
+        """Nothing more: they are held already. Raises ``ReleasedError`` after the release."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Releases them."""
+
+@final
+class Tensor:
+    """One tensor where it lies in its file: row-major and read-only. Keeps the file mapped.
+
+    ``torch.from_dlpack(tensor)`` and ``numpy.from_dlpack(tensor)`` are views of the file's own
+    memory, without a copy. torch does not know read-only memory: writing into such a view ends the
+    process.
+    ``torch.from_dlpack(tensor, copy=True)`` is the caller's own. numpy has no ``bfloat16`` and no
+    types of fewer than 8 bits or of 8-bit floats.
+    """
+
+    @property
+    def dtype(self) -> str:
+        """The type of the elements, as torch names it: ``'bfloat16'``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions, the slowest first. Of ``'float4_e2m1fn_x2'`` it counts single numbers."""
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The tensor as a DLPack capsule, versioned and flagged read-only where the consumer can.
+
+        As the `array API standard <https://data-apis.org/array-api/latest/>`_ has it. A tensor that
+        is not aligned in its file, as in some old ones, is copied.
+
+        Args:
+            stream: Ignored: host memory needs none.
+            max_version: The newest version of DLPack that the consumer understands.
+            dl_device: Host memory, ``(1, 0)``, or ``None``.
+            copy: ``True`` for memory of the caller's own, ``False`` to refuse a copy.
+
+        Raises:
+            BufferError: for another device, or where ``copy=False`` cannot be had.
+        """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Host memory, ``(1, 0)``."""
 
 # Internal: what the Python files of this package use. Not for users, and changed without notice.
 

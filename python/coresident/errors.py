@@ -5,6 +5,8 @@ The text of an error is a sentence; its figures are fields.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class CoresidentError(Exception):
     """The base of every error of this library."""
@@ -95,6 +97,70 @@ class ReleasedError(CoresidentError, RuntimeError):
 
 class ClosedError(CoresidentError, RuntimeError):
     """A pool was used after ``close()``."""
+
+
+class WeightsFileError(CoresidentError, OSError):
+    """A file of weights that cannot be opened or mapped.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class WeightsFileNotFoundError(WeightsFileError, FileNotFoundError):
+    """A file of weights that is not there."""
+
+
+class MalformedWeightsError(InvalidValueError):
+    """A file that is not what it should be: something else, broken, or cut short.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class WeightsInUseError(CoresidentError, RuntimeError):
+    """A key that stands for another file, or for what the file was before it was replaced.
+
+    Attributes:
+        key: The key.
+        path: The file that it stands for.
+    """
+
+    def __init__(self, message: str, key: str = "", path: Path | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.path = path
+
+
+class TensorNotFoundError(CoresidentError, KeyError):
+    """A name that no tensor of these weights has.
+
+    Attributes:
+        name: The name asked for.
+        key: The key of the weights.
+        near: Some names that are there, the most alike first.
+    """
+
+    def __init__(
+        self, message: str, name: str = "", key: str = "", near: list[str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.key = key
+        self.near = near or []
+
+    def __str__(self) -> str:
+        # KeyError shows its text as a string literal.
+        return str(self.args[0])
 
 
 class ForkedError(CoresidentError, RuntimeError):

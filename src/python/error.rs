@@ -10,6 +10,7 @@ use crate::device::{DeviceError, SizeError};
 use crate::load_lock::LockError;
 use crate::pool::PoolError;
 use crate::wait::{Deadlock, Forked, WaitError};
+use crate::weights::WeightsError;
 use crate::worker::{SharesError, WorkerError};
 
 /// An error on its way to Python: the core's, or what a user's function has raised.
@@ -184,6 +185,39 @@ impl From<WorkerError> for Error {
             WorkerError::Wait(error) => error.into(),
             WorkerError::Forked(error) => error.into(),
             WorkerError::Closed { .. } => plain("ClosedError", &error),
+        }
+    }
+}
+
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        let message = error.to_string();
+        match error {
+            WeightsError::Forked(error) => error.into(),
+            WeightsError::Unreadable { path, why } => {
+                let class = match why.kind() {
+                    std::io::ErrorKind::NotFound => "WeightsFileNotFoundError",
+                    _ => "WeightsFileError",
+                };
+                raise(class, &message, |fields| fields.set_item("path", path))
+            }
+            WeightsError::Malformed { path, .. } => {
+                raise("MalformedWeightsError", &message, |fields| fields.set_item("path", path))
+            }
+            WeightsError::InUse { key, open, .. } => {
+                raise("WeightsInUseError", &message, |fields| {
+                    fields.set_item("key", key)?;
+                    fields.set_item("path", open)
+                })
+            }
+            WeightsError::InvalidKey { .. } => plain("InvalidValueError", &error),
+            WeightsError::NoTensor { name, key, near, .. } => {
+                raise("TensorNotFoundError", &message, |fields| {
+                    fields.set_item("name", name)?;
+                    fields.set_item("key", key)?;
+                    fields.set_item("near", near)
+                })
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ mod aio;
 mod argument;
 mod context;
 mod device;
+mod dlpack;
 mod error;
 mod exit;
 mod guard;
@@ -16,6 +17,7 @@ mod pool;
 mod shares;
 mod torch;
 mod wait;
+mod weights;
 mod worker;
 
 use pyo3::exceptions::PyImportError;
@@ -55,6 +57,8 @@ mod _core {
     use super::shares::shares;
     #[pymodule_export]
     use super::wait::CancelToken;
+    #[pymodule_export]
+    use super::weights::{Tensor, WeightStore, Weights};
     #[pymodule_export]
     use super::worker::{Lane, Ticket, WorkerPool, WorkerStatus};
 

@@ -15,6 +15,7 @@ mod load_lock;
 mod pool;
 mod shares;
 mod wait;
+mod weights;
 mod worker;
 
 use std::fmt::Display;
