@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def _features(images: Tensor) -> np.ndarray:
+def features(images: Tensor) -> np.ndarray:
     """Images ``(count, 3, size, size)``, -1 to 1, as eight by eight shades."""
     shades = functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), 8)
     return shades.flatten(1).numpy()
@@ -20,11 +20,11 @@ def _features(images: Tensor) -> np.ndarray:
 def train_classifier() -> SVC:
     """Learns all the digits."""
     images, labels = digits()
-    return SVC(gamma=0.05, C=10).fit(_features(images), labels.numpy())
+    return SVC(gamma=0.05, C=10).fit(features(images), labels.numpy())
 
 
 def recognise(classifier: SVC, drawn: list[Image]) -> list[int]:
     """The digit in each of these images."""
     arrays = np.stack([np.asarray(image.convert("RGB")) for image in drawn])
     images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    return classifier.predict(_features(images)).tolist()
+    return classifier.predict(features(images)).tolist()

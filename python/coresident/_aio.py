@@ -63,8 +63,8 @@ class Awaitable(Generic[Guard]):
         waiter = _Waiter()
         _ensure_carrier()
         request = waiter.request = self._begin(loop, waiter)
-        if (guard := request.poll()) is not None:
-            return guard
+        if (settled := request.poll()) is not None:
+            return settled[0]
         late = False
 
         def time_is_over() -> None:
@@ -77,9 +77,9 @@ class Awaitable(Generic[Guard]):
             while True:
                 await waiter.woken.wait()
                 waiter.woken.clear()
-                guard = request.poll_late() if late else request.poll()
-                if guard is not None:
-                    return guard
+                settled = request.poll_late() if late else request.poll()
+                if settled is not None:
+                    return settled[0]
         finally:
             request.abandon()
             if timer is not None:

@@ -312,8 +312,6 @@ class CancelToken:
             InvalidValueError: ``timeout`` is negative or not finite.
         """
 
-    def __bool__(self) -> bool: ...
-
 def current_cancel_token() -> CancelToken | None:
     """The token of the task that runs here, which ``cancel()`` of its ticket or future raises.
 
@@ -1459,10 +1457,10 @@ class Tensor:
 class Request:
     """Internal: an asyncio task's place in a line, polled by ``_aio.Awaitable``."""
 
-    def poll(self) -> Any | None:
-        """Internal: the guard, if the turn has come; raises the refusal if there is one."""
+    def poll(self) -> tuple[Any] | None:
+        """Internal: what was waited for, if the turn has come; raises the refusal if any."""
 
-    def poll_late(self) -> Any | None:
+    def poll_late(self) -> tuple[Any] | None:
         """Internal: as ``poll``, but raises ``WaitTimeoutError`` if the turn has not come."""
 
     def abandon(self) -> None:
@@ -1525,6 +1523,9 @@ class Lane:
 
     def fail(self, error: BaseException) -> None:
         """Internal: ends the task in hand with its error."""
+
+    def put_down(self) -> None:
+        """Internal: lets go of the future of the task in hand, which has its outcome by now."""
 
     def abort(self, error: BaseException) -> bool:
         """Internal: gives the task in hand an error that hit the thread between two tasks.

@@ -17,7 +17,7 @@ def _before_threads_are_joined() -> None:
 
 def _entered_child() -> None:
     _core.entered_child()
-    _serve.entered_child()
+    atexit.register(_keep, _core.LastMoment())
 
 
 def _keep(last_moment: _core.LastMoment) -> None:

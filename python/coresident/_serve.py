@@ -8,68 +8,72 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from coresident import _core
 
-# Whoever serves, and what: read and changed by single calls, so that no lock is left in a child.
-_threads: dict[threading.Thread, _core.Lane] = {}
+_finishing = False
+
+
+class _Worker(threading.Thread):
+    """A lane's thread. ``threading`` itself is the list of them, also in a forked child."""
+
+    def __init__(self, lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
+        # Nobody waits for daemons once the interpreter has begun to join its threads.
+        super().__init__(name=f"worker {lane.device}", daemon=not _finishing)
+        self.lane = lane
+        self._options = torch_threads, workers
+
+    def run(self) -> None:
+        """Serves until the lane is closed and empty."""
+        lane, options = self.lane, self._options
+        try:
+            if lane.serve():
+                _run_tasks(lane, *options)
+        except BaseException as error:
+            # Thrown into this thread from outside, between two lines of the loop: it is the task's
+            # that was in hand, and must not take the lane with it.
+            if not lane.abort(error):
+                raise
+        finally:
+            rest = lane.leave()
+            if rest is not None:
+                start(rest, *options)
 
 
 def start(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
     """Starts the thread of a lane that has none."""
-    thread = threading.Thread(
-        target=_serve,
-        args=(lane, torch_threads, workers),
-        name=f"worker {lane.device}",
-        daemon=True,
-    )
-    _threads[thread] = lane
-    try:
-        thread.start()
-    except BaseException:
-        # Ctrl-C may come when the thread runs already: then it takes itself out.
-        if thread.ident is None:
-            _threads.pop(thread, None)
-        raise
+    _Worker(lane, torch_threads, workers).start()
+    if _finishing:
+        lane.drain()
 
 
 def finish_all() -> None:
     """Lets every worker finish what it has been given, and waits for it: the interpreter exits."""
-    finished: set[threading.Thread] = set()
+    global _finishing
+    _finishing = True
     # A task that runs may make a pool of its own.
-    while unfinished := {
-        thread: lane for thread, lane in _threads.copy().items() if thread not in finished
-    }:
-        for lane in unfinished.values():
-            lane.drain()
-        for thread in unfinished:
-            if thread.ident is not None:
-                thread.join()
-        finished.update(unfinished)
+    while workers := _others():
+        for worker in workers:
+            worker.lane.drain()
+        for worker in workers:
+            _join(worker)
 
 
-def entered_child() -> None:
-    """A forked child has none of its parent's threads."""
-    _threads.clear()
+def _others() -> list[_Worker]:
+    """Every worker that is alive; but in a child that a task has forked, that is the main thread."""
+    here = threading.current_thread()
+    return [one for one in threading.enumerate() if isinstance(one, _Worker) and one is not here]
 
 
-def _serve(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
-    try:
-        if lane.serve():
-            _run_tasks(lane, torch_threads, workers)
-    except BaseException as error:
-        # Thrown into this thread from outside, between two lines of the loop: it is the task's that
-        # was in hand, and must not take the lane with it.
-        if not lane.abort(error):
-            raise
-    finally:
-        rest = lane.leave()
-        _threads.pop(threading.current_thread(), None)
-        if rest is not None:
-            start(rest, torch_threads, workers)
+def _join(worker: _Worker) -> None:
+    while worker.ident is None and worker in threading.enumerate():
+        time.sleep(0.001)  # somebody is starting it right now
+    if worker.ident is not None:
+        worker.join()
 
 
 def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
@@ -86,6 +90,7 @@ def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> Non
         del task
         if future is not None and not future.set_running_or_notify_cancel():
             succeed(None)
+            lane.put_down()
             continue
         try:
             context.run(set_pin, pin)
@@ -108,12 +113,14 @@ def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> Non
             fail(error)
             if future is not None:
                 future.set_exception(error)
+                lane.put_down()
         else:
             # An argument's end may need what the caller holds: it comes before the caller's wake.
             prepare = context = pin = function = args = kwargs = None
             succeed(value)
             if future is not None:
                 future.set_result(value)
+                lane.put_down()
             del value
         # Nothing of a task stays alive while the worker is idle.
         del prepare, context, pin, function, args, kwargs, future

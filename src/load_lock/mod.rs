@@ -269,12 +269,8 @@ impl Resource for Shared {
         self.state.lock().describe(ticket)
     }
 
-    fn thread_ended(&self, thread: u64) {
-        let (held, refused) = self.state.lock().thread_ended(thread);
-        for place in held {
-            self.release(place);
-        }
-        wake_all(&refused);
+    fn thread_ended(&self, thread: u64) -> Left {
+        Left::new((), self.state.lock().thread_ended(thread))
     }
 }
 

@@ -208,12 +208,9 @@ impl State {
         wakers
     }
 
-    /// What the code of a thread that has ended still holds. What it waits for is refused.
-    pub(super) fn thread_ended(&mut self, thread: u64) -> (Vec<Place>, WakeList) {
+    /// Releases what the code of a thread that has ended still holds, and refuses what it waits for.
+    pub(super) fn thread_ended(&mut self, thread: u64) -> WakeList {
         let ended = |owner: &Owner| owner.thread_number() == thread;
-        let held = self.holders.iter();
-        let held = held.filter(|(_, holder)| !holder.handed_over && ended(&holder.owner));
-        let held = held.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect();
         let (gone, line): (VecDeque<_>, VecDeque<_>) =
             self.line.drain(..).partition(|waiter| ended(&waiter.owner));
         self.line = line;
@@ -225,7 +222,12 @@ impl State {
                 wakers.extend(self.writer_gone());
             }
         }
-        (held, wakers)
+        let held = self.holders.iter();
+        let held = held.filter(|(_, holder)| !holder.handed_over && ended(&holder.owner));
+        let held: Vec<Place> =
+            held.map(|(key, holder)| Place { key, ticket: holder.ticket }).collect();
+        wakers.extend(held.into_iter().filter_map(|place| self.release(place)).flatten());
+        wakers
     }
 
     /// Those inside who are in the way of `mode`.

@@ -250,8 +250,8 @@ impl Shared {
         let mut state = self.state.lock();
         let released = state.release(lease);
         drop(state);
-        if let Some(waker) = released.and_then(|released| released.next) {
-            waker.wake();
+        if let Some(released) = released {
+            wake_all(&released.wakers);
         }
     }
 }
@@ -265,12 +265,8 @@ impl Resource for Shared {
         status::describe(&self.state.lock(), ticket)
     }
 
-    fn thread_ended(&self, thread: u64) {
-        let (held, refused) = self.state.lock().thread_ended(thread);
-        for lease in held {
-            self.release(lease);
-        }
-        wake_all(&refused);
+    fn thread_ended(&self, thread: u64) -> Left {
+        self.state.lock().thread_ended(thread)
     }
 }
 

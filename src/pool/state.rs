@@ -58,7 +58,7 @@ impl Waiter {
 /// What a release leaves to do once the lock is free.
 pub(super) struct Released {
     /// Whom to wake.
-    pub(super) next: Option<Arc<dyn Wake>>,
+    pub(super) wakers: WakeList,
     /// Dropped after the lock: a device may keep objects of other libraries alive.
     _gone: (Held, Option<Slot>),
 }
@@ -243,21 +243,24 @@ impl State {
         held.hold.live.store(false, Ordering::Release);
         let drained = self.slots[at].draining.then(|| self.slots.remove(at));
         let idle = drained.is_none() && !planted(Mutant::ReleaseForgetsWaiters);
-        let next = if idle { self.grant(at) } else { None };
-        Some(Released { next, _gone: (held, drained) })
+        let wakers = if idle { self.grant(at) } else { None };
+        Some(Released { wakers: wakers.unwrap_or_default(), _gone: (held, drained) })
     }
 
     /// Gives an idle device to the first in line who takes it.
-    fn grant(&mut self, at: usize) -> Option<Arc<dyn Wake>> {
+    fn grant(&mut self, at: usize) -> Option<WakeList> {
         let name = self.slots[at].device.name();
         let first = if planted(Mutant::LastComeFirstServed) {
             self.line.iter().rposition(|waiter| waiter.takes(name))?
         } else {
             self.line.iter().position(|waiter| waiter.takes(name))?
         };
-        let Waiter { ticket, owner, waker, .. } = self.line.remove(first)?;
+        let served = self.line.remove(first)?;
+        let mut wakers = self.followers(first, &served);
+        let Waiter { ticket, owner, waker, .. } = served;
         self.hold(at, ticket, owner, false, false);
-        Some(waker)
+        wakers.push(waker);
+        Some(wakers)
     }
 
     /// The outcome of a ticket, for the one who waited.
@@ -279,7 +282,8 @@ impl State {
         if let Some(at) = self.place(ticket) {
             if !planted(Mutant::AbandonLeavesTicket) {
                 left.waiter = self.line.remove(at);
-                left.wakers = self.followers(at, left.waiter.as_ref());
+                let gone = left.waiter.as_ref();
+                left.wakers = gone.map_or_else(WakeList::new, |gone| self.followers(at, gone));
             }
             return left;
         }
@@ -287,40 +291,46 @@ impl State {
             .slot_of(ticket)
             .is_some_and(|at| self.slots[at].held.as_ref().is_some_and(|held| !held.collected));
         left.released = if uncollected { self.release(ticket) } else { None };
-        left.wakers.extend(left.released.as_mut().and_then(|released| released.next.take()));
+        let wakers = left.released.as_mut().map(|released| std::mem::take(&mut released.wakers));
+        left.wakers = wakers.unwrap_or_default();
         left
     }
 
-    /// Those who stand behind somebody else now, and must look again whether that one can move.
-    fn followers(&self, at: usize, gone: Option<&Waiter>) -> WakeList {
+    /// Those who stood behind `gone`, which was at `at`, and stand behind somebody else now: they must
+    /// look again whether that one can move.
+    fn followers(&self, at: usize, gone: &Waiter) -> WakeList {
         let mut wakers = WakeList::new();
-        let behind =
-            self.line.range(at..).filter(|other| match gone.and_then(|gone| gone.device) {
-                Some(name) => other.takes(name),
-                None => true,
-            });
-        for other in behind {
+        if at == 0 {
+            return wakers;
+        }
+        let overlaps = |other: &&Waiter| gone.device.is_none_or(|name| other.takes(name));
+        for other in self.line.range(at..).filter(overlaps) {
             wakers.push(other.waker.clone());
-            if other.device.is_none() || other.device == gone.and_then(|gone| gone.device) {
+            if other.device.is_none() || other.device == gone.device {
                 break;
             }
         }
         wakers
     }
 
-    /// What the code of a thread that has ended still holds. What it waits for is refused.
-    pub(super) fn thread_ended(&mut self, thread: u64) -> (Vec<u64>, WakeList) {
+    /// Releases what the code of a thread that has ended still holds, and refuses what it waits for.
+    pub(super) fn thread_ended(&mut self, thread: u64) -> Left {
+        let mut wakers = self.refuse(|state, waiter| {
+            let refusal = || WaitError::thread_ended(state.wanted(waiter.device));
+            (waiter.owner.thread_number() == thread).then(|| refusal().into())
+        });
+        if !wakers.is_empty() {
+            wakers.extend(self.line.iter().map(|waiter| waiter.waker.clone()));
+        }
         let held = self.slots.iter().filter_map(|slot| slot.held.as_ref());
-        let held = held
+        let held: Vec<u64> = held
             .filter(|held| !held.handed_over && held.owner.thread_number() == thread)
             .map(|held| held.hold.id)
             .collect();
-        let gone = |waiter: &Waiter| waiter.owner.thread_number() == thread;
-        let wakers = self.refuse(|state, waiter| {
-            let refusal = || WaitError::thread_ended(state.wanted(waiter.device));
-            gone(waiter).then(|| refusal().into())
-        });
-        (held, wakers)
+        let mut released: Vec<Released> =
+            held.into_iter().filter_map(|lease| self.release(lease)).collect();
+        wakers.extend(released.iter_mut().flat_map(|one| std::mem::take(&mut one.wakers)));
+        Left::new(released, wakers)
     }
 
     pub(super) fn set_owner(&mut self, lease: u64, owner: Option<&Owner>) {
@@ -382,7 +392,7 @@ impl State {
         });
         for at in 0..self.slots.len() {
             if self.slots[at].is_idle() {
-                wakers.extend(self.grant(at));
+                wakers.extend(self.grant(at).into_iter().flatten());
             }
         }
         // Whoever still waits has other devices to wait for, and looks again whether one can come.

@@ -73,7 +73,8 @@ impl Wakeups {
     /// Gives the duty up, with the wakes that are left.
     fn leave(&self) {
         if !self.left.swap(true, Ordering::AcqRel) {
-            self.lane.unclaim_worker();
+            // This lane is never closed.
+            let _ = self.lane.unclaim_worker();
         }
     }
 }
@@ -191,14 +192,14 @@ impl Request {
 
 #[pymethods]
 impl Request {
-    /// The guard, if the turn has come.
-    fn poll(&self, py: Python<'_>) -> Result<Option<Py<PyAny>>> {
-        self.settle(py, false)
+    /// What was waited for, in a tuple, if the turn has come: a task's value may be `None`.
+    fn poll(&self, py: Python<'_>) -> Result<Option<(Py<PyAny>,)>> {
+        Ok(self.settle(py, false)?.map(|settled| (settled,)))
     }
 
-    /// The guard, if the turn has come by now, else the error of a timeout.
-    fn poll_late(&self, py: Python<'_>) -> Result<Option<Py<PyAny>>> {
-        self.settle(py, true)
+    /// The same, if the turn has come by now, else the error of a timeout.
+    fn poll_late(&self, py: Python<'_>) -> Result<Option<(Py<PyAny>,)>> {
+        Ok(self.settle(py, true)?.map(|settled| (settled,)))
     }
 
     /// Gives the place up.

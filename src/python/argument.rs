@@ -8,6 +8,7 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::device::Device;
 use super::error::{Result, invalid_type, invalid_value};
+use super::exit::Inside;
 use super::owner::unless_interrupted;
 use crate::device::{self, ByteSize, Choice, DeviceError, Name};
 
@@ -86,6 +87,7 @@ pub(super) fn choices(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Choice
             "{what} takes a list of devices, not the text {value:?}"
         )));
     }
+    let _inside = Inside::enter(value.py());
     let items = value.try_iter().map_err(|_| {
         invalid_type(&format!("{what} takes a list of devices, not {}", type_name(value)))
     })?;

@@ -97,6 +97,7 @@ impl From<WaitError> for Error {
                 raise("CancelledError", &message, |fields| fields.set_item("reason", reason))
             }
             WaitError::Deadlock(deadlock) => deadlock.into(),
+            WaitError::Forked(error) => error.into(),
             WaitError::Interrupted => plain("CancelledError", &error),
         }
     }

@@ -5,6 +5,7 @@
 //! [`detached`], which counts them, and what runs Python code from Rust is counted by [`Inside`].
 //! Once the exit has begun those who come stay outside for good, and it waits for those inside.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,16 +24,25 @@ fn inside() -> &'static AtomicUsize {
     INSIDE.get_or_init(AtomicUsize::default)
 }
 
+thread_local! {
+    /// How many stretches of this thread are under way, one in the other.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
 /// A stretch of Rust during which the interpreter does not exit.
 pub(super) struct Inside(Birth);
 
 impl Inside {
     /// Begins one, unless it is too late; needs no interpreter.
     pub(super) fn try_enter() -> Option<Self> {
-        // Counted first, so that the exit either sees this thread or is seen by it.
-        inside().fetch_add(1, Ordering::SeqCst);
+        let outer = DEPTH.replace(DEPTH.get() + 1);
         let entered = Self(Birth::default());
-        (!wait::shut_out(Owner::this_thread())).then_some(entered)
+        if outer == 0 {
+            // Counted first, so that the exit either sees this thread or is seen by it.
+            inside().fetch_add(1, Ordering::SeqCst);
+            return (!wait::shut_out(Owner::this_thread())).then_some(entered);
+        }
+        Some(entered)
     }
 
     /// Begins one that will run Python code. Once the interpreter exits it never returns.
@@ -43,7 +53,9 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        if self.0.is_here() {
+        let outer = DEPTH.get() - 1;
+        DEPTH.set(outer);
+        if outer == 0 && self.0.is_here() {
             inside().fetch_sub(1, Ordering::SeqCst);
         }
     }
@@ -55,13 +67,28 @@ fn stay_outside() -> ! {
     }
 }
 
-/// Runs `work` without the interpreter, and comes back to it.
+/// Runs `work` without the interpreter, and comes back to it. The exit does not wait for `work`.
 pub(super) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
-    let (outcome, _back) = py.detach(|| {
+    let (outer, birth) = (DEPTH.take(), Birth::default());
+    if outer > 0 {
+        inside().fetch_sub(1, Ordering::SeqCst);
+    }
+    let (outcome, back) = py.detach(|| {
         let outcome = work();
         (outcome, Inside::try_enter().unwrap_or_else(|| stay_outside()))
     });
+    if outer > 0 && birth.is_here() {
+        // What `back` has counted is the outer stretch's again.
+        DEPTH.set(DEPTH.get() + outer);
+    }
+    drop(back);
     outcome
+}
+
+/// Comes back to the interpreter in the middle of [`detached`] work.
+pub(super) fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> R {
+    let _inside = Inside::try_enter().unwrap_or_else(|| stay_outside());
+    Python::attach(work)
 }
 
 /// Marks the end of the interpreter by its own: what is given to `atexit` with a callback is dropped
@@ -79,12 +106,13 @@ impl LastMoment {
 
 impl Drop for LastMoment {
     fn drop(&mut self) {
-        // multiprocessing clears the callbacks that its children inherit when they begin.
-        if !self.0.is_here() {
-            return;
-        }
-        wait::begin_exit(Owner::this_thread());
         Python::attach(|py| {
+            // A forked child has one of its own. And somebody may clear or run all callbacks in the
+            // middle of things, as multiprocessing does in its children: then there is Python below.
+            if !self.0.is_here() || has_python_below(py) {
+                return;
+            }
+            wait::begin_exit(Owner::this_thread());
             py.detach(|| {
                 let until = Instant::now() + PATIENCE;
                 while inside().load(Ordering::SeqCst) > 0 && Instant::now() < until {
@@ -93,6 +121,11 @@ impl Drop for LastMoment {
             });
         });
     }
+}
+
+/// Whether this thread is in the middle of Python code.
+fn has_python_below(py: Python<'_>) -> bool {
+    py.import("sys").and_then(|sys| sys.call_method0("_getframe")).is_ok()
 }
 
 /// Tells the core that this is a forked child.

@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
 use super::exit::Inside;
-use crate::wait::Owner;
+use crate::wait::{self, Owner};
 
 /// A task's owner, kept on the task itself: it lives exactly as long, and no id is used twice.
 #[pyclass(frozen, module = "coresident._core")]
@@ -58,6 +58,8 @@ pub(super) fn current(py: Python<'_>) -> PyResult<Owner> {
 }
 
 fn on_loop(py: Python<'_>, running: &Bound<'_, PyAny>) -> PyResult<Owner> {
+    // Before CPython 3.12 `current_task` is Python code.
+    let _inside = Inside::enter(py);
     let current_task = CURRENT_TASK.get_or_try_init(py, || {
         PyResult::Ok(py.import("asyncio")?.getattr("current_task")?.unbind())
     })?;
@@ -73,7 +75,8 @@ fn on_loop(py: Python<'_>, running: &Bound<'_, PyAny>) -> PyResult<Owner> {
         owner.moved_here();
         return Ok(owner.clone());
     }
-    let _inside = Inside::enter(py);
+    // What its thread holds is released with the thread, this task's too.
+    Owner::try_thread(|| thread_name(py))?;
     let name = task.call_method0(intern!(py, "get_name")).and_then(|name| name.extract());
     let owner = Owner::task(unless_interrupted(py, name)?.unwrap_or_else(|| "?".to_owned()));
     task.setattr(key, TaskOwner(owner.clone()))?;
@@ -90,6 +93,7 @@ fn thread_name(py: Python<'_>) -> PyResult<String> {
         for thread in threading.call_method0("enumerate")?.try_iter()? {
             let thread = thread?;
             if thread.getattr("ident")?.eq(&ident)? {
+                see_the_end_of(&thread)?;
                 return thread.getattr("name")?.extract().map(Some);
             }
         }
@@ -98,6 +102,38 @@ fn thread_name(py: Python<'_>) -> PyResult<String> {
     let known = unless_interrupted(py, find())?.flatten();
     let system = || std::thread::current().name().map(str::to_owned);
     Ok(known.or_else(system).unwrap_or_else(|| format!("{:?}", std::thread::current().id())))
+}
+
+/// Releases what the code of a thread still holds when Python is through with the thread, which is
+/// before whoever joins it goes on. The system's own end of it comes a little later.
+#[pyclass(frozen, module = "coresident._core")]
+struct ThreadEnd {
+    thread: u64,
+    process: u32,
+}
+
+impl Drop for ThreadEnd {
+    fn drop(&mut self) {
+        // A child drops what its parent's threads had before anybody is told that it was forked.
+        if self.process == std::process::id() && !wait::exiting() {
+            wait::thread_ended(self.thread);
+        }
+    }
+}
+
+/// Keeps a [`ThreadEnd`] in this thread's `threading.local`. Not for threads that Python has not
+/// started: they come and go as often as they call.
+fn see_the_end_of(thread: &Bound<'_, PyAny>) -> PyResult<()> {
+    static LOCAL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = thread.py();
+    let threading = py.import("threading")?;
+    if thread.is_instance(&threading.getattr("_DummyThread")?)? {
+        return Ok(());
+    }
+    let local =
+        LOCAL.get_or_try_init(py, || PyResult::Ok(threading.call_method0("local")?.unbind()))?;
+    let end = ThreadEnd { thread: Owner::this_thread(), process: std::process::id() };
+    local.setattr(py, "coresident_end", end)
 }
 
 /// Forgets an ordinary error, but not Ctrl-C or an exit.

@@ -80,10 +80,6 @@ impl CancelToken {
         })
     }
 
-    fn __bool__(&self) -> bool {
-        self.0.is_cancelled()
-    }
-
     fn __repr__(&self) -> String {
         match (self.0.is_cancelled(), self.0.reason()) {
             (false, _) => "<CancelToken>".to_owned(),

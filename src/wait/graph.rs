@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::Description;
 use super::owner::Owner;
 use super::process::Birth;
 #[cfg(not(feature = "model"))]
 use super::process::PerProcess;
+use super::{Description, Left};
 use crate::sync::{Mutant, Mutex, planted};
 
 /// The ways in which a wait can end, each with everyone who must move first.
@@ -30,9 +30,11 @@ pub trait Resource: Send + Sync {
     /// What `ticket` wants and who has it, in words.
     fn describe(&self, ticket: u64) -> Description;
 
-    /// Releases what the code of a thread that has ended still holds.
-    fn thread_ended(&self, thread: u64) {
+    /// Releases what the code of a thread that has ended still holds, and refuses what it waits for.
+    /// Called under the graph's mutex, as [`super::Queue::abandon`].
+    fn thread_ended(&self, thread: u64) -> Left {
         let _ = thread;
+        Left::default()
     }
 }
 

@@ -57,6 +57,9 @@ pub enum WaitError {
     /// Waiting would never have ended.
     #[error(transparent)]
     Deadlock(#[from] Deadlock),
+    /// The process was forked by a signal's handler while it waited: this is the child.
+    #[error(transparent)]
+    Forked(#[from] Forked),
 }
 
 impl WaitError {
@@ -237,6 +240,7 @@ impl<Q: Queue> Pending<Q> {
         parker: &Arc<Parker>,
         patience: &Patience<'_>,
     ) -> Result<Q::Guard, Q::Error> {
+        let birth = Birth::default();
         let started = Instant::now();
         let deadline = patience.timeout.and_then(|timeout| started.checked_add(timeout));
         let waker: Arc<dyn Wake> = parker.clone();
@@ -276,6 +280,7 @@ impl<Q: Queue> Pending<Q> {
             if patience.interrupt.interrupted() {
                 return Err(WaitError::Interrupted.into());
             }
+            birth.check("wait").map_err(WaitError::from)?;
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use super::graph::Resource;
+use super::Left;
+use super::graph::{self, Resource};
 use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -125,9 +126,9 @@ pub fn thread_ended(thread: u64) {
         return;
     }
     let alive: Vec<_> = resources().iter().filter_map(Weak::upgrade).collect();
-    for resource in alive {
-        resource.thread_ended(thread);
-    }
+    let left: Vec<Left> =
+        graph::unwatched(|| alive.iter().map(|resource| resource.thread_ended(thread)).collect());
+    left.into_iter().for_each(Left::settle);
 }
 
 /// The thread with this number ends the interpreter: no other may attach to it from now on.

@@ -136,11 +136,16 @@ impl<T: Send + 'static, V: Send + 'static> Lane<T, V> {
         self.state.lock().claim_worker()
     }
 
-    /// For the caller who was to start the worker, and has not: the next one is asked to.
-    pub fn unclaim_worker(&self) {
-        if self.post.birth.is_here() {
-            self.state.lock().has_worker = false;
+    /// For who was to be the worker or to start it, and is gone: the next task asks for another.
+    /// Returns whether there can be no next one: then [`Lane::give_up`] what is left.
+    #[must_use]
+    pub fn unclaim_worker(&self) -> bool {
+        if !self.post.birth.is_here() {
+            return false;
         }
+        let mut state = self.state.lock();
+        state.has_worker = false;
+        state.closed
     }
 
     /// For the thread that will serve: from now on it is the lane's worker.

@@ -263,6 +263,10 @@ def test_a_ticket_is_awaited(workers: co.WorkerPool) -> None:
         gate.set()
         assert await waiter
         assert await ticket
+        assert await workers.post("virtual:0", lambda: None) is None
+        done = workers.post("virtual:0", lambda: None)
+        done.join(20)
+        assert await done is None
         with pytest.raises(ZeroDivisionError):
             await workers.post("virtual:0", lambda: 1 / 0)
         assert (

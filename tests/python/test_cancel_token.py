@@ -11,12 +11,11 @@ from conftest import spawn
 
 def test_a_token_is_cancelled_once_and_keeps_the_first_reason() -> None:
     token = co.CancelToken()
-    assert not token
+    assert not token.cancelled
     assert token.reason is None
     token.raise_if_cancelled()
     assert token.cancel("first")
     assert not token.cancel("second")
-    assert token
     assert token.cancelled
     assert token.reason == "first"
     assert repr(token) == "<CancelToken cancelled: first>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import asyncio
 import threading
 import warnings
 
@@ -276,3 +277,25 @@ def test_leasing_hand_over_hand_keeps_nothing_of_what_was_released(pool: co.Devi
     assert str(co.current_device()) == str(held.device)
     held.release()
     assert co.current_device() is None
+
+
+def test_a_thread_that_was_joined_holds_nothing(pool: co.DevicePool) -> None:
+    def forget() -> None:
+        forgotten.append(pool.lease("virtual:0"))
+
+    async def forget_in_a_task() -> None:
+        forgotten.append(await pool.lease_async("virtual:1"))
+
+    for _ in range(200):
+        forgotten: list[co.Lease] = []
+        threads = [
+            threading.Thread(target=forget),
+            threading.Thread(target=lambda: asyncio.run(forget_in_a_task())),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with pool.borrow(["virtual:0"]) as first, pool.borrow(["virtual:1"]) as second:
+            assert first
+            assert second

@@ -295,6 +295,56 @@ ENDINGS = {
         made.wait()
         print("served")
         """,
+    "daemon threads await, borrow and drop what runs code when it goes": """
+        import asyncio
+        lock, pair = co.LoadLock(), co.DevicePool(co.virtual_devices(2))
+        class Slow:
+            def __del__(self):
+                time.sleep(0.0001)
+        async def main():
+            done = workers.post("virtual:0", int)
+            while True:
+                pair.borrow().release()
+                await done
+                await asyncio.sleep(0)
+        def drop():
+            while True:
+                workers.post("virtual:0", Slow).join()
+        def ignoring(function):
+            def run():
+                try:
+                    function()
+                except (co.ClosedError, RuntimeError):
+                    pass
+            return run
+        workers.run("virtual:0", int)
+        for target in (lambda: asyncio.run(main()), drop) * 3:
+            threading.Thread(target=ignoring(target), daemon=True).start()
+        print("served")
+        """,
+    "a daemon thread's own task waits": """
+        import atexit
+        other = co.DevicePool(co.virtual_devices(1))
+        kept = other.lease().hand_over()
+        def wait():
+            with pool.lease():
+                workers.run("virtual:0", other.lease)
+        threading.Thread(target=wait, daemon=True).start()
+        while not other.status()[0].waiting:
+            pass
+        began = time.monotonic()
+        # Longer than this, and the exit would have waited for the thread.
+        atexit.register(lambda: print("served" if time.monotonic() - began < 4 else "late"))
+        """,
+    "a thread makes a pool when the main one is through": """
+        def late():
+            threading.main_thread().join()
+            co.WorkerPool(co.virtual_devices(1)).post("virtual:0", print, "served")
+        if sys.version_info[:2] == (3, 12):  # it starts no thread then, and says so
+            print("served")
+        else:
+            threading.Thread(target=late).start()
+        """,
     "a task makes a pool of its own": """
         entered = threading.Event()
         def work():
@@ -414,6 +464,82 @@ def test_children_of_a_busy_process_work_as_any_other() -> None:
         """
     done = run_script(script, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("served\n", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_forked_children_end_as_cleanly_as_their_parent() -> None:
+    script = """
+        import multiprocessing, os, sys, threading, time, warnings
+        import coresident as co
+        warnings.simplefilter("ignore", DeprecationWarning)
+        def busy():
+            workers = co.WorkerPool(co.virtual_devices(1))
+            def use():
+                while True:
+                    try:
+                        workers.submit("virtual:0", int).result()
+                    except (co.ClosedError, RuntimeError):
+                        return
+            for _ in range(4):
+                threading.Thread(target=use, daemon=True).start()
+            workers.run("virtual:0", int)
+        codes = []
+        for _ in range(5):
+            if (child := os.fork()) == 0:
+                busy()
+                sys.exit(7)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        process = multiprocessing.get_context("fork").Process(target=busy)
+        process.start()
+        process.join(20)
+        codes.append(process.exitcode)
+        print(codes)
+        """
+    done = run_script(script, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("[7, 7, 7, 7, 7, 0]\n", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_a_task_that_forks_runs_no_other_task_in_the_child() -> None:
+    script = """
+        import os, warnings
+        import coresident as co
+        warnings.simplefilter("ignore", DeprecationWarning)
+        workers = co.WorkerPool(co.virtual_devices(1))
+        forked = workers.post("virtual:0", os.fork)
+        others = [workers.post("virtual:0", os.write, 1, b"once ") for _ in range(3)]
+        child = forked.result()
+        for other in others:
+            other.result()
+        os.waitpid(child, 0)
+        os.write(1, b"served")
+        """
+    done = run_script(script)
+    assert (done.stdout, done.stderr, done.returncode) == ("once once once served", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_a_signal_handler_that_forks_leaves_no_child_in_the_wait() -> None:
+    done = run_script(
+        SETTING
+        + textwrap.dedent("""
+        import os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        children = []
+        def on_alarm(*_):
+            children.append(os.fork())
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            pool.lease("virtual:0", timeout=1)
+        except co.ForkedError:
+            os._exit(7)
+        except co.WaitTimeoutError:
+            print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+        gate.set()
+        """)
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("7\n", "", 0)
 
 
 def test_ctrl_c_while_the_interpreter_waits_for_a_task_ends_it() -> None:

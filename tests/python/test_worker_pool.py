@@ -546,3 +546,44 @@ def test_a_thread_that_comes_after_it_was_given_up_serves_nobody() -> None:
         """
     done = run_script(script)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_run_starts_a_worker_when_the_one_that_was_there_has_gone() -> None:
+    """Between looking for a worker and queueing the task, the worker's start may have failed."""
+    script = """
+        import threading
+        import coresident as co
+        workers = co.WorkerPool(co.virtual_devices(1))
+        start, enumerate_threads = threading.Thread.start, threading.enumerate
+        refused, naming = threading.Event(), threading.Event()
+        def refuse(thread):
+            if thread.name.startswith("worker"):
+                naming.wait(20)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        def post():
+            try:
+                workers.post("virtual:0", int)
+            except RuntimeError:
+                refused.set()
+        def hold_the_window_open():
+            if threading.current_thread().name == "runner":
+                naming.set()
+                refused.wait(20)
+                threading.Thread.start = start
+            return enumerate_threads()
+        poster = threading.Thread(target=post)
+        runner = threading.Thread(target=lambda: print(workers.run("virtual:0", pow, 2, 3)), name="runner")
+        threading.Thread.start = refuse
+        poster.start()
+        while workers.status()[0].queued == 0:
+            pass
+        threading.enumerate = hold_the_window_open
+        runner.start()
+        runner.join()
+        poster.join()
+        threading.enumerate = enumerate_threads
+        print(workers.run("virtual:0", pow, 2, 4))
+        """
+    done = run_script(script)
+    assert (done.stdout, done.stderr) == ("8\n16\n", "")

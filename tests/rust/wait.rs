@@ -425,6 +425,32 @@ fn whoever_gives_up_leaves_those_behind_to_look_again() {
 }
 
 #[test]
+fn whoever_is_served_from_the_middle_leaves_those_behind_to_look_again() {
+    let (pool, lock) = (pool(2), LoadLock::new());
+    let (ahead, behind) = (somebody("ahead"), somebody("behind"));
+    let held = [take(&pool, 0, &somebody("one")), take(&pool, 1, &somebody("other"))];
+    let _write = lock.try_acquire(Mode::Write, &behind).unwrap().unwrap();
+    let place = |device, owner: &Owner, told: &Arc<Told>| {
+        in_line(pool.ask(device, owner, told.clone()).unwrap())
+    };
+    let (nobody, told) = (Arc::new(Told::default()), Arc::new(Told::default()));
+    let mut first = place(Some(virt(0)), &ahead, &nobody);
+    let mut between = place(None, &somebody("between"), &nobody);
+    let mut last = place(Some(virt(0)), &behind, &told);
+    first.watch().unwrap();
+    between.watch().unwrap();
+    last.watch().unwrap();
+    let mut crossed = in_line(lock.ask(Mode::Read, &ahead, nobody.clone()).unwrap());
+    crossed.watch().unwrap();
+    last.check().unwrap();
+    // The one between has another device to go to, and goes.
+    held[1].release();
+    assert!(between.poll().unwrap().is_ok());
+    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    assert!(matches!(last.check(), Err(WaitError::Deadlock(_))));
+}
+
+#[test]
 fn a_thread_that_ends_gives_up_what_its_event_loop_waits_for() {
     let (pool, lock) = (pool(1), LoadLock::new());
     let held =

@@ -10,7 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 use super::super::context;
 use super::super::device::Device;
 use super::super::error::Result;
-use super::super::exit::detached;
+use super::super::exit::{Inside, detached};
 use super::super::wait::caller;
 use super::task::{Outcome, Task};
 use super::waits::look;
@@ -33,6 +33,9 @@ pub(in crate::python) struct Lane {
     service: AtomicU8,
     at_work: Mutex<AtWork>,
 }
+
+/// Why tasks are cancelled that nobody can run.
+const NO_THREAD: &str = "the worker's thread could not start";
 
 /// The thread has been asked for, but has not come.
 const AWAITED: u8 = 0;
@@ -68,7 +71,7 @@ impl Lane {
         if !self.turn(AWAITED, OVER) {
             return Ok(());
         }
-        cancel_all(py, self.post.lane.give_up(Some("the worker's thread could not start")))
+        cancel_all(py, self.post.lane.give_up(Some(NO_THREAD)))
     }
 
     fn take_finished(&self) -> Finished {
@@ -91,24 +94,47 @@ impl Lane {
         })
     }
 
-    /// What is in hand, no longer in hand: to be dropped with no lock held.
-    fn put_down(&self) -> (Option<Arc<CoreTicket>>, Option<Py<PyAny>>) {
-        let mut at_work = self.at_work.lock();
-        (at_work.ticket.take(), at_work.future.take())
+    /// Whether this is a forked child, in which the thread that forked has come back to its loop.
+    fn is_forked(&self) -> bool {
+        self.post.lane.check().is_err()
+    }
+
+    fn take_ticket(&self) -> Option<Arc<CoreTicket>> {
+        self.at_work.lock().ticket.take()
+    }
+
+    fn take_future(&self) -> Option<Py<PyAny>> {
+        self.at_work.lock().future.take()
     }
 
     fn finish(&self, outcome: Outcome) {
-        let (ticket, future) = self.put_down();
-        if let Some(ticket) = ticket {
-            let finished = ticket.finish(outcome);
-            if future.is_some() {
-                // Its callbacks run next, and may need whoever waits.
-                finished.wake();
-            } else {
-                self.at_work.lock().finished = finished;
-            }
+        let Some(ticket) = self.take_ticket().filter(|_| !self.is_forked()) else { return };
+        let finished = ticket.finish(outcome);
+        let mut at_work = self.at_work.lock();
+        if at_work.future.is_some() {
+            // Its callbacks run next, and may need whoever waits.
+            drop(at_work);
+            finished.wake();
+        } else {
+            at_work.finished = finished;
         }
-        drop(future);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Its thread has died on the way here or from here: the next task asks for another.
+        if self.service.swap(OVER, Ordering::AcqRel) == OVER {
+            return;
+        }
+        self.take_finished().wake();
+        if self.post.lane.unclaim_worker() {
+            Python::attach(|py| {
+                if let Err(error) = cancel_all(py, self.post.lane.give_up(Some(NO_THREAD))) {
+                    PyErr::from(error).write_unraisable(py, None);
+                }
+            });
+        }
     }
 }
 
@@ -141,6 +167,9 @@ impl Lane {
     /// The next task, and the pin that makes the device current in its context; waits for it.
     /// `None` ends the thread.
     fn take(&self, py: Python<'_>) -> Result<Option<Job>> {
+        if self.is_forked() {
+            return Ok(None);
+        }
         while let Some(ticket) = self.next(py) {
             let Some(task) = ticket.start() else { continue };
             let pin = context::Pin::task(self.post.device.clone(), ticket.token().clone());
@@ -164,29 +193,38 @@ impl Lane {
         self.finish(Outcome::Value(value));
     }
 
+    /// Lets go of the future of the task in hand, which has its outcome by now.
+    fn put_down(&self) {
+        drop(self.take_future());
+    }
+
     fn fail(&self, error: Py<PyAny>) {
         self.finish(Outcome::Error(error));
     }
 
     /// Gives the task in hand, if there is one, an error that hit the thread between two tasks.
     fn abort(&self, py: Python<'_>, error: Py<PyAny>) -> Result<bool> {
-        let (ticket, future) = self.put_down();
-        let Some(ticket) = ticket else { return Ok(false) };
-        ticket.finish(Outcome::Error(error.clone_ref(py))).wake();
+        let _inside = Inside::enter(py);
+        let (ticket, future) = (self.take_ticket(), self.take_future());
+        let mut taken = ticket.is_some();
+        if let Some(ticket) = ticket {
+            ticket.finish(Outcome::Error(error.clone_ref(py))).wake();
+        }
         if let Some(future) = future
             && !future.call_method0(py, "done")?.is_truthy(py)?
         {
             future.call_method1(py, "set_exception", (error,))?;
+            taken = true;
         }
-        Ok(true)
+        Ok(taken)
     }
 
     /// Ends the thread's service. If tasks are left, the lane for another thread.
     fn leave(&self) -> Option<Self> {
-        self.take_finished().wake();
-        if self.service.swap(OVER, Ordering::AcqRel) == OVER {
+        if self.service.swap(OVER, Ordering::AcqRel) == OVER || self.is_forked() {
             return None;
         }
+        self.take_finished().wake();
         self.post.lane.leave().then(|| Self::new(self.post.clone()))
     }
 

@@ -21,14 +21,14 @@ pub(super) use status::WorkerStatus;
 pub(super) use ticket::Ticket;
 
 use super::device::{self, Device};
-use super::error::{Result, invalid_type, invalid_value, raise};
-use super::exit::Inside;
+use super::error::{Error, Result, invalid_type, invalid_value, raise};
+use super::exit::{Inside, attached};
 use super::wait::{Terms, caller, patiently};
 use super::{argument, context};
 use crate::device::{self as core_device, Name};
 use crate::pool::PoolError;
 use crate::wait::{Deadlock, Owner, Step, seconds};
-use crate::worker::{self, Finished};
+use crate::worker::{self, Finished, Pushed};
 use task::{Outcome, Task, cancel_future};
 use waits::{wait_for, wait_for_workers};
 
@@ -246,9 +246,13 @@ impl WorkerPool {
         let lane = post.lane.clone();
         let given: Mutex<Option<Arc<CoreTicket>>> = Mutex::new(None);
         let outcome = patiently(py, terms, |patience| {
-            let ticket = lane.push(task)?.ticket;
+            let Pushed { ticket, needs_worker } = lane.push(task)?;
             *given.lock() = Some(ticket.clone());
-            wait_for(&ticket, &owner, patience)
+            if needs_worker {
+                // The one that was there has left meanwhile.
+                attached(|py| self.start_worker(py, post))?;
+            }
+            Ok::<_, Error>(wait_for(&ticket, &owner, patience)?)
         });
         match (outcome, given.into_inner()) {
             (Ok(()), Some(ticket)) => Ticket(ticket).ended(py),

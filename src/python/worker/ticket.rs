@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use super::super::aio::{self, Request};
 use super::super::error::{Error, Result, raise};
+use super::super::exit::Inside;
 use super::super::wait::{Terms, caller, patiently};
 use super::CoreTicket;
 use super::task::cancel_future;
@@ -29,6 +30,18 @@ impl Ticket {
                 let message = format!("the task was cancelled before it ran{suffix}");
                 Err(raise("CancelledError", &message, |fields| fields.set_item("reason", reason)))
             }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // The last one to have it: what it keeps may run Python code when it goes.
+        if Arc::strong_count(&self.0) == 1 && self.0.check().is_ok() {
+            Python::attach(|py| {
+                let _inside = Inside::enter(py);
+                drop(self.0.clear());
+            });
         }
     }
 }
@@ -96,6 +109,7 @@ impl Ticket {
 
     fn __await__<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
         self.0.check()?;
+        let _inside = Inside::enter(py);
         let ticket = self.0.clone();
         let forever = Terms { timeout: None, cancel: None };
         let awaitable = aio::awaitable(py, forever, move |py, terms, target| {
