@@ -64,7 +64,7 @@ def finish_all() -> None:
 
 
 def _others() -> list[_Worker]:
-    """Every worker that is alive; but in a child that a task has forked, that is the main thread."""
+    """Every other worker that is alive. A child that a task has forked goes on in a worker."""
     here = threading.current_thread()
     return [one for one in threading.enumerate() if isinstance(one, _Worker) and one is not here]
 

@@ -147,8 +147,8 @@ pub(crate) fn a_cancel_racing_a_turn_leaves_nothing_behind() {
 pub(crate) fn a_guard_released_twice_never_releases_anothers() {
     let (lock, first) = held(Mode::Write);
     let ending = thread::spawn(|| thread_ended(0));
-    first.release();
     let second = lock.acquire(Mode::Write, &owner(1), &Patience::FOREVER).unwrap();
+    first.release();
     ending.join().unwrap();
     assert!(!first.is_live() && second.is_live());
 }
