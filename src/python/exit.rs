@@ -53,7 +53,7 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        let outer = DEPTH.get() - 1;
+        let outer = DEPTH.get().saturating_sub(1);
         DEPTH.set(outer);
         if outer == 0 && self.0.is_here() {
             inside().fetch_sub(1, Ordering::SeqCst);
@@ -77,11 +77,15 @@ pub(super) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send)
         let outcome = work();
         (outcome, Inside::try_enter().unwrap_or_else(|| stay_outside()))
     });
-    if outer > 0 && birth.is_here() {
-        // What `back` has counted is the outer stretch's again.
+    if birth.is_here() {
+        // What `back` has counted is the outer stretch's again, if there is one.
         DEPTH.set(DEPTH.get() + outer);
+        drop(back);
+    } else {
+        // Forked by a signal's handler: the outer stretches are not counted in the child.
+        drop(back);
+        DEPTH.set(outer);
     }
-    drop(back);
     outcome
 }
 
