@@ -16,7 +16,9 @@
 //! ```
 //! use coresident::weights::WeightStore;
 //! # let path = std::env::temp_dir().join("coresident-doc.safetensors");
-//! # std::fs::write(&path, b"\x3a\0\0\0\0\0\0\0{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}} \0\0\x80\x3f\0\0\0\x40")?;
+//! # let header = r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+//! # let length = (header.len() as u64).to_le_bytes();
+//! # std::fs::write(&path, [&length[..], header.as_bytes(), &[0; 8]].concat())?;
 //!
 //! let store = WeightStore::new();
 //! let weights = store.open("model", &path)?;
