@@ -98,7 +98,7 @@ fn finish<M: ManagedTensorBase>(
     data: *const u8,
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
-    let dtype = dtype_of(tensor.element_type());
+    let dtype = dtype_of(tensor.element_type())?;
     let mut shape: Vec<i64> = Vec::with_capacity(tensor.shape().len());
     for &size in tensor.shape() {
         shape.push(i64::try_from(size).map_err(|error| refused(&error))?);
@@ -126,19 +126,14 @@ fn refused(why: &dyn std::fmt::Display) -> Error {
     PyBufferError::new_err(format!("this tensor cannot be exported: {why}")).into()
 }
 
-fn dtype_of(element: ElementType) -> DLDataType {
-    match element.dtype() {
+fn dtype_of(element: ElementType) -> Result<DLDataType> {
+    Ok(match element.dtype() {
+        Dtype::BOOL => DLDataType::BOOL,
         // One byte of torch's float4_e2m1fn_x2 is a pair.
         Dtype::F4 => DLDataType { code: DLDataTypeCode::FLOAT4_E2M1FN, bits: 4, lanes: 2 },
-        dtype => dlpark_dtype(dtype),
-    }
-}
-
-fn dlpark_dtype(dtype: Dtype) -> DLDataType {
-    match dtype {
-        Dtype::BOOL => DLDataType::BOOL,
         Dtype::F6_E2M3 => DLDataType::F6E2M3FN,
         Dtype::F6_E3M2 => DLDataType::F6E3M2FN,
+        Dtype::U8 => DLDataType::U8,
         Dtype::I8 => DLDataType::I8,
         Dtype::F8_E5M2 => DLDataType::F8E5M2,
         Dtype::F8_E4M3 => DLDataType::F8E4M3FN,
@@ -156,6 +151,7 @@ fn dlpark_dtype(dtype: Dtype) -> DLDataType {
         Dtype::F64 => DLDataType::F64,
         Dtype::I64 => DLDataType::I64,
         Dtype::U64 => DLDataType::U64,
-        _ => DLDataType::U8,
-    }
+        // safetensors may learn new ones.
+        other => return Err(refused(&format!("DLPack has no {other:?}"))),
+    })
 }
