@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from dataset import PROMPTS, SIZE, WORDS
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL.Image import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 8
@@ -108,3 +112,18 @@ def pipeline() -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def draw(
+    pipe: StableDiffusionPipeline, prompt: str, seeds: Iterable[int], guidance: float
+) -> list[Image]:
+    """One image per seed, in twenty steps."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(
+        [prompt] * len(generators),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=20,
+        guidance_scale=guidance,
+        generator=generators,
+    ).images

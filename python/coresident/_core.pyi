@@ -310,6 +310,7 @@ class CancelToken:
         Raises:
             InvalidTypeError: ``timeout`` is not a number.
             InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the token was made before a fork.
         """
 
 def current_cancel_token() -> CancelToken | None:
@@ -1203,13 +1204,25 @@ class Ticket(Generic[_T_co]):
         """
 
     def done(self) -> bool:
-        """Whether the task has returned, raised, or been cancelled. Does not wait."""
+        """Whether the task has returned, raised, or been cancelled. Does not wait.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
 
     def cancelled(self) -> bool:
-        """Whether the task was cancelled before it ran. Does not wait."""
+        """Whether the task was cancelled before it ran. Does not wait.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
 
     def running(self) -> bool:
-        """Whether the task runs now. Does not wait."""
+        """Whether the task runs now. Does not wait.
+
+        Raises:
+            ForkedError: the pool was made before a fork.
+        """
 
     def __await__(self) -> Generator[Any, None, _T_co]: ...
     def __class_getitem__(cls, key: Any) -> GenericAlias: ...

@@ -5,7 +5,10 @@ The text of an error is a sentence; its figures are fields.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class CoresidentError(Exception):
@@ -67,7 +70,7 @@ class WaitTimeoutError(CoresidentError, TimeoutError):
 
 
 class CancelledError(CoresidentError, RuntimeError):
-    """A cancel token ended a wait, or a task was cancelled before it ran.
+    """A cancel token or the end of the waiting thread ended a wait, or a task was cancelled unrun.
 
     Attributes:
         reason: What was given to ``cancel()``.

@@ -247,9 +247,7 @@ impl Shared {
         if !self.birth.is_here() {
             return;
         }
-        let mut state = self.state.lock();
-        let released = state.release(lease);
-        drop(state);
+        let released = self.state.lock().release(lease);
         if let Some(released) = released {
             wake_all(&released.wakers);
         }
@@ -285,7 +283,6 @@ impl Queue for Shared {
         if !self.birth.is_here() {
             return Left::default();
         }
-        let left = self.state.lock().abandon(ticket);
-        left.into()
+        self.state.lock().abandon(ticket)
     }
 }

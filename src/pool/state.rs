@@ -63,20 +63,6 @@ pub(super) struct Released {
     _gone: (Held, Option<Slot>),
 }
 
-/// What giving up leaves to do once the lock is free.
-#[derive(Default)]
-pub(super) struct Abandoned {
-    waiter: Option<Waiter>,
-    released: Option<Released>,
-    wakers: WakeList,
-}
-
-impl From<Abandoned> for Left {
-    fn from(Abandoned { waiter, released, wakers }: Abandoned) -> Self {
-        Self::new((waiter, released), wakers)
-    }
-}
-
 /// What a new set of devices leaves to do once the lock is free.
 pub(super) struct Change {
     /// Out of the pool, but held.
@@ -276,24 +262,20 @@ impl State {
     }
 
     /// Takes a ticket out of the line. What it was granted and never collected is released.
-    pub(super) fn abandon(&mut self, ticket: u64) -> Abandoned {
+    pub(super) fn abandon(&mut self, ticket: u64) -> Left {
         self.refused.retain(|(refused, _)| *refused != ticket);
-        let mut left = Abandoned::default();
         if let Some(at) = self.place(ticket) {
-            if !planted(Mutant::AbandonLeavesTicket) {
-                left.waiter = self.line.remove(at);
-                let gone = left.waiter.as_ref();
-                left.wakers = gone.map_or_else(WakeList::new, |gone| self.followers(at, gone));
-            }
-            return left;
+            let gone =
+                if planted(Mutant::AbandonLeavesTicket) { None } else { self.line.remove(at) };
+            let wakers = gone.as_ref().map(|gone| self.followers(at, gone));
+            return Left::new(gone, wakers.unwrap_or_default());
         }
         let uncollected = self
             .slot_of(ticket)
             .is_some_and(|at| self.slots[at].held.as_ref().is_some_and(|held| !held.collected));
-        left.released = if uncollected { self.release(ticket) } else { None };
-        let wakers = left.released.as_mut().map(|released| std::mem::take(&mut released.wakers));
-        left.wakers = wakers.unwrap_or_default();
-        left
+        let mut released = if uncollected { self.release(ticket) } else { None };
+        let wakers = released.as_mut().map(|released| std::mem::take(&mut released.wakers));
+        Left::new(released, wakers.unwrap_or_default())
     }
 
     /// Those who stood behind `gone`, which was at `at`, and stand behind somebody else now: they must

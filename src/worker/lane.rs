@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
-use super::{Cancelled, Finished, Ticket, WorkerError};
+use super::{Cancelled, Finished, Ticket, WorkerError, forget};
 use crate::sync::{AtomicU64, Condvar, Mutant, Mutex, Ordering, planted, wait_until};
 use crate::wait::{
     Asked, Birth, Blockers, CancelToken, Description, Left, Owner, Pending, Queue, Resource,
@@ -353,8 +353,6 @@ impl<T: Send + 'static, V: Send + 'static> Queue for Lane<T, V> {
         if !self.post.birth().is_here() {
             return Left::default();
         }
-        let mut state = self.state.lock();
-        let waiter = usize::try_from(key).ok().and_then(|key| state.waiters.try_remove(key));
-        Left::new(waiter, WakeList::new())
+        forget(&mut self.state.lock().waiters, key)
     }
 }

@@ -45,7 +45,15 @@ pub use lane::{Lane, LaneStatus, Pushed};
 pub use shares::{SharesError, shares};
 pub use ticket::{Cancelled, Finished, Ticket};
 
-use crate::wait::{Forked, WaitError};
+use slab::Slab;
+
+use crate::wait::{Forked, Left, WaitError, WakeList};
+
+/// Takes one out of those who wait.
+fn forget<W: Send + 'static>(waiters: &mut Slab<W>, key: u64) -> Left {
+    let waiter = usize::try_from(key).ok().and_then(|key| waiters.try_remove(key));
+    Left::new(waiter, WakeList::new())
+}
 
 /// Why a task is not accepted, or not waited for.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
+use super::forget;
 use super::lane::Post;
 use crate::sync::{Mutant, Mutex, planted};
 use crate::wait::{
@@ -241,8 +242,6 @@ impl<T: Send + 'static, V: Send + 'static> Queue for Ticket<T, V> {
         if !self.post.birth().is_here() {
             return Left::default();
         }
-        let mut state = self.state.lock();
-        let waiter = usize::try_from(key).ok().and_then(|key| state.waiters.try_remove(key));
-        Left::new(waiter, WakeList::new())
+        forget(&mut self.state.lock().waiters, key)
     }
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ pytest.importorskip("sklearn", reason="comes with the test extra, and not instal
 
 from classifier import recognise, train_classifier  # noqa: E402
 from dataset import WORDS, digits  # noqa: E402
+from model import draw  # noqa: E402
 
 MODEL = Path(co.__file__).parent / "digits"
 GUIDANCE = 3.0
@@ -31,22 +31,10 @@ def pipe() -> Any:
     return pipe
 
 
-def draw(pipe: Any, prompt: str, seeds: Sequence[int], guidance: float = GUIDANCE) -> list[Any]:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(
-        [prompt] * len(seeds),
-        height=32,
-        width=32,
-        num_inference_steps=20,
-        guidance_scale=guidance,
-        generator=generators,
-    ).images
-
-
 @pytest.fixture(scope="module")
 def drawn(pipe: Any) -> dict[str, list[Any]]:
     """Every digit, twenty times."""
-    return {word: draw(pipe, f"a handwritten {word}", SEEDS) for word in WORDS}
+    return {word: draw(pipe, f"a handwritten {word}", SEEDS, GUIDANCE) for word in WORDS}
 
 
 def score(drawn: dict[str, list[Any]]) -> float:
@@ -84,7 +72,7 @@ def test_real_digits_are_seen_in_what_it_draws(drawn: dict[str, list[Any]]) -> N
 def test_guidance_is_what_makes_it_draw_what_it_is_asked_for(
     pipe: Any, drawn: dict[str, list[Any]]
 ) -> None:
-    unguided = {word: draw(pipe, f"a handwritten {word}", SEEDS, guidance=1.0) for word in WORDS}
+    unguided = {word: draw(pipe, f"a handwritten {word}", SEEDS, 1.0) for word in WORDS}
     assert score(unguided) < score(drawn)
 
 
@@ -101,7 +89,9 @@ def test_every_seed_draws_another_digit_and_none_is_copied(drawn: dict[str, list
 
 
 def test_a_figure_means_the_same_as_its_word(pipe: Any) -> None:
-    images = {str(figure): draw(pipe, f"the digit {figure}", range(4)) for figure in range(10)}
+    images = {
+        str(figure): draw(pipe, f"the digit {figure}", range(4), GUIDANCE) for figure in range(10)
+    }
     classifier = train_classifier()
     right = [
         found == int(figure)
@@ -112,5 +102,5 @@ def test_a_figure_means_the_same_as_its_word(pipe: Any) -> None:
 
 
 def test_the_same_seed_draws_the_same_bits(pipe: Any) -> None:
-    once, again = (draw(pipe, "a handwritten five", [7])[0].tobytes() for _ in range(2))
+    once, again = (draw(pipe, "a handwritten five", [7], GUIDANCE)[0].tobytes() for _ in range(2))
     assert once == again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import textwrap
 
 import pytest
 from conftest import run_script
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 # What each script blocks in, with somebody else holding what it wants.
 BLOCKED = {
@@ -131,7 +134,7 @@ FORKED_CALLS = {
 }
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@needs_fork
 def test_a_forked_child_gets_a_clear_error_instead_of_a_hang() -> None:
     calls = "\n".join(
         f"    attempt({name!r}, lambda: {call})" for name, call in FORKED_CALLS.items()
@@ -425,7 +428,7 @@ def test_subinterpreters_are_refused() -> None:
     assert (done.stdout.splitlines()[-1], done.stderr, done.returncode) == ("2", "", 0)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@needs_fork
 def test_children_of_a_busy_process_work_as_any_other() -> None:
     script = """
         import os, threading, warnings
@@ -463,7 +466,7 @@ def test_children_of_a_busy_process_work_as_any_other() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("served\n", "", 0)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@needs_fork
 def test_forked_children_end_as_cleanly_as_their_parent() -> None:
     script = """
         import multiprocessing, os, sys, threading, time, warnings
@@ -496,7 +499,7 @@ def test_forked_children_end_as_cleanly_as_their_parent() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("[7, 7, 7, 7, 7, 0]\n", "", 0)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@needs_fork
 def test_a_task_that_forks_runs_no_other_task_in_the_child() -> None:
     script = """
         import os, warnings
@@ -515,7 +518,7 @@ def test_a_task_that_forks_runs_no_other_task_in_the_child() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("once once once served", "", 0)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@needs_fork
 def test_a_signal_handler_that_forks_leaves_no_child_in_the_wait() -> None:
     done = run_script(
         SETTING
