@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(STAMPS)/module ## Runs the main job and shows what it did
+demo: $(STAMPS)/diffusers ## Runs the main job: real images of several users on two devices
 	$(BIN)/python -m coresident demo
 
 develop: $(STAMPS)/module $(STAMPS)/test ## The environment to work in, with the module built
@@ -66,6 +66,10 @@ $(STAMPS)/venv:
 
 $(STAMPS)/module: $(STAMPS)/venv $(RUST)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	@touch $@
+
+$(STAMPS)/diffusers: pyproject.toml | $(STAMPS)/module
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --extras diffusers
 	@touch $@
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/module

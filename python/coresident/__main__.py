@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 import coresident as co
-from coresident import _demo
+from coresident import demo
+
+_OTHERWISE = "else the accelerators there are, or two virtual devices"
+_PRESETS = "digits, or large: 400 MB of random weights"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,36 +22,52 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("devices", help="what this machine has")
     listing.add_argument("wanted", nargs="*", help="names to check; all of them without any")
-    demo = commands.add_parser("demo", help="several users' jobs at once on several devices")
-    demo.add_argument("--devices", default=None, help="names, by commas; two virtual ones if none")
-    demo.add_argument("--jobs", type=_positive, default=9, help="how many jobs (9)")
-    demo.add_argument("--users", type=_positive, default=3, help="how many users (3)")
-    demo.add_argument("--steps", type=_positive, default=20, help="steps of a job (20)")
-    options = parser.parse_args(arguments)
+    shown = commands.add_parser("demo", help="several users' images, drawn on several devices")
+    shown.add_argument("--devices", metavar="NAMES", help="by commas, or auto; " + _OTHERWISE)
+    shown.add_argument("--jobs", type=int, metavar="N", help="images: 20, or 4 large ones")
+    shown.add_argument("--users", type=int, metavar="N", default=3, help="whose they are: 3")
+    shown.add_argument("--steps", type=int, metavar="N", help="of each image: 20, or 6 if large")
+    shown.add_argument("--split", action="store_true", help="guidance on two devices at once")
+    shown.add_argument("--preset", choices=("digits", "large"), default="digits", help=_PRESETS)
+    shown.add_argument("--out", type=Path, metavar="DIR", default=demo.OUT, help="of the pictures")
+    options = vars(parser.parse_args(arguments))
     try:
-        if options.command == "devices":
-            return _list_devices(options.wanted)
-        return _demo.run(_chosen(options.devices), options.jobs, options.users, options.steps)
-    except co.CoresidentError as error:
-        print(f"coresident: {error}", file=sys.stderr)
+        if options.pop("command") == "devices":
+            return _list_devices(**options)
+        return _demo(demo.Options(**options))
+    except (co.CoresidentError, OSError, ImportError) as error:
+        print(f"coresident: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        _interrupted()
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+def _demo(options: demo.Options) -> int:
+    demo.check(options)
+    # An exception is no way to end an import: libraries catch it and go on.
+    previous = signal.signal(signal.SIGINT, lambda *_: _interrupted())
+    try:
+        demo.load()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    return demo.run(options)
 
 
-def _chosen(names: str | None) -> list[co.Device]:
-    if names is not None:
-        return co.devices(names if names.strip().lower() == "auto" else names.split(","))
-    found = co.devices("auto")
-    return co.virtual_devices(2) if found[0].type == "cpu" else found
+def _interrupted() -> NoReturn:
+    """Ends the process as the signal does when nobody handles it, which shells know.
+
+    Without the second that Python takes to put torch away.
+    """
+    print("interrupted", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+    raise SystemExit(130)
+
+
+def _sentence(error: Exception) -> str:
+    """The error without the number that an ``OSError`` puts before it."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _list_devices(wanted: list[str]) -> int:

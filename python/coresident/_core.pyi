@@ -581,8 +581,9 @@ class Borrow:
     ``ReleasedError``.
     """
 
+    # As typeshed has it: who has asked whether the borrow is true need not ask again.
     @property
-    def device(self) -> Device | None:
+    def device(self) -> Device | Any:
         """The device, also once it is released; ``None`` when nothing was idle."""
 
     @property

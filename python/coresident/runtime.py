@@ -10,7 +10,7 @@ from coresident import _core
 
 
 class Runtime:
-    """Owns a device pool, a load lock and a worker pool for the same devices.
+    """Owns a device pool and a worker pool for the same devices, a load lock and a weight store.
 
     Args:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
@@ -26,6 +26,7 @@ class Runtime:
         self.pool = _core.DevicePool(chosen)
         self.load_lock = _core.LoadLock()
         self.workers = _core.WorkerPool(chosen)
+        self.weights = _core.WeightStore()
 
     @property
     def devices(self) -> list[_core.Device]:

@@ -1,0 +1,160 @@
+"""What the demo shows at its end: tables, and two pictures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from coresident.demo.memory import Footprint
+from coresident.demo.studio import TEXT_ENCODER, UNET, Drawing
+from coresident.display import Timeline, grid
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        drawings: In the order of the jobs.
+        timeline: Of the jobs.
+        again: The first of them, drawn again one after the other on one device.
+        alone: The timeline of that.
+        host_bytes: Of weights in host memory; and with a copy for each device.
+        footprints: What ways of loading take, by name; empty if that was not asked for.
+    """
+
+    drawings: list[Drawing]
+    timeline: Timeline
+    again: list[Drawing]
+    alone: Timeline
+    host_bytes: tuple[int, int]
+    footprints: dict[str, Footprint | None]
+
+    @property
+    def differing(self) -> list[int]:
+        """The numbers, from 1, of the jobs that were drawn again and came out otherwise."""
+        pairs = zip(self.drawings, self.again, strict=False)
+        return [
+            number
+            for number, (first, second) in enumerate(pairs, 1)
+            if first.image.tobytes() != second.image.tobytes()
+        ]
+
+    @property
+    def title(self) -> str:
+        """What was done, in one line."""
+        users = len({drawing.job.user for drawing in self.drawings})
+        devices = len(self.timeline.devices)
+        return (
+            f"{_count(len(self.drawings), 'image')} of {_count(users, 'user')} "
+            f"on {_count(devices, 'device')} in {self.timeline.seconds:.1f} s"
+        )
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """Prints what happened where, and what it took."""
+    drawings, timeline = outcome.drawings, outcome.timeline
+    console.print(_devices(outcome))
+    if outcome.footprints:
+        console.print(_memory(outcome.footprints))
+    speed = len(drawings) / timeline.seconds
+    lines = [
+        f"{speed:.2f} images a second; all devices busy at once for "
+        f"{timeline.busy_at_once():.0%} of the time",
+    ]
+    if len(outcome.again) == len(drawings):
+        alone = len(drawings) / outcome.alone.seconds
+        lines.append(
+            f"one after the other on one device: {alone:.2f} images a second; "
+            f"together {speed / alone:.2f} times as many"
+        )
+    else:
+        lines.append(
+            "(so small a model keeps Python busier than the cores; "
+            "--preset large shows what a second device brings)"
+        )
+    once, each = outcome.host_bytes
+    lines.append(
+        f"weights in host memory: {once / MIB:.1f} MiB, whoever uses them; "
+        f"a copy for each device would be {each / MIB:.1f} MiB"
+    )
+    wrong = ", ".join(map(str, outcome.differing))
+    lines.append(
+        f"the first {_count(len(outcome.again), 'image')} again, alone on one device: "
+        + (f"DIFFERENT: number {wrong}" if wrong else "identical to the bit")
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _devices(outcome: Outcome) -> Table:
+    """Who did what, by device."""
+    stages = outcome.timeline.stages()
+    table = Table(title=outcome.title, title_justify="left")
+    table.add_column("device")
+    for column in ("images", "seconds busy", "share", "text borrows", "guidance borrows"):
+        table.add_column(column, justify="right")
+    for device in outcome.timeline.devices:
+        lent = [span.stage for span in stages if span.borrowed and span.device == str(device)]
+        table.add_row(
+            str(device),
+            str(sum(drawing.device == device for drawing in outcome.drawings)),
+            f"{outcome.timeline.busy(device) * outcome.timeline.seconds:.1f}",
+            f"{outcome.timeline.busy(device):.0%}",
+            str(lent.count(TEXT_ENCODER)),
+            str(lent.count(UNET)),
+        )
+    return table
+
+
+def _memory(footprints: dict[str, Footprint | None]) -> Table:
+    """What ways of loading take."""
+    table = Table(title="host memory of the weights, all devices together", title_justify="left")
+    table.add_column("how they are loaded")
+    table.add_column("proportional (PSS)", justify="right")
+    table.add_column("of it anonymous", justify="right")
+    for name, footprint in footprints.items():
+        if footprint is None:
+            table.add_row(name, "not measured", "")
+        else:
+            figures = (footprint.proportional, footprint.anonymous)
+            table.add_row(name, *(f"{figure / MIB:,.0f} MiB" for figure in figures))
+    return table
+
+
+def save(outcome: Outcome, folder: Path) -> list[Path]:
+    """Writes the images as one PNG and the timeline as an SVG, each whole or not at all.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    pages = grid(
+        [drawing.image for drawing in outcome.drawings],
+        [(drawing.job.subject, drawing.job.user) for drawing in outcome.drawings],
+        outcome.title,
+    )
+    png = io.BytesIO()
+    pages.save(png, "PNG")
+    pictures = {
+        folder / "images.png": png.getvalue(),
+        folder / "timeline.svg": outcome.timeline.svg(outcome.title).encode(),
+    }
+    for path, content in pictures.items():
+        part = path.with_name(f"{path.name}.part")
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    return list(pictures)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")

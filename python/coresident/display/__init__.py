@@ -1,0 +1,11 @@
+"""What people look at: progress bars, pictures of timelines, grids of images.
+
+``Timeline`` needs nothing beyond the standard library, :func:`grid` needs Pillow, and
+:class:`JobProgress` needs rich; ``pip install 'coresident[diffusers]'`` brings both.
+"""
+
+from coresident.display.grid import grid
+from coresident.display.progress import JobProgress
+from coresident.display.timeline import Span, Timeline
+
+__all__ = ["JobProgress", "Span", "Timeline", "grid"]
