@@ -195,6 +195,18 @@ pub enum Mutant {
     ThreadEndForgotten,
     /// A guard that was handed over still counts as its first owner's.
     HandOverForgotten,
+    /// More is reserved than a budget has.
+    BudgetOverdrawn,
+    /// A reservation passes those who wait for bytes.
+    ReserveOvertakes,
+    /// Bytes that are released stay charged.
+    ReleaseForgetsBytes,
+    /// Bytes that are released wake nobody who waits for some.
+    BudgetReleaseWakesNobody,
+    /// A lower limit says nothing to those who wait for more than it.
+    LowerLimitForgetsWaiters,
+    /// A reservation that is split or shrunk keeps the bytes.
+    SplitKeepsBytes,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.

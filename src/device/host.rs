@@ -1,5 +1,6 @@
 //! The host as a device: its processors and its memory.
 
+use super::cgroup;
 use super::{Description, Device, DeviceType, Driver, Name};
 use std::sync::Arc;
 
@@ -9,8 +10,16 @@ pub struct Host;
 
 impl Driver for Host {
     fn free_memory(&self) -> Option<u64> {
-        meminfo("MemAvailable")
+        let container = cgroup::of_this_process().map(|memory| memory.free);
+        container.into_iter().chain(meminfo("MemAvailable")).min()
     }
+}
+
+/// Bytes of memory that this process may use: all there is, or less in a container.
+#[must_use]
+pub fn host_memory() -> Option<u64> {
+    let container = cgroup::of_this_process().map(|memory| memory.limit);
+    container.into_iter().chain(meminfo("MemTotal")).min()
 }
 
 /// The CPU as a device.
@@ -19,7 +28,7 @@ pub(super) fn cpu() -> Option<Device> {
         name: Name::new(DeviceType::Cpu, 0).ok()?,
         model: processor().unwrap_or_else(|| "CPU".to_owned()),
         number: None,
-        memory: meminfo("MemTotal"),
+        memory: host_memory(),
         unified: true,
         bandwidth: None,
         driver: Arc::new(Host),

@@ -17,6 +17,7 @@
 //! # Ok::<(), coresident::device::DeviceError>(())
 //! ```
 
+mod cgroup;
 mod driver;
 mod host;
 mod inventory;
@@ -28,8 +29,9 @@ mod virtual_device;
 use std::fmt;
 use std::sync::Arc;
 
+pub use cgroup::{ContainerMemory, container_memory};
 pub use driver::Driver;
-pub use host::Host;
+pub use host::{Host, host_memory};
 pub use inventory::{Choice, Found, Inventory, Provider, Selection};
 pub use name::{DeviceType, Name, NameError};
 pub use nvml::visible_devices;

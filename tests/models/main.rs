@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a model fails")]
 #![allow(clippy::arc_with_non_send_sync, reason = "loom's threads take turns on one")]
 
+mod budget;
 mod load_lock;
 mod pool;
 mod wait;
@@ -44,6 +45,14 @@ rules! {
         closing_a_pool_turns_away_whoever_waits: CloseForgetsWaiters;
         a_device_put_back_into_the_pool_keeps_its_holder: PutBackForgetsHolder;
         a_thread_that_ends_releases_all_but_what_it_handed_over: ThreadEndForgotten, HandOverForgotten;
+    }
+    budget {
+        no_more_is_reserved_than_there_is: BudgetOverdrawn;
+        bytes_are_granted_in_order_of_arrival: ReserveOvertakes;
+        bytes_that_come_back_go_to_who_waits: BudgetReleaseWakesNobody, ReleaseForgetsBytes;
+        a_cancel_racing_a_grant_leaves_no_bytes_behind: AbandonLeavesTicket;
+        who_can_never_be_served_below_a_new_limit_hears_of_it: LowerLimitForgetsWaiters;
+        splitting_and_releasing_at_once_keep_the_sum: SplitKeepsBytes;
     }
     load_lock {
         a_writer_is_alone: WriterIgnoresReaders;

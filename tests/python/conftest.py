@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,10 @@ from typing import Any, Generic, TypeVar
 
 import coresident as co
 import pytest
+
+# Before torch is imported: threads of OpenMP that spin while they wait slow a busy machine down
+# many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 T = TypeVar("T")
 

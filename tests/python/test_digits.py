@@ -19,6 +19,7 @@ from classifier import recognise, train_classifier  # noqa: E402
 from dataset import WORDS, digits  # noqa: E402
 from model import draw  # noqa: E402
 
+pytestmark = pytest.mark.timeout(300)  # hundreds of images
 MODEL = Path(co.__file__).parent / "digits"
 GUIDANCE = 3.0
 SEEDS = range(20)

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coresident::device::{
-    ByteSize, Choice, Device, DeviceError, DeviceType, Driver, Found, Inventory, Name, NameError,
-    Provider, Selection, VirtualSpec, virtual_devices, visible_devices,
+    ByteSize, Choice, Device, DeviceError, DeviceType, Driver, Found, Host, Inventory, Name,
+    NameError, Provider, Selection, VirtualSpec, container_memory, host_memory, virtual_devices,
+    visible_devices,
 };
 
 use super::{Random, refusal};
@@ -417,4 +418,80 @@ fn whole_units_survive_printing_and_parsing() {
             assert_eq!(size.to_string().parse(), Ok(size));
         }
     }
+}
+
+/// A folder like `/sys/fs/cgroup` with these files in it, for one process and test.
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn of(test: &str, files: &[(&str, &str)]) -> Self {
+        let root = std::env::temp_dir().join(format!("coresident-{test}-{}", std::process::id()));
+        for (path, content) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        Self(root)
+    }
+
+    fn limit_and_free(&self, groups: &str) -> Option<(u64, u64)> {
+        container_memory(&self.0, groups).map(|memory| (memory.limit, memory.free))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn of_a_containers_levels_the_tightest_limit_holds() {
+    let mount = Mount::of(
+        "levels",
+        &[
+            ("cgroup.controllers", "cpu memory"),
+            ("a/memory.max", "8000\n"),
+            ("a/memory.current", "7000\n"),
+            ("a/memory.stat", "anon 5000\ninactive_file 1500\n"),
+            ("a/b/memory.max", "9000\n"),
+            ("a/b/memory.current", "100\n"),
+            ("a/b/c/memory.max", "max\n"),
+        ],
+    );
+    assert_eq!(mount.limit_and_free("0::/a/b/c\n"), Some((8000, 2500)));
+}
+
+#[test]
+fn the_first_version_of_cgroups_is_read_where_it_governs_memory() {
+    let mount = Mount::of(
+        "v1",
+        &[
+            ("memory/docker/memory.limit_in_bytes", "4096"),
+            ("memory/docker/memory.usage_in_bytes", "1000"),
+            ("memory/docker/memory.stat", "inactive_file 1\ntotal_inactive_file 200\n"),
+        ],
+    );
+    let groups = "12:cpu,cpuacct:/x\n9:memory:/docker\n0::/\n";
+    assert_eq!(mount.limit_and_free(groups), Some((4096, 3296)));
+}
+
+#[test]
+fn a_container_that_is_named_as_its_host_sees_it_is_found_at_the_root() {
+    let mount = Mount::of("root", &[("cgroup.controllers", ""), ("memory.max", "512")]);
+    assert_eq!(mount.limit_and_free("0::/system.slice/docker-1a.scope\n"), Some((512, 512)));
+}
+
+#[test]
+fn a_container_without_a_limit_has_none() {
+    let mount = Mount::of("none", &[("cgroup.controllers", ""), ("a/memory.max", "max")]);
+    assert_eq!(mount.limit_and_free("0::/a\n"), None);
+    assert_eq!(mount.limit_and_free("nonsense\n"), None);
+    assert_eq!(Mount::of("empty", &[]).limit_and_free("0::/\n"), None);
+}
+
+#[test]
+fn a_process_may_use_no_more_than_there_is() {
+    let total = host_memory().unwrap();
+    assert!(Host.free_memory().unwrap() <= total);
 }

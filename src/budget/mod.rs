@@ -1,0 +1,691 @@
+//! `Budget`: a ledger of the bytes of one memory, with a limit.
+//!
+//! **What it is.** A [`Reservation`] is a debit: so many bytes that its holder has or will have in
+//! that memory. Reservations together never exceed the limit, nor what the memory really has to
+//! give, by the last look of the budget's [`Probe`]. What is reserved and already in memory is
+//! *filled* ([`Reservation::fill`]): the probe sees it, so that it is not charged twice.
+//!
+//! **Order.** First come, first served: [`Budget::reserve`] never overtakes who waits, however
+//! little it asks for; [`Budget::try_reserve`] does, because it never waits. Who comes first in line
+//! asks the budget's [`Evictor`]s for what is missing, those of the lowest priority number first, and
+//! looks at the memory again and again while others outside have it.
+//!
+//! **Invariants.** What is used is the sum of the reservations. A byte is charged from the grant to
+//! the release, whoever releases it, and exactly once: growing, shrinking, splitting and moving
+//! happen as one step or not at all. Who gives up waiting leaves the line as if it had never come.
+//! A limit that is lowered below what is used takes nothing away; nothing more is granted until it
+//! fits again.
+//!
+//! **Errors.** [`BudgetError`], with the figures and who holds the rest.
+//!
+//! ```
+//! use coresident::budget::{Budget, Spec};
+//! use coresident::wait::{Owner, Patience};
+//!
+//! let budget = Budget::new(Spec { limit: 8 << 30, ..Spec::named("cuda:0") });
+//! let me = Owner::thread(|| "main".into());
+//! let weights = budget.reserve(6 << 30, Some("unet"), &me, &Patience::FOREVER)?;
+//! assert_eq!(budget.free(), 2 << 30);
+//! let half = weights.split(3 << 30)?;
+//! drop(weights);
+//! assert_eq!(budget.used(), half.bytes());
+//! # Ok::<(), coresident::budget::BudgetError>(())
+//! ```
+
+mod limit;
+mod pressure;
+mod state;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use limit::{Limit, LimitError, default_host_limit};
+pub use pressure::{Evictor, Probe};
+
+use crate::device::ByteSize;
+use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::wait::{
+    Asked, Birth, Blockers, Description, Forked, Left, Owner, Parker, Patience, Pending, Queue,
+    Resource, WaitError, Wake, WakeList, register, seconds, wake_all,
+};
+use pressure::{Evictors, Looking, Outside};
+use state::{Place, State, Waiter, Wish};
+
+/// How long a look at the memory is believed, and how often evictors are asked again.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a wish met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Figures {
+    /// Which budget.
+    pub budget: String,
+    /// Bytes asked for.
+    pub asked: u64,
+    /// Bytes that could be reserved then.
+    pub free: u64,
+    /// The limit in bytes.
+    pub limit: u64,
+    /// Who has the rest, as the end of a sentence; empty when nobody has any.
+    pub held: String,
+}
+
+/// Why bytes are not reserved.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BudgetError {
+    /// More than there would be if everybody released everything.
+    #[error("{} can never have {}: its limit is {}", .0.budget, ByteSize(.0.asked), ByteSize(.0.limit))]
+    Impossible(Figures),
+    /// The deadline passed.
+    #[error(
+        "timed out after {} waiting for {} of {}, where {} of {} are free{}",
+        seconds(*.after), ByteSize(.figures.asked), .figures.budget, ByteSize(.figures.free),
+        ByteSize(.figures.limit), .figures.held
+    )]
+    Timeout {
+        /// The patience that the caller gave.
+        after: Duration,
+        /// What it met.
+        figures: Figures,
+    },
+    /// More is taken from a reservation than it has.
+    #[error("this reservation has {} bytes: {what} takes at most that, not {asked}", .has)]
+    TooMuch {
+        /// What was tried.
+        what: &'static str,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that it has.
+        has: u64,
+    },
+    /// The reservation has been released.
+    #[error("the reservation of {budget} has been released already")]
+    Released {
+        /// Which budget.
+        budget: String,
+    },
+    /// The wait ended without the bytes.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    /// Used in a forked child.
+    #[error(transparent)]
+    Forked(#[from] Forked),
+}
+
+/// What a budget is made of.
+pub struct Spec {
+    /// What the memory is called: `ram`, `cuda:0`.
+    pub name: String,
+    /// Bytes of the memory, if they are known.
+    pub total: Option<u64>,
+    /// Most bytes that can be reserved.
+    pub limit: u64,
+    /// Bytes of the memory that stay free.
+    pub headroom: u64,
+    /// Tells what is really free.
+    pub probe: Option<Arc<dyn Probe>>,
+    /// How long a look at the memory is believed.
+    pub look_every: Duration,
+}
+
+impl Spec {
+    /// A ledger alone, without a limit.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            total: None,
+            limit: u64::MAX,
+            headroom: 0,
+            probe: None,
+            look_every: LOOK_EVERY,
+        }
+    }
+}
+
+/// A ledger of bytes. Clones share it.
+#[derive(Clone)]
+pub struct Budget(Arc<Shared>);
+
+/// What a budget, its reservations and its waiters share.
+pub struct Shared {
+    birth: Birth,
+    state: Mutex<State>,
+    outside: Option<Outside>,
+    evictors: Evictors,
+}
+
+/// Who has bytes, or waits for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetUser {
+    /// What they are for, else who.
+    pub holder: String,
+    /// How many.
+    pub bytes: u64,
+    /// How long already.
+    pub lasted: Duration,
+}
+
+/// A budget at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetStatus {
+    /// What the memory is called.
+    pub name: String,
+    /// Most bytes that can be reserved.
+    pub limit: u64,
+    /// Bytes of the memory that stay free.
+    pub headroom: u64,
+    /// Bytes reserved.
+    pub used: u64,
+    /// The most that were ever reserved.
+    pub peak: u64,
+    /// Bytes that can be reserved now.
+    pub free: u64,
+    /// Bytes of the memory that others outside have, by the last look at it.
+    pub outside: u64,
+    /// Who has bytes; those with most first.
+    pub holders: Vec<BudgetUser>,
+    /// Who waits, in order of arrival.
+    pub waiting: Vec<BudgetUser>,
+}
+
+/// A thread that asks evictors: should one of them reserve something, it does not ask them again.
+struct Evicting;
+
+thread_local! {
+    static EVICTING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Evicting {
+    fn enter() -> Option<Self> {
+        (!EVICTING.replace(true)).then_some(Self)
+    }
+}
+
+impl Drop for Evicting {
+    fn drop(&mut self) {
+        EVICTING.set(false);
+    }
+}
+
+impl Budget {
+    /// A budget of which nobody has anything.
+    #[must_use]
+    pub fn new(spec: Spec) -> Self {
+        let Spec { name, total, limit, headroom, probe, look_every } = spec;
+        let shared = Arc::new(Shared {
+            birth: Birth::default(),
+            state: Mutex::new(State::new(name, total, limit, headroom)),
+            outside: probe.map(|probe| Outside::new(probe, look_every)),
+            evictors: Evictors::default(),
+        });
+        register(&shared);
+        Self(shared)
+    }
+
+    /// Reserves if that needs no waiting, even before those who wait; asks no evictor.
+    ///
+    /// # Errors
+    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
+    pub fn try_reserve(
+        &self,
+        bytes: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+    ) -> Result<Option<Reservation>, BudgetError> {
+        self.0.check()?;
+        self.0.look(false);
+        let mut state = self.0.state.lock();
+        if let Some(figures) = state.impossible(bytes, 0) {
+            return Err(BudgetError::Impossible(figures));
+        }
+        let place = state.take(&wish(bytes, purpose, owner), true);
+        drop(state);
+        Ok(place.map(|place| self.0.reservation(place)))
+    }
+
+    /// Reserves, or takes a place in the line, whose turn will call `waker`. Who comes first in line
+    /// asks the evictors.
+    ///
+    /// # Errors
+    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
+    pub fn ask(
+        &self,
+        bytes: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> Result<Asked<Shared>, BudgetError> {
+        self.ask_beside(0, wish(bytes, purpose, owner), owner, waker)
+    }
+
+    /// As [`Budget::ask`], for somebody who keeps `beside` bytes meanwhile.
+    fn ask_beside(
+        &self,
+        beside: u64,
+        wish: Wish,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> Result<Asked<Shared>, BudgetError> {
+        self.0.check()?;
+        self.0.look(false);
+        let mut state = self.0.state.lock();
+        if let Some(figures) = state.impossible(wish.bytes, beside) {
+            return Err(BudgetError::Impossible(figures));
+        }
+        if let Some(place) = state.take(&wish, false) {
+            drop(state);
+            return Ok(Asked::Granted(self.0.reservation(place)));
+        }
+        let ticket = state.join(wish, waker);
+        drop(state);
+        // In line before anybody is asked to give: what comes free is not for those who come later.
+        let mut pending = Pending::new(self.0.clone(), ticket, owner.clone());
+        self.0.make_room();
+        match pending.poll() {
+            Some(outcome) => outcome.map(Asked::Granted),
+            None => Ok(Asked::Waiting(pending)),
+        }
+    }
+
+    /// Reserves; waits in line.
+    ///
+    /// # Errors
+    /// [`BudgetError`].
+    pub fn reserve(
+        &self,
+        bytes: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Reservation, BudgetError> {
+        let parker = Parker::new();
+        let asked = self.ask(bytes, purpose, owner, parker.clone())?;
+        self.settle(bytes, asked, &parker, patience)
+    }
+
+    /// Blocks the thread until `asked`, which asked for so many bytes, is settled.
+    ///
+    /// # Errors
+    /// [`BudgetError`].
+    pub fn settle(
+        &self,
+        bytes: u64,
+        asked: Asked<Shared>,
+        parker: &Arc<Parker>,
+        patience: &Patience<'_>,
+    ) -> Result<Reservation, BudgetError> {
+        let looking = Looking { budget: &self.0, patient: patience.interrupt };
+        let outcome = asked.wait(parker, &Patience { interrupt: &looking, ..*patience });
+        outcome.map_err(|error| match error {
+            BudgetError::Wait(WaitError::Timeout { after, .. }) => {
+                BudgetError::Timeout { after, figures: self.0.state.lock().figures(bytes) }
+            }
+            error => error,
+        })
+    }
+
+    /// What the memory is called.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.0.state.lock().name().to_owned()
+    }
+
+    /// Bytes of the memory, if they are known.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        self.0.state.lock().total()
+    }
+
+    /// Most bytes that can be reserved.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.0.state.lock().limit()
+    }
+
+    /// Bytes of the memory that stay free.
+    #[must_use]
+    pub fn headroom(&self) -> u64 {
+        self.0.state.lock().headroom()
+    }
+
+    /// Bytes reserved.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.0.state.lock().used()
+    }
+
+    /// The most that were ever reserved.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.0.state.lock().peak()
+    }
+
+    /// Bytes that can be reserved now, by the last look at the memory.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.0.state.lock().room()
+    }
+
+    /// Whether somebody waits for bytes: a hint to those who keep some that they could do without.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.0.birth.is_here() && self.0.state.lock().has_line()
+    }
+
+    /// Sets the limit. If it is lower than what is used, the evictors are asked for the difference,
+    /// and nobody loses anything. Who waits for more than can ever be is turned away.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn set_limit(&self, limit: u64) -> Result<(), BudgetError> {
+        self.change(|state| state.set_limit(limit))
+    }
+
+    /// Sets how many bytes of the memory stay free, as [`Budget::set_limit`].
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn set_headroom(&self, headroom: u64) -> Result<(), BudgetError> {
+        self.change(|state| state.set_headroom(headroom))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut State) -> (VecDeque<Waiter>, WakeList),
+    ) -> Result<(), BudgetError> {
+        self.0.check()?;
+        let (gone, wakers) = change(&mut self.0.state.lock());
+        drop(gone);
+        wake_all(&wakers);
+        self.0.make_room();
+        Ok(())
+    }
+
+    /// Looks at the memory now, however long ago the last look was.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn look(&self) -> Result<(), BudgetError> {
+        self.0.check()?;
+        self.0.look(true);
+        Ok(())
+    }
+
+    /// Has `evictor` asked when bytes are missing, after those with a lower `priority`. Of equal ones
+    /// the first that was added is asked first. Returns a number to remove it by.
+    pub fn add_evictor(&self, priority: i64, evictor: Arc<dyn Evictor>) -> u64 {
+        self.0.evictors.add(priority, evictor)
+    }
+
+    /// Has it asked no more. Returns whether it was there.
+    pub fn remove_evictor(&self, number: u64) -> bool {
+        self.0.evictors.remove(number)
+    }
+
+    /// Everyone at the budget.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn status(&self) -> Result<BudgetStatus, BudgetError> {
+        self.0.check()?;
+        Ok(self.0.state.lock().status())
+    }
+
+    /// Whether both are the same ledger.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+fn wish(bytes: u64, purpose: Option<&str>, owner: &Owner) -> Wish {
+    Wish { bytes, purpose: purpose.map(str::to_owned), owner: Some(owner.clone()) }
+}
+
+impl Shared {
+    fn check(&self) -> Result<(), BudgetError> {
+        Ok(self.birth.check("budget")?)
+    }
+
+    fn reservation(self: &Arc<Self>, place: Place) -> Reservation {
+        Reservation { shared: self.clone(), place, live: AtomicBool::new(true) }
+    }
+
+    /// How often who waits must look again; `None` if nothing but a release can help.
+    fn looks_every(&self) -> Option<Duration> {
+        let outside = self.outside.as_ref().map(Outside::every);
+        let evictors = (!self.evictors.is_empty()).then_some(LOOK_EVERY);
+        outside.into_iter().chain(evictors).min()
+    }
+
+    /// Looks at the memory, if the last look is too old or if told to.
+    fn look(&self, now: bool) {
+        if let Some(free) = self.outside.as_ref().and_then(|outside| outside.look(now)) {
+            let wakers = self.state.lock().look(free);
+            wake_all(&wakers);
+        }
+    }
+
+    /// Asks the evictors for what the first in line misses, or what a lowered limit is exceeded by,
+    /// until there is nothing missing or nobody left to ask. With no lock held.
+    fn make_room(&self) {
+        let Some(_evicting) = Evicting::enter() else { return };
+        for evictor in self.evictors.in_order() {
+            let missing = self.state.lock().missing();
+            if missing == 0 {
+                break;
+            }
+            evictor.evict(missing);
+            // What an evictor frees may be known to the memory alone.
+            self.look(true);
+        }
+    }
+}
+
+/// So many bytes of a memory, until it is dropped.
+pub struct Reservation {
+    shared: Arc<Shared>,
+    place: Place,
+    live: AtomicBool,
+}
+
+impl Reservation {
+    /// Its bytes; 0 once it is released.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.figures().map_or(0, |(bytes, _)| bytes)
+    }
+
+    /// How many of its bytes are in memory already.
+    #[must_use]
+    pub fn filled(&self) -> u64 {
+        self.figures().map_or(0, |(_, filled)| filled)
+    }
+
+    fn figures(&self) -> Option<(u64, u64)> {
+        if !self.shared.birth.is_here() {
+            return None;
+        }
+        self.shared.state.lock().bytes(self.place)
+    }
+
+    /// Whether it has been released.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        self.figures().is_none()
+    }
+
+    /// The budget.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        Budget(self.shared.clone())
+    }
+
+    /// Gives the bytes back; from any thread, and again without effect. Returns whether this call
+    /// did it.
+    pub fn release(&self) -> bool {
+        if !self.live.swap(false, Ordering::AcqRel) || !self.shared.birth.is_here() {
+            return false;
+        }
+        let Some((gone, wakers)) = self.shared.state.lock().release(self.place) else {
+            return false;
+        };
+        drop(gone);
+        wake_all(&wakers);
+        true
+    }
+
+    /// Reserves more, and adds it; waits in line. Keeps what it has if that fails.
+    ///
+    /// # Errors
+    /// [`BudgetError`].
+    pub fn grow(&self, by: u64, owner: &Owner, patience: &Patience<'_>) -> Result<(), BudgetError> {
+        let parker = Parker::new();
+        let asked = self.ask_to_grow(by, owner, parker.clone())?;
+        let extra = self.budget().settle(by, asked, &parker, patience)?;
+        self.absorb(&extra)
+    }
+
+    /// Reserves more, to be [absorbed](Reservation::absorb), as [`Budget::ask`].
+    ///
+    /// # Errors
+    /// [`BudgetError::Impossible`], also if it is the bytes that this one has that are in the way,
+    /// [`BudgetError::Released`] and [`BudgetError::Forked`].
+    pub fn ask_to_grow(
+        &self,
+        by: u64,
+        owner: &Owner,
+        waker: Arc<dyn Wake>,
+    ) -> Result<Asked<Shared>, BudgetError> {
+        self.shared.check()?;
+        let (has, _) = self.figures().ok_or_else(|| self.released())?;
+        self.budget().ask_beside(has, wish(by, None, owner), owner, waker)
+    }
+
+    /// Takes over the bytes of another reservation of the same budget.
+    ///
+    /// # Errors
+    /// [`BudgetError::Released`]; `extra` is released then.
+    pub fn absorb(&self, extra: &Self) -> Result<(), BudgetError> {
+        self.shared.check()?;
+        debug_assert!(Arc::ptr_eq(&self.shared, &extra.shared));
+        let absorbed = self.shared.state.lock().absorb(self.place, extra.place);
+        absorbed.map(drop).ok_or_else(|| self.released())
+    }
+
+    /// Gives some of the bytes back. Those that are not filled go first.
+    ///
+    /// # Errors
+    /// [`BudgetError::TooMuch`], [`BudgetError::Released`] and [`BudgetError::Forked`].
+    pub fn shrink(&self, by: u64) -> Result<(), BudgetError> {
+        self.shared.check()?;
+        let shrunk = self.shared.state.lock().shrink(self.place, by);
+        let wakers = self.checked("shrinking by", by, shrunk)?;
+        wake_all(&wakers);
+        Ok(())
+    }
+
+    /// Makes a reservation of its own of some of the bytes. Those that are not filled go first.
+    ///
+    /// # Errors
+    /// [`BudgetError::TooMuch`], [`BudgetError::Released`] and [`BudgetError::Forked`].
+    pub fn split(&self, off: u64) -> Result<Self, BudgetError> {
+        self.shared.check()?;
+        let split = self.shared.state.lock().split(self.place, off);
+        Ok(self.shared.reservation(self.checked("splitting off", off, split)?))
+    }
+
+    /// Moves the bytes to another budget; waits in its line. They are charged there before they are
+    /// given back here, as they are when memory is copied. Nothing of them is filled there.
+    ///
+    /// # Errors
+    /// [`BudgetError`]; everything stays as it was then.
+    pub fn move_to(
+        &self,
+        budget: &Budget,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Self, BudgetError> {
+        self.shared.check()?;
+        let wish = self.shared.state.lock().wish(self.place);
+        let Wish { bytes, purpose, .. } = wish.ok_or_else(|| self.released())?;
+        let there = budget.reserve(bytes, purpose.as_deref(), owner, patience)?;
+        if self.release() { Ok(there) } else { Err(self.released()) }
+    }
+
+    /// Says how many of its bytes are in memory now, where a probe sees them.
+    ///
+    /// # Errors
+    /// [`BudgetError::TooMuch`], [`BudgetError::Released`] and [`BudgetError::Forked`].
+    pub fn fill(&self, filled: u64) -> Result<(), BudgetError> {
+        self.shared.check()?;
+        let noted = self.shared.state.lock().fill(self.place, filled);
+        self.checked("filling", filled, noted)
+    }
+
+    /// Takes it out of the wait-for graph: nobody in particular will release it.
+    pub fn disown(&self) {
+        if self.shared.birth.is_here() {
+            let owner = self.shared.state.lock().disown(self.place);
+            drop(owner);
+        }
+    }
+
+    fn checked<T>(
+        &self,
+        what: &'static str,
+        asked: u64,
+        outcome: Option<Result<T, u64>>,
+    ) -> Result<T, BudgetError> {
+        match outcome {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(has)) => Err(BudgetError::TooMuch { what, asked, has }),
+            None => Err(self.released()),
+        }
+    }
+
+    fn released(&self) -> BudgetError {
+        BudgetError::Released { budget: self.shared.state.lock().name().to_owned() }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Resource for Shared {
+    fn blockers(&self, ticket: u64) -> Option<Blockers> {
+        self.state.lock().blockers(ticket)
+    }
+
+    fn describe(&self, ticket: u64) -> Description {
+        self.state.lock().describe(ticket)
+    }
+
+    fn thread_ended(&self, thread: u64) -> Left {
+        let (gone, wakers) = self.state.lock().thread_ended(thread);
+        Left::new(gone, wakers)
+    }
+}
+
+impl Queue for Shared {
+    type Guard = Reservation;
+    type Error = BudgetError;
+
+    fn collect(self: &Arc<Self>, ticket: u64) -> Option<Result<Reservation, BudgetError>> {
+        let outcome = self.state.lock().collect(ticket)?;
+        Some(outcome.map(|place| self.reservation(place)))
+    }
+
+    fn abandon(&self, ticket: u64) -> Left {
+        if !self.birth.is_here() {
+            return Left::default();
+        }
+        let (gone, wakers) = self.state.lock().abandon(ticket);
+        Left::new(gone, wakers)
+    }
+}

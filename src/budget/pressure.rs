@@ -1,0 +1,130 @@
+//! What others do to the memory, and who can give some back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{LOOK_EVERY, Shared};
+use crate::sync::Mutex;
+use crate::wait::Interrupt;
+
+/// Tells what is really free in a memory, whoever uses the rest.
+pub trait Probe: Send + Sync {
+    /// Bytes that could be had now, those included that an allocator of this process keeps without
+    /// using them; `None` where it cannot be known. Called with no lock held.
+    fn free(&self) -> Option<u64>;
+}
+
+/// Somebody who can give bytes back that he could do without.
+pub trait Evictor: Send + Sync {
+    /// Releases reservations, or memory that the probe sees, of `bytes` if it can, else less. Called
+    /// with no lock held, from a thread that wants to reserve; must not wait for bytes itself.
+    fn evict(&self, bytes: u64);
+}
+
+/// The probe of one budget, and when it was asked last: budgets never share a look.
+pub(super) struct Outside {
+    probe: Arc<dyn Probe>,
+    every: Duration,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Outside {
+    pub(super) fn new(probe: Arc<dyn Probe>, every: Duration) -> Self {
+        Self { probe, every, last: Mutex::new(None) }
+    }
+
+    /// What is free, unless the last look is young enough and a new one need not be `now`.
+    pub(super) fn look(&self, now: bool) -> Option<u64> {
+        let time = Instant::now();
+        {
+            let mut last = self.last.lock();
+            if !now && last.is_some_and(|last| time < last + self.every) {
+                return None;
+            }
+            *last = Some(time);
+        }
+        self.probe.free()
+    }
+
+    pub(super) fn every(&self) -> Duration {
+        self.every
+    }
+}
+
+/// Those who are asked when bytes are missing.
+#[derive(Default)]
+pub(super) struct Evictors {
+    all: Mutex<Registered>,
+}
+
+#[derive(Default)]
+struct Registered {
+    next: u64,
+    /// When one of those who wait has asked them last.
+    asked: Option<Instant>,
+    /// By priority, then by number.
+    entries: Vec<(i64, u64, Arc<dyn Evictor>)>,
+}
+
+impl Evictors {
+    pub(super) fn add(&self, priority: i64, evictor: Arc<dyn Evictor>) -> u64 {
+        let mut all = self.all.lock();
+        all.next += 1;
+        let number = all.next;
+        let at = all.entries.partition_point(|(other, ..)| *other <= priority);
+        all.entries.insert(at, (priority, number, evictor));
+        number
+    }
+
+    pub(super) fn remove(&self, number: u64) -> bool {
+        let mut all = self.all.lock();
+        let at = all.entries.iter().position(|(_, other, _)| *other == number);
+        let removed = at.map(|at| all.entries.remove(at));
+        drop(all);
+        removed.is_some()
+    }
+
+    pub(super) fn in_order(&self) -> Vec<Arc<dyn Evictor>> {
+        self.all.lock().entries.iter().map(|(.., evictor)| evictor.clone()).collect()
+    }
+
+    /// Whether it is time that one of those who wait asks them again.
+    fn are_due(&self, every: Duration) -> bool {
+        let mut all = self.all.lock();
+        let now = Instant::now();
+        if all.entries.is_empty() || all.asked.is_some_and(|asked| now < asked + every) {
+            return false;
+        }
+        all.asked = Some(now);
+        true
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.lock().entries.is_empty()
+    }
+}
+
+/// Looks at the memory and asks the evictors again while somebody waits: nobody outside says when he
+/// gives something back.
+pub(super) struct Looking<'a> {
+    pub(super) budget: &'a Shared,
+    pub(super) patient: &'a dyn Interrupt,
+}
+
+impl Interrupt for Looking<'_> {
+    fn slice(&self) -> Option<Duration> {
+        let looks = self.budget.looks_every();
+        self.patient.slice().into_iter().chain(looks).min()
+    }
+
+    fn interrupted(&self) -> bool {
+        if self.patient.interrupted() {
+            return true;
+        }
+        self.budget.look(false);
+        if self.budget.evictors.are_due(LOOK_EVERY) {
+            self.budget.make_room();
+        }
+        false
+    }
+}
