@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,14 +48,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(options: demo.Options) -> int:
-    demo.check(options)
-    # An exception is no way to end an import: libraries catch it and go on.
-    previous = signal.signal(signal.SIGINT, lambda *_: _interrupted())
-    try:
+    devices = demo.check(options)
+    with _ended_by_ctrl_c():
         demo.load()
+    return demo.run(options, devices)
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Has Ctrl-C end the process at once, unless somebody else handles or ignores it.
+
+    An exception is no way to end an import: libraries catch it and go on.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: _interrupted())
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    return demo.run(options)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupted() -> NoReturn:
@@ -58,8 +76,11 @@ def _interrupted() -> NoReturn:
 
     Without the second that Python takes to put torch away.
     """
-    print("interrupted", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    # The signal may have come in the middle of a print, which cannot be entered again.
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
     raise SystemExit(130)
@@ -77,4 +98,8 @@ def _list_devices(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

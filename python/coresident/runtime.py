@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
 from coresident import _core
 
+_LOAD_LOCKS: dict[int, _core.LoadLock] = {}
+
+
+def _load_lock() -> _core.LoadLock:
+    """This process's load lock; a forked child has its own."""
+    return _LOAD_LOCKS.setdefault(os.getpid(), _core.LoadLock())
+
 
 class Runtime:
-    """Owns a device pool and a worker pool for the same devices, a load lock and a weight store.
+    """Owns a device pool and a worker pool for the same devices, and a weight store.
+
+    The load lock is that of all runtimes of the process: what constructing a model changes, in
+    torch and accelerate, is the process's too.
 
     Args:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
@@ -24,7 +35,7 @@ class Runtime:
     def __init__(self, devices: str | _core.Device | Iterable[Any] = "auto") -> None:
         chosen = _core.devices(devices)
         self.pool = _core.DevicePool(chosen)
-        self.load_lock = _core.LoadLock()
+        self.load_lock = _load_lock()
         self.workers = _core.WorkerPool(chosen)
         self.weights = _core.WeightStore()
 

@@ -9,7 +9,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -116,9 +118,12 @@ def test_text_is_encoded_on_an_idle_device_and_else_at_home(
         assert encoding.borrowed == lent == (encoding.device != str(drawing.device))
 
 
-def test_every_job_is_in_the_timeline_once_in_each_stage(studio: Callable[..., Studio]) -> None:
-    one = studio()
-    jobs = wanted(5, users=3)
+@pytest.mark.parametrize("users", [1, 3])
+def test_every_job_is_in_the_timeline_once_in_each_stage(
+    studio: Callable[..., Studio], users: int
+) -> None:
+    one = studio(steps=1)
+    jobs = wanted(12, users=users)
     one.draw_all(jobs)
     done = sorted((span.user, span.job, span.stage) for span in one.timeline.stages())
     stages = (TEXT_ENCODER, UNET, VAE)
@@ -139,6 +144,20 @@ def test_every_replica_is_the_mapped_file(studio: Callable[..., Studio]) -> None
     once, copies = pipeline.host_bytes()
     assert once == sum(weights.nbytes for weights in pipeline.weights.values())
     assert copies == 3 * once
+
+
+def test_two_runtimes_build_the_same_pipeline_at_once() -> None:
+    def build(runtime: co.Runtime, together: threading.Barrier) -> set[str]:
+        together.wait()
+        pipeline = SharedPipeline(runtime, demo.DIGITS)
+        modules = [pipeline.module(part, runtime.devices[1]) for part in MODULES]
+        return {p.device.type for module in modules for p in module.parameters()}
+
+    for _ in range(5):
+        with co.Runtime(co.virtual_devices(2)) as one, co.Runtime(co.virtual_devices(2)) as other:
+            together = threading.Barrier(2)
+            builds = [spawn(partial(build, runtime, together)) for runtime in (one, other)]
+            assert [build.join() for build in builds] == [{"cpu"}, {"cpu"}]
 
 
 def test_no_two_jobs_share_a_scheduler_or_a_tokenizer(studio: Callable[..., Studio]) -> None:
@@ -174,13 +193,36 @@ def test_a_job_that_fails_ends_the_others(studio: Callable[..., Studio]) -> None
     assert not any(span.stage == VAE for span in one.timeline.spans)
 
 
+def test_a_studio_goes_on_after_a_failure(studio: Callable[..., Studio]) -> None:
+    one = studio()
+    with pytest.raises(RuntimeError):
+        one.draw_all([Job("ann", "a handwritten one", seed="no seed")])  # type: ignore[arg-type]
+    assert len(one.draw_all(wanted(2, users=1))) == 2
+
+
+def test_a_studio_needs_steps(studio: Callable[..., Studio]) -> None:
+    with pytest.raises(co.InvalidValueError, match="steps is 0"):
+        studio(steps=0)
+
+
+def test_two_demos_in_one_process_go_one_after_the_other(tmp_path: Path) -> None:
+    settings = (torch.get_num_threads(), torch.backends.cudnn.deterministic)
+    folders = [tmp_path / name for name in ("one", "other")]
+    options = [demo.Options(jobs=2, steps=1, out=folder) for folder in folders]
+    runs = [spawn(partial(demo.run, wish)) for wish in options]
+    assert [run.join(60) for run in runs] == [0, 0]
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["images.png", "timeline.svg"]
+    assert settings == (torch.get_num_threads(), torch.backends.cudnn.deterministic)
+
+
 def test_a_cancel_ends_all_jobs_and_leaves_the_devices_idle(
     studio: Callable[..., Studio],
 ) -> None:
-    one = studio(steps=1000)
-    drawing = spawn(lambda: one.draw_all(wanted(6, users=3)))
+    one, cancel = studio(steps=1000), co.CancelToken()
+    drawing = spawn(lambda: one.draw_all(wanted(6, users=3), cancel))
     until(lambda: any(span.stage == UNET for span in one.timeline.spans))
-    one.cancel.cancel("enough")
+    cancel.cancel("enough")
     with pytest.raises(co.CancelledError, match="enough"):
         drawing.join()
     assert all_idle(one)
@@ -276,6 +318,22 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 2.5}, "jobs is a whole number, not 2.5"),
+        ({"users": None}, "users is a whole number, not None"),
+        ({"steps": True}, "steps is a whole number, not True"),
+        ({"preset": "huge"}, "preset is 'digits' or 'large', not 'huge'"),
+        ({"devices": ["virtual:0"]}, "devices are names, by commas"),
+        ({"out": "pictures"}, "out is a Path, not 'pictures'"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((co.InvalidTypeError, co.InvalidValueError), match=re.escape(message)):
+        demo.run(demo.Options(**options))
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "many"], ["--preset", "huge"], ["--what"]])

@@ -46,6 +46,7 @@ def test_a_stage_is_one_span_however_many_calls_it_took() -> None:
         span(1, 0, 1, borrowed=True),
         span(0, 3, 4, stage="vae"),
         span(0, 5, 6, job="eight"),
+        span(0, 7, 8, job="eight", number=2),
     ]
     merged = Timeline(DEVICES, spans).stages()
     assert [(s.device, s.job, s.stage, s.start, s.end, s.borrowed) for s in merged] == [
@@ -53,7 +54,16 @@ def test_a_stage_is_one_span_however_many_calls_it_took() -> None:
         ("virtual:1", "seven", "unet", 0, 1, True),
         ("virtual:0", "seven", "vae", 3, 4, False),
         ("virtual:0", "eight", "unet", 5, 6, False),
+        ("virtual:0", "eight", "unet", 7, 8, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(2, 1), (0, float("inf")), (float("-inf"), 0), (float("nan"), 1)]
+)
+def test_a_span_that_does_not_end_after_its_start_is_refused(start: float, end: float) -> None:
+    with pytest.raises(co.InvalidValueError, match="has to end, and not before it starts"):
+        span(0, start, end)
 
 
 def test_what_raises_is_not_recorded() -> None:
@@ -137,6 +147,13 @@ def test_images_stand_in_rows_with_their_captions() -> None:
     assert caption[0] < 128, "nothing is written below the first image"
 
 
+def test_a_caption_stays_below_its_image() -> None:
+    images = pytest.importorskip("PIL.Image", reason="Pillow comes with the diffusers extra")
+    sheet = grid([images.new("RGB", (4, 4))] * 2, [["a long\n" * 20], [""]], size=60)
+    below_the_other = sheet.crop((76, 69, 136, 90))
+    assert below_the_other.convert("L").getextrema() == (255, 255)
+
+
 @pytest.mark.parametrize(
     ("count", "captions", "terms", "message"),
     [
@@ -144,6 +161,7 @@ def test_images_stand_in_rows_with_their_captions() -> None:
         (1, [], {}, "1 images and 0 captions"),
         (1, [["a"]], {"columns": 0}, "columns=0"),
         (1, [["a"]], {"size": 0}, "size=0"),
+        (1, [["a"]], {"size": 10**6}, "too much for one: 1000016 x"),
     ],
 )
 def test_a_grid_of_nothing_is_refused(

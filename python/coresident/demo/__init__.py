@@ -50,18 +50,22 @@ class Options:
     out: Path = OUT
 
 
-def run(options: Options) -> int:
+def run(options: Options, devices: list[co.Device] | None = None) -> int:
     """Runs the jobs, shows them, and checks two of them against a serial run.
+
+    Args:
+        options: What to do.
+        devices: What :func:`check` has returned, if it has been called.
 
     Returns:
         The exit status: 0, or 1 if the serial run drew something else.
 
     Raises:
-        CoresidentError: for devices that are not there, or numbers out of range.
+        CoresidentError: for devices that are not there, or options that cannot be meant.
         OSError: if the folder for the pictures cannot be written.
         ImportError: if torch, diffusers or rich is missing.
     """
-    devices = check(options)
+    devices = check(options) if devices is None else devices
     load()
     from coresident.demo import show
 
@@ -76,8 +80,18 @@ def check(options: Options) -> list[co.Device]:
     """
     for name in ("jobs", "users", "steps"):
         number = getattr(options, name)
-        if number is not None and not 1 <= number <= 1000:
+        if number is None and name != "users":
+            continue
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise co.InvalidTypeError(f"{name} is a whole number, not {number!r}")
+        if not 1 <= number <= 1000:
             raise co.InvalidValueError(f"{name} is {number}: it can be 1 to 1000")
+    if options.preset not in ("digits", "large"):
+        raise co.InvalidValueError(f"preset is 'digits' or 'large', not {options.preset!r}")
+    if not (options.devices is None or isinstance(options.devices, str)):
+        raise co.InvalidTypeError(f"devices are names, by commas, not {options.devices!r}")
+    if not isinstance(options.out, Path):
+        raise co.InvalidTypeError(f"out is a Path, not {options.out!r}")
     devices = _devices(options.devices)
     if options.split and len(devices) < 2:
         raise co.InvalidDeviceError(

@@ -26,7 +26,7 @@ def random_weights() -> Iterator[Path]:
     Raises:
         OSError: if there is no room for it.
     """
-    with tempfile.TemporaryDirectory(prefix="coresident-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="coresident-", ignore_cleanup_errors=True) as temporary:
         free = shutil.disk_usage(temporary).free
         if free < 1.1 * BYTES:
             raise OSError(

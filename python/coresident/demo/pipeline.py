@@ -75,7 +75,7 @@ class SharedPipeline:
         return pipe
 
     def host_bytes(self) -> tuple[int, int]:
-        """Bytes of weights in host memory, and what they would be with a copy for each device."""
+        """Bytes of weights in host memory; and those of a copy there for each device."""
         mapped = [torch.from_dlpack(tensor) for w in self.weights.values() for tensor in w.values()]
         parameters = [
             parameter

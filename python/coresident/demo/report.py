@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ class Outcome:
         drawings: In the order of the jobs.
         timeline: Of the jobs.
         again: The first of them, drawn again one after the other on one device.
-        alone: The timeline of that.
+        alone: The timeline of that, if it tells how fast one device is.
         host_bytes: Of weights in host memory; and with a copy for each device.
         footprints: What ways of loading take, by name; empty if that was not asked for.
     """
@@ -32,7 +34,7 @@ class Outcome:
     drawings: list[Drawing]
     timeline: Timeline
     again: list[Drawing]
-    alone: Timeline
+    alone: Timeline | None
     host_bytes: tuple[int, int]
     footprints: dict[str, Footprint | None]
 
@@ -57,8 +59,8 @@ class Outcome:
         )
 
 
-def show(outcome: Outcome, console: Console) -> None:
-    """Prints what happened where, and what it took."""
+def show(outcome: Outcome, pictures: list[Path], console: Console) -> None:
+    """Prints what happened where, what it took, and where the pictures are."""
     drawings, timeline = outcome.drawings, outcome.timeline
     console.print(_devices(outcome))
     if outcome.footprints:
@@ -68,16 +70,16 @@ def show(outcome: Outcome, console: Console) -> None:
         f"{speed:.2f} images a second; all devices busy at once for "
         f"{timeline.busy_at_once():.0%} of the time",
     ]
-    if len(outcome.again) == len(drawings):
-        alone = len(drawings) / outcome.alone.seconds
+    if outcome.alone is not None:
+        alone = len(outcome.again) / outcome.alone.seconds
         lines.append(
             f"one after the other on one device: {alone:.2f} images a second; "
             f"together {speed / alone:.2f} times as many"
         )
-    else:
+    elif len(timeline.devices) > 1:
         lines.append(
-            "(so small a model keeps Python busier than the cores; "
-            "--preset large shows what a second device brings)"
+            "(so small a model keeps Python busier than the cores: more devices draw it no faster; "
+            "--preset large does)"
         )
     once, each = outcome.host_bytes
     lines.append(
@@ -89,6 +91,7 @@ def show(outcome: Outcome, console: Console) -> None:
         f"the first {_count(len(outcome.again), 'image')} again, alone on one device: "
         + (f"DIFFERENT: number {wrong}" if wrong else "identical to the bit")
     )
+    lines += [f"wrote {path}" for path in pictures]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -146,7 +149,7 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
         folder / "timeline.svg": outcome.timeline.svg(outcome.title).encode(),
     }
     for path, content in pictures.items():
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             part.write_bytes(content)
             part.replace(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import diffusers.utils.logging
 import torch
@@ -18,39 +20,61 @@ USERS = ("ann", "bob", "cyd", "dan", "eve", "fay", "gil", "hal")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 JOBS = {"digits": 20, "large": 4}
 STEPS = {"digits": 20, "large": 6}
+# torch's settings and the terminal are the process's.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def run(options: Options, devices: list[co.Device]) -> int:
     """Runs the demo; returns the exit status."""
-    # More threads in each worker would compete for the cores; and in which order a sum is taken,
-    # so that its last bit, depends on their number.
-    torch.set_num_threads(1)
-    torch.backends.cudnn.deterministic = True
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    console = get_console()
     jobs = wanted(options.jobs or JOBS[options.preset], options.users)
     steps = options.steps or STEPS[options.preset]
     heavy = options.preset == "large"
     if heavy:
         print("making 400 MB of random weights, and loading them in three ways ...", flush=True)
-    with large.random_weights() if heavy else nullcontext(DIGITS) as folder:
-        footprints = memory.compare(folder, len(devices)) if heavy else {}
-        with co.Runtime(devices) as runtime:
+    with _ONE_AT_A_TIME, _reproducible(), co.Runtime(devices) as runtime:
+        # What is mapped needs its file's name no more.
+        with large.random_weights() if heavy else nullcontext(DIGITS) as folder:
+            footprints = memory.compare(folder, len(devices)) if heavy else {}
             pipeline = SharedPipeline(runtime, folder)
-            studio = Studio(runtime, pipeline, steps, split=options.split)
-            drawings = studio.draw_all(jobs)
-        with co.Runtime(devices[0]) as runtime:
-            alone = Studio(runtime, pipeline, steps)
+        studio = Studio(runtime, pipeline, steps, split=options.split)
+        drawings = studio.draw_all(jobs)
+        with co.Runtime(devices[0]) as single:
+            alone = Studio(single, pipeline, steps)
             again = alone.draw_all(jobs if heavy else jobs[:2])
-        host_bytes = pipeline.host_bytes()
-    outcome = report.Outcome(
-        drawings, studio.timeline, again, alone.timeline, host_bytes, footprints
-    )
-    report.show(outcome, console)
-    for path in report.save(outcome, options.out):
-        console.print(f"wrote {path}", highlight=False)
+        outcome = report.Outcome(
+            drawings,
+            studio.timeline,
+            again,
+            alone.timeline if heavy else None,
+            pipeline.host_bytes(),
+            footprints,
+        )
+    pictures = report.save(outcome, options.out)
+    report.show(outcome, pictures, get_console())
     return 1 if outcome.differing else 0
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """One thread in each worker, and nothing that depends on chance; without progress bars.
+
+    More threads would compete for the cores. And in which order a sum is taken, so that its last
+    bit, depends on their number.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = deterministic
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def wanted(count: int, users: int) -> list[Job]:

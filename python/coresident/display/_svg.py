@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape as escape_markup
 
 if TYPE_CHECKING:
     from coresident.display.timeline import Span
@@ -16,6 +17,15 @@ INK, FAINT = "#1f2937", "#9ca3af"
 HUES = ("215,75%", "28,85%", "150,50%", "330,60%", "265,50%", "190,70%", "55,70%", "0,65%")
 LIGHTNESS = (32, 62, 82, 48, 72)
 LETTER = 6.2
+
+
+# What XML has no way to write.
+UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def escape(text: str) -> str:
+    """The text as XML has it, whatever is in it."""
+    return escape_markup(UNWRITABLE.sub("\ufffd", text))
 
 
 def draw(

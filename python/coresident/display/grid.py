@@ -9,8 +9,10 @@ import coresident as co
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 GAP, LINE = 8, 15
+MOST_PIXELS = 2**28
 INK, PAPER = (31, 41, 55), (255, 255, 255)
 
 
@@ -35,11 +37,12 @@ def grid(
         An RGB image.
 
     Raises:
-        InvalidValueError: there is no image, not one caption for each, or ``columns`` or ``size``
-            is less than 1.
+        InvalidValueError: there is no image, not one caption for each, ``columns`` or ``size`` is
+            less than 1, or all of it would be larger than 2**28 pixels.
     """
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
+    from PIL.ImageFont import load_default
 
     if not images or len(images) != len(captions):
         raise co.InvalidValueError(
@@ -52,9 +55,14 @@ def grid(
     rows = -(-len(images) // columns)
     wide, high = size + GAP, size + GAP + LINE * max(map(len, captions))
     top = GAP + (LINE + 2 * GAP if title else 0)
-    font, heading = ImageFont.load_default(11), ImageFont.load_default(15)
+    font, heading = load_default(11), load_default(15)
     width = max(columns * wide + GAP, int(heading.getlength(title)) + 2 * GAP)
-    sheet = Images.new("RGB", (width, top + rows * high), PAPER)
+    height = top + rows * high
+    if width * height > MOST_PIXELS:
+        raise co.InvalidValueError(
+            f"{len(images)} images of {size} pixels are too much for one: {width} x {height}"
+        )
+    sheet = Images.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), title, INK, heading)
     for number, (image, lines) in enumerate(zip(images, captions, strict=True)):
@@ -63,5 +71,15 @@ def grid(
         sheet.paste(image.convert("RGB").resize((size, size), Images.Resampling.BICUBIC), (x, y))
         for row, line in enumerate(lines):
             middle = x + size / 2
-            pen.text((middle, y + size + 2 + LINE * row), line, INK, font, anchor="ma")
+            shown = _clipped(line, font, size)
+            pen.text((middle, y + size + 2 + LINE * row), shown, INK, font, anchor="ma")
     return sheet
+
+
+def _clipped(text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
+    """As much of one line of text as there is room for."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    fits = next((n for n in range(len(text), 0, -1) if font.getlength(text[:n] + "…") <= width), 0)
+    return text[:fits] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ class Span:
         start: Seconds since the timeline began.
         end: Seconds since the timeline began.
         borrowed: Whether the device was lent for it.
+        number: Tells jobs of the same name apart.
+
+    Raises:
+        InvalidValueError: ``start`` and ``end`` are not finite and in this order.
     """
 
     device: str
@@ -34,13 +39,21 @@ class Span:
     start: float
     end: float
     borrowed: bool = False
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.start <= self.end < math.inf:
+            raise co.InvalidValueError(
+                f"a span from {self.start} to {self.end}: it has to end, and not before it starts"
+            )
 
 
 @dataclass
 class Timeline:
     """Spans of work on some devices, from any number of threads.
 
-    In a notebook it shows itself as a picture.
+    A device is busy while a span lasts, also where the work waits for the interpreter or a core.
+    In a notebook the timeline shows itself as a picture.
 
     Attributes:
         devices: A lane each, in this order.
@@ -60,14 +73,21 @@ class Timeline:
 
     @contextmanager
     def record(
-        self, device: co.Device, *, user: str, job: str, stage: str, borrowed: bool = False
+        self,
+        device: co.Device,
+        *,
+        user: str,
+        job: str,
+        stage: str,
+        borrowed: bool = False,
+        number: int = 0,
     ) -> Iterator[None]:
         """Records what the block does as one span, unless it raises. Does not wait."""
-        start = time.perf_counter()
+        start = time.perf_counter() - self._began
         yield
-        end = time.perf_counter()
-        name, began = str(device), self._began
-        self.spans.append(Span(name, user, job, stage, start - began, end - began, borrowed))
+        end = time.perf_counter() - self._began
+        span = Span(str(device), user, job, stage, start, end, borrowed, number)
+        self.spans.append(span)
 
     @property
     def start(self) -> float:
@@ -84,7 +104,9 @@ class Timeline:
         return self._share(_union(self._of(device)))
 
     def busy_at_once(self) -> float:
-        """The share of the time, 0 to 1, in which somebody worked on every device."""
+        """The share of the time, 0 to 1, in which somebody worked on every device at once."""
+        if not self.devices:
+            return 0.0
         common = [(self.start, self.start + self.seconds)]
         for device in self.devices:
             common = _intersection(common, _union(self._of(device)))
@@ -92,7 +114,7 @@ class Timeline:
 
     def stages(self) -> list[Span]:
         """One span for each stage of each job on each device, however many calls it took."""
-        key = attrgetter("device", "user", "job", "stage", "borrowed")
+        key = attrgetter("device", "user", "number", "job", "stage", "borrowed")
         grouped = [list(spans) for _, spans in groupby(sorted(self.spans, key=key), key)]
         merged = [
             replace(
