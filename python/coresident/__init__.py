@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from coresident import _exit as _exit
 from coresident._core import (
     Borrow,
+    Budget,
+    BudgetStatus,
+    BudgetUser,
     CancelToken,
     Device,
     DevicePool,
@@ -18,6 +21,7 @@ from coresident._core import (
     LockGuard,
     LockStatus,
     LockUser,
+    Reservation,
     Tensor,
     Ticket,
     Waiter,
@@ -35,6 +39,8 @@ from coresident._core import (
 )
 from coresident._providers import torch_accelerators
 from coresident.errors import (
+    BudgetExceededError,
+    BudgetTimeoutError,
     CancelledError,
     ClosedError,
     CoresidentError,
@@ -57,6 +63,11 @@ from coresident.runtime import Runtime
 
 __all__ = [
     "Borrow",
+    "Budget",
+    "BudgetExceededError",
+    "BudgetStatus",
+    "BudgetTimeoutError",
+    "BudgetUser",
     "CancelToken",
     "CancelledError",
     "ClosedError",
@@ -79,6 +90,7 @@ __all__ = [
     "LockUser",
     "MalformedWeightsError",
     "ReleasedError",
+    "Reservation",
     "Runtime",
     "Tensor",
     "TensorNotFoundError",

@@ -45,6 +45,9 @@ from coresident._aio import Awaitable
 
 __all__ = [
     "Borrow",
+    "Budget",
+    "BudgetStatus",
+    "BudgetUser",
     "CancelToken",
     "Device",
     "DevicePool",
@@ -58,6 +61,7 @@ __all__ = [
     "LockStatus",
     "LockUser",
     "Request",
+    "Reservation",
     "Tensor",
     "Ticket",
     "Waiter",
@@ -1281,6 +1285,368 @@ def shares(  # type: ignore[overload-overlap] # a mapping is an iterable too, an
 
 @overload
 def shares(total: int, speeds: Iterable[float]) -> list[int]: ...
+
+# Budgets
+
+@final
+class Budget:
+    """A ledger of the bytes of one memory, with a limit.
+
+    Reservations together never exceed the limit, nor what the memory really has to give: the budget
+    looks at it at most every 50 ms, each budget for itself, and counts what others outside have
+    taken. Waiters are served in order of arrival, however little a later one wants.
+
+    Args:
+        name: ``'ram'`` for host memory, or a device for its own.
+        limit: The most that can be reserved: bytes, a text such as ``'12GiB'``, or a share such as
+            ``'50%'`` of what this process may use, which in a container is the container's limit.
+            ``None`` means all of a device; of host memory half less 2 GiB, at least 4 GiB and at
+            most all.
+        headroom: Bytes of the memory that stay free, as a number or a text.
+        probe: A function without arguments that returns the bytes that are free now, those included
+            that an allocator of this process keeps without using them, or ``None`` if it does not
+            know. ``None`` asks the device's driver, or the system; ``False`` asks nobody. One that
+            raises, which is shown by ``sys.unraisablehook``, does not know.
+
+    Raises:
+        InvalidTypeError: an argument is of a wrong type.
+        InvalidValueError: a limit or a size cannot be read, or ``limit`` is a share of a memory
+            whose size is not known.
+        InvalidDeviceError: ``name`` is a text that names no device.
+        DeviceNotFoundError: this machine does not have the device.
+
+    Example:
+        >>> ram = co.Budget("ram", limit="50%")
+        >>> with ram.reserve("3GiB", purpose="flux", timeout=10) as reservation:
+        ...     print(reservation.bytes, ram.used)
+        3221225472 3221225472
+    """
+
+    def __new__(
+        cls,
+        name: _DeviceLike,
+        limit: int | str | None = None,
+        *,
+        headroom: int | str | None = None,
+        probe: Callable[[], int | None] | Literal[False] | None = None,
+    ) -> Self: ...
+    @property
+    def name(self) -> str:
+        """``'ram'``, or the name of the device."""
+
+    @property
+    def total(self) -> int | None:
+        """The bytes of the memory that this process may use; ``None`` if they are not known."""
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that can be reserved.
+
+        It can be set, to whatever the constructor takes. If it is lower than what is used, nothing
+        is taken away: the evictors are called for the difference, and nothing more is granted until
+        it fits. Who waits for more than the new limit is turned away.
+        """
+
+    @limit.setter
+    def limit(self, limit: int | str) -> None: ...
+    @property
+    def headroom(self) -> int:
+        """The bytes of the memory that stay free. It can be set, like :attr:`limit`."""
+
+    @headroom.setter
+    def headroom(self, headroom: int | str) -> None: ...
+    @property
+    def used(self) -> int:
+        """The bytes that are reserved."""
+
+    @property
+    def free(self) -> int:
+        """The bytes that can be reserved now, by the last look at the memory."""
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were ever reserved."""
+
+    def reserve(
+        self,
+        bytes: int | str,
+        *,
+        purpose: str | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Reservation:
+        """Reserves bytes; waits in line for them.
+
+        Whoever comes first in line calls the evictors for what is missing, and looks at the memory
+        again every 50 ms. In an event loop this call would block the loop: run it with
+        ``asyncio.to_thread``.
+
+        Args:
+            bytes: How many, as a number or a text such as ``'3GiB'``; 0 is granted at once.
+            purpose: What they are for, which errors and :meth:`status` say instead of who has them.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The reservation, to be used with ``with`` or released. It stays when its thread ends.
+
+        Raises:
+            BudgetExceededError: more than could ever be reserved.
+            BudgetTimeoutError: the time was over; says who has the rest.
+            CancelledError: the token was raised, before or while waiting.
+            DeadlockError: the wait could never end, because nobody else has bytes, or those who have
+                wait for something of the caller's.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``bytes`` or ``timeout`` is out of range or cannot be read.
+            ForkedError: the budget was made before a fork.
+        """
+
+    def try_reserve(self, bytes: int | str, *, purpose: str | None = None) -> Reservation | None:
+        """Reserves bytes if they are free now, even before those who wait. Does not wait.
+
+        Calls no evictor.
+
+        Args:
+            bytes: How many, as a number or a text.
+            purpose: What they are for.
+
+        Returns:
+            The reservation, or ``None`` if they are not free.
+
+        Raises:
+            BudgetExceededError: more than could ever be reserved.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``bytes`` is out of range or cannot be read.
+            ForkedError: the budget was made before a fork.
+        """
+
+    def add_evictor(self, evictor: Callable[[int], object], *, priority: int = 0) -> None:
+        """Has a function called when bytes are missing. Does not wait.
+
+        Args:
+            evictor: Called with the number of missing bytes, in the thread that wants them and with
+                no lock held. It releases reservations, or frees memory that the probe sees, as much
+                as it can, and returns; it must not wait for bytes of this budget. What it raises is
+                shown by ``sys.unraisablehook``, and the next one is called.
+            priority: Those with lower numbers are called first, equal ones in the order in which
+                they were added.
+
+        Raises:
+            InvalidTypeError: ``evictor`` cannot be called.
+            TypeError: ``priority`` is not a whole number.
+        """
+
+    def remove_evictor(self, evictor: Callable[[int], object]) -> bool:
+        """Has the function called no more. Does not wait.
+
+        Returns:
+            Whether it was there.
+        """
+
+    def look(self) -> None:
+        """Looks at the memory now, however long ago the last look was. Does not wait.
+
+        Raises:
+            ForkedError: the budget was made before a fork.
+        """
+
+    def status(self) -> BudgetStatus:
+        """Who has bytes, and who waits for some. Does not wait.
+
+        Raises:
+            ForkedError: the budget was made before a fork.
+        """
+
+@final
+class Reservation:
+    """So many bytes of a memory, until they are released.
+
+    Any thread may use and release it. Growing, shrinking, splitting and moving happen as one step,
+    or not at all.
+    """
+
+    @property
+    def bytes(self) -> int:
+        """The bytes; 0 once they are released."""
+
+    @property
+    def filled(self) -> int:
+        """How many of the bytes are in memory already, as :meth:`fill` has said."""
+
+    @property
+    def budget(self) -> Budget:
+        """The budget that they are of."""
+
+    @property
+    def released(self) -> bool:
+        """Whether the bytes have been given back."""
+
+    def release(self) -> None:
+        """Gives the bytes back. From any thread; again without effect. Does not wait."""
+
+    def fill(self, bytes: int | str) -> None:
+        """Says how many of the bytes are in memory now, where the probe sees them. Does not wait.
+
+        What is not filled is a promise, and is kept free beside what the probe sees in use; what is
+        filled is not charged a second time.
+
+        Args:
+            bytes: How many of all, as a number or a text.
+
+        Raises:
+            InvalidValueError: more than it has.
+            ReleasedError: it has been released.
+            InvalidTypeError: ``bytes`` is of a wrong type.
+            ForkedError: the budget was made before a fork.
+        """
+
+    def grow(
+        self,
+        bytes: int | str,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Reserves more and adds it; waits in line. Keeps what it has if that fails.
+
+        Args:
+            bytes: How many more, as a number or a text.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Raises:
+            ReleasedError: it has been released, also meanwhile.
+            CoresidentError: as :meth:`Budget.reserve`.
+        """
+
+    def shrink(self, bytes: int | str) -> None:
+        """Gives some of the bytes back, first those that are not filled. Does not wait.
+
+        Args:
+            bytes: How many, as a number or a text.
+
+        Raises:
+            InvalidValueError: more than it has.
+            ReleasedError: it has been released.
+            InvalidTypeError: ``bytes`` is of a wrong type.
+            ForkedError: the budget was made before a fork.
+        """
+
+    def split(self, bytes: int | str) -> Reservation:
+        """Makes a reservation of its own of some of the bytes, first those that are not filled.
+
+        Does not wait.
+
+        Args:
+            bytes: How many, as a number or a text.
+
+        Returns:
+            The reservation of those.
+
+        Raises:
+            CoresidentError: as :meth:`shrink`.
+        """
+
+    def move_to(
+        self,
+        budget: Budget,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Moves the bytes to another budget; waits in its line. Stays where it is if that fails.
+
+        They are charged there before they are given back here. Nothing of them is filled there.
+
+        Args:
+            budget: The other budget.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Raises:
+            ReleasedError: it has been released, also meanwhile.
+            CoresidentError: as :meth:`Budget.reserve`.
+            TypeError: ``budget`` is no budget.
+        """
+
+    def hand_over(self) -> Reservation:
+        """Says that nobody in particular will release it, so that waiting for its bytes is never
+        taken for a deadlock. Does not wait.
+
+        Returns:
+            The reservation itself.
+        """
+
+    def __enter__(self) -> Self:
+        """Nothing more: the bytes are reserved already. Raises ``ReleasedError`` after the release."""
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Releases it."""
+
+@final
+class BudgetStatus:
+    """A budget at a glance: what :meth:`Budget.status` returns."""
+
+    @property
+    def name(self) -> str:
+        """The budget's name."""
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that can be reserved."""
+
+    @property
+    def headroom(self) -> int:
+        """The bytes of the memory that stay free."""
+
+    @property
+    def used(self) -> int:
+        """The bytes that are reserved."""
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were ever reserved."""
+
+    @property
+    def free(self) -> int:
+        """The bytes that can be reserved now."""
+
+    @property
+    def outside(self) -> int:
+        """The bytes of the memory that others have, by the last look at it."""
+
+    @property
+    def holders(self) -> list[BudgetUser]:
+        """Who has bytes; those with most first."""
+
+    @property
+    def waiting(self) -> list[BudgetUser]:
+        """Who waits for bytes, in order of arrival."""
+
+@final
+class BudgetUser:
+    """Who has bytes of a budget or waits for some, and since when."""
+
+    @property
+    def holder(self) -> str:
+        """The purpose in quotes, else ``thread 'MainThread'`` or ``task 'Task-1'``."""
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes."""
+
+    @property
+    def since(self) -> float:
+        """When that began, in seconds since the epoch, as ``time.time()``."""
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds it has lasted."""
 
 # Weights
 

@@ -102,6 +102,47 @@ class ClosedError(CoresidentError, RuntimeError):
     """A pool was used after ``close()``."""
 
 
+class BudgetExceededError(CoresidentError, MemoryError):
+    """More bytes than a budget could give if everybody else gave back everything.
+
+    Attributes:
+        budget: Its name.
+        asked: The bytes asked for.
+        free: The bytes that could be reserved then.
+        limit: Its limit in bytes.
+    """
+
+    def __init__(
+        self, message: str, budget: str = "", asked: int = 0, free: int = 0, limit: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.asked = asked
+        self.free = free
+        self.limit = limit
+
+
+class BudgetTimeoutError(BudgetExceededError, WaitTimeoutError):
+    """The time given by ``timeout=`` was over before a budget had the bytes.
+
+    Attributes:
+        timeout: The time, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        budget: str = "",
+        asked: int = 0,
+        free: int = 0,
+        limit: int = 0,
+        timeout: float = 0.0,
+    ) -> None:
+        BudgetExceededError.__init__(self, message, budget, asked, free, limit)
+        self.timeout = timeout
+        self.running: list[str] = []
+
+
 class WeightsFileError(CoresidentError, OSError):
     """A file of weights that cannot be opened or mapped.
 

@@ -54,6 +54,9 @@ impl FromStr for Limit {
 }
 
 impl Limit {
+    /// All of the memory.
+    pub const ALL: Self = Self::Share(1.0);
+
     /// A share of all of the memory.
     ///
     /// # Errors

@@ -234,13 +234,30 @@ impl Budget {
         purpose: Option<&str>,
         owner: &Owner,
     ) -> Result<Option<Reservation>, BudgetError> {
+        self.take(&wish(bytes, purpose, owner), true)
+    }
+
+    /// Reserves if that needs no waiting and nobody waits; asks no evictor.
+    ///
+    /// # Errors
+    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
+    pub fn reserve_at_once(
+        &self,
+        bytes: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+    ) -> Result<Option<Reservation>, BudgetError> {
+        self.take(&wish(bytes, purpose, owner), false)
+    }
+
+    fn take(&self, wish: &Wish, overtakes: bool) -> Result<Option<Reservation>, BudgetError> {
         self.0.check()?;
         self.0.look(false);
         let mut state = self.0.state.lock();
-        if let Some(figures) = state.impossible(bytes, 0) {
+        if let Some(figures) = state.impossible(wish.bytes, 0) {
             return Err(BudgetError::Impossible(figures));
         }
-        let place = state.take(&wish(bytes, purpose, owner), true);
+        let place = state.take(wish, overtakes);
         drop(state);
         Ok(place.map(|place| self.0.reservation(place)))
     }
@@ -492,6 +509,14 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// Refuses to go on in a forked child.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn check(&self) -> Result<(), BudgetError> {
+        self.shared.check()
+    }
+
     /// Its bytes; 0 once it is released.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -108,6 +108,12 @@ impl Device {
         self.0.bandwidth
     }
 
+    /// How to ask it.
+    #[must_use]
+    pub fn driver(&self) -> Arc<dyn Driver> {
+        self.0.driver.clone()
+    }
+
     /// Bytes that nobody uses now, by the driver; `None` where it cannot be known.
     #[must_use]
     pub fn free_memory(&self) -> Option<u64> {

@@ -240,6 +240,16 @@ pub(super) fn select(what: &str, wanted: &Bound<'_, PyAny>) -> Result<Vec<device
     Ok(inventory.select(&selection)?)
 }
 
+/// The one device that is wanted, checked to be here.
+pub(super) fn select_one(what: &str, wanted: &Bound<'_, PyAny>) -> Result<device::Device> {
+    let name = match argument::choice(wanted)? {
+        Choice::Given(device) => return Ok(device),
+        Choice::Named(name) => name,
+    };
+    let name = PyString::new(wanted.py(), &name.to_string());
+    Ok(select(what, name.as_any())?.swap_remove(0))
+}
+
 /// The devices of this machine.
 #[pyfunction]
 #[pyo3(signature = (wanted=None))]

@@ -5,6 +5,7 @@
 
 mod aio;
 mod argument;
+mod budget;
 mod context;
 mod device;
 mod dlpack;
@@ -43,6 +44,8 @@ fn refuse_subinterpreters() -> PyResult<()> {
 mod _core {
     #[pymodule_export]
     use super::aio::{Request, Wakeups};
+    #[pymodule_export]
+    use super::budget::{Budget, BudgetStatus, BudgetUser, Reservation};
     #[pymodule_export]
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
