@@ -26,6 +26,7 @@ from coresident._core import (
     Ticket,
     Waiter,
     Weights,
+    WeightsStatus,
     WeightStore,
     WorkerPool,
     WorkerStatus,
@@ -54,10 +55,12 @@ from coresident.errors import (
     MalformedWeightsError,
     ReleasedError,
     TensorNotFoundError,
+    UnshareableTensorError,
     WaitTimeoutError,
     WeightsFileError,
     WeightsFileNotFoundError,
     WeightsInUseError,
+    WeightsNotOpenError,
 )
 from coresident.runtime import Runtime
 
@@ -95,6 +98,7 @@ __all__ = [
     "Tensor",
     "TensorNotFoundError",
     "Ticket",
+    "UnshareableTensorError",
     "WaitTimeoutError",
     "Waiter",
     "WeightStore",
@@ -102,6 +106,8 @@ __all__ = [
     "WeightsFileError",
     "WeightsFileNotFoundError",
     "WeightsInUseError",
+    "WeightsNotOpenError",
+    "WeightsStatus",
     "WorkerPool",
     "WorkerStatus",
     "__version__",

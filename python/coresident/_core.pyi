@@ -68,6 +68,7 @@ __all__ = [
     "Wakeups",
     "WeightStore",
     "Weights",
+    "WeightsStatus",
     "WorkerPool",
     "WorkerStatus",
     "__version__",
@@ -1654,54 +1655,203 @@ class BudgetUser:
 class WeightStore:
     """One host copy of each model's weights, whoever uses it.
 
-    A key stands for one safetensors file, mapped read-only. Opening a key that is open already
-    shares the map; the file is unmapped when the last :class:`Weights` and the last tensor taken
-    from it are gone, in whatever order. Any thread may use the store.
+    A key, such as ``'flux/transformer'``, stands for the weights of one model. Whoever opens a key
+    that is there shares its memory, and whoever comes while it is being loaded waits for that one
+    load and shares its outcome, or its error. Bytes are counted by memory, not by name: tied tensors
+    and views once, however many devices use them. Any thread may use the store.
+
+    Without a budget, weights go when the last :class:`Weights` and the last tensor taken from them
+    are gone. With one, every byte is reserved there, and weights that nobody uses are kept until the
+    budget needs the bytes; then those go first that are the cheapest to bring back.
 
     A file that is replaced while it is open stays what it was for those who have it. One that is
-    shortened in place takes the process with it, as with every map: replace files by renaming.
+    shortened in place takes the process with it when it is touched, as with every map: replace files
+    by renaming, or open them with ``copy=True``.
+
+    Args:
+        budget: Where bytes are reserved.
 
     Example:
-        >>> store = co.WeightStore()
+        >>> store = co.WeightStore(budget=co.Budget("ram", "50%"))
         >>> with store.open("flux/transformer", "model.safetensors") as weights:
         ...     tensor = torch.from_dlpack(weights["blocks.0.weight"])
     """
 
-    def __new__(cls) -> Self: ...
-    def open(self, key: str, path: str | PathLike[str]) -> Weights:
-        """Maps a safetensors file under a key, or shares the map if it is open already.
+    def __new__(cls, *, budget: Budget | None = None) -> Self: ...
+    @property
+    def budget(self) -> Budget | None:
+        """The budget in which every byte is reserved; ``None`` without one."""
 
-        Only the header is read; the system reads the rest when it is used. Does not wait.
+    def open(
+        self,
+        key: str,
+        path: str | PathLike[str],
+        *,
+        settings: Mapping[str, object] | None = None,
+        copy: bool = False,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Weights:
+        """The weights at a path, under a key: loaded, or those that are there already.
+
+        Waits for somebody else who is loading the key, for the budget, and with ``copy`` for the
+        disk. Files are mapped read-only: only their headers are read, and the system reads the rest
+        when it is used.
 
         Args:
-            key: What the weights are called, such as ``"flux/transformer"``.
-            path: The file.
+            key: What the weights are called. No slash at its beginning or end.
+            path: A safetensors or GGUF file; an index of several safetensors files
+                (``*.safetensors.index.json``); or a folder with one of these, as diffusers and
+                transformers write it.
+            settings: What else tells these weights from others under the key, compared as text, such
+                as ``{'dtype': 'float16'}``.
+            copy: Copies the tensors into sealed memory of the store's own, read by several threads,
+                instead of mapping the files.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
 
         Returns:
             The weights, to be used with ``with``, released, or forgotten.
 
         Raises:
-            WeightsFileNotFoundError: the file is not there.
-            WeightsFileError: the file cannot be opened or mapped.
-            MalformedWeightsError: the file is something else, broken, or cut short.
-            WeightsInUseError: the key stands for another file, or the file has been replaced since.
+            WeightsFileNotFoundError: a file is not there.
+            WeightsFileError: a file cannot be opened, mapped or read, or a folder has no weights, or
+                several.
+            MalformedWeightsError: a file is something else, broken, or cut short.
+            WeightsInUseError: the key stands for something else; says the first difference.
+            BudgetExceededError: more bytes than the budget could ever have.
+            BudgetTimeoutError: the time was over before the budget had the bytes; says who has them.
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised, before or while waiting.
+            DeadlockError: whoever loads the key waits for something of the caller's.
             InvalidTypeError: an argument is of a wrong type.
-            InvalidValueError: the key is empty.
+            InvalidValueError: the key is empty or has a slash at an end, or ``timeout`` is negative.
+            TypeError: ``copy`` is not a ``bool``.
             ForkedError: the store was made before a fork.
         """
 
-    def status(self) -> dict[str, int]:
-        """What is open: the bytes of the tensors by key. Does not wait.
+    def share(
+        self,
+        key: str,
+        tensors: Mapping[str, Any],
+        *,
+        settings: Mapping[str, object] | None = None,
+        copy: bool = False,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Weights:
+        """Tensors that somebody has in memory, under a key; or those that are there already.
+
+        Those that are there are taken if they have the same names, types and shapes; the values are
+        not compared. Waits for somebody else who is loading the key, and for the budget.
+
+        Args:
+            key: What the weights are called.
+            tensors: A mapping of names to anything with ``__dlpack__`` in host memory: tensors of
+                torch, numpy or jax, contiguous or not. Gradients are left behind.
+            settings: As for :meth:`open`.
+            copy: Has each producer copy its tensor, so that nobody else can write it.
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The weights. They keep the tensors that they were made of.
+
+        Raises:
+            UnshareableTensorError: a tensor is on another device, of a type that is not known, or is
+                not exported by its library.
+            CoresidentError: as :meth:`open`.
+        """
+
+    def acquire(self, key: str) -> Weights:
+        """The weights under a key that is there. Does not wait, and looks at no file.
+
+        Raises:
+            WeightsNotOpenError: nothing is there under the key.
+            InvalidTypeError: ``key`` is no text.
+            ForkedError: the store was made before a fork.
+        """
+
+    def invalidate(self, key: str) -> int:
+        """Retires a key and everything below it, such as ``'flux/vae'`` below ``'flux'``.
+
+        Whoever has the weights keeps them, whole and counted; nobody gets them any more, and the key
+        can stand for something else at once. Does not wait.
+
+        Returns:
+            How many keys were retired.
+
+        Raises:
+            InvalidTypeError: ``key`` is no text.
+            InvalidValueError: the key is empty or has a slash at an end.
+            ForkedError: the store was made before a fork.
+        """
+
+    def clear(self) -> int:
+        """Lets go of all weights that nobody uses.
+
+        Returns:
+            Their bytes.
+
+        Raises:
+            ForkedError: the store was made before a fork.
+        """
+
+    def status(self) -> list[WeightsStatus]:
+        """What is there, and what is retired but still used, by key and version. Does not wait.
+
+        Raises:
+            ForkedError: the store was made before a fork.
+        """
+
+    def stats(self) -> dict[str, int]:
+        """Bytes of all weights by what holds them. Does not wait.
+
+        Returns:
+            ``'mapped'`` files, ``'slab'`` for sealed memory of the store's own, ``'foreign'`` for
+            memory of those who shared it, and ``'pinned'`` for such that is locked for a GPU.
 
         Raises:
             ForkedError: the store was made before a fork.
         """
 
 @final
-class Weights:
-    """The tensors of one file, by name: a read-only mapping.
+class WeightsStatus:
+    """Weights at a glance: an entry of :meth:`WeightStore.status`."""
 
-    Tensors that were taken from it stay valid after its release: each keeps the file mapped.
+    @property
+    def key(self) -> str:
+        """The key."""
+
+    @property
+    def version(self) -> int:
+        """Which version of the key: every load has another number."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; ``None`` for tensors that were shared from memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, each counted once."""
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The bytes by what holds them, as :meth:`WeightStore.stats` has it."""
+
+    @property
+    def holders(self) -> int:
+        """How many weights and tensors of them are in somebody's hands."""
+
+    @property
+    def retired(self) -> bool:
+        """Whether the key has been invalidated since."""
+
+@final
+class Weights:
+    """The tensors of one key, by name: a read-only mapping.
+
+    Tensors that were taken from it stay valid after its release: each keeps the weights.
     """
 
     @property
@@ -1709,12 +1859,24 @@ class Weights:
         """The key under which they were opened."""
 
     @property
-    def path(self) -> Path:
-        """The file."""
+    def version(self) -> int:
+        """Which version of the key: every load has another number."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; ``None`` for tensors that were shared from memory."""
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors together.
+        """The bytes of memory that the tensors take, each counted once.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The bytes by what holds them, as :meth:`WeightStore.stats` has it.
 
         Raises:
             ReleasedError: they have been released.
@@ -1722,7 +1884,15 @@ class Weights:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself, such as ``{'format': 'pt'}``.
+        """What the file says of itself, such as ``{'format': 'pt'}``; arrays of GGUF are left out.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    @property
+    def retired(self) -> bool:
+        """Whether the key has been invalidated since.
 
         Raises:
             ReleasedError: they have been released.
@@ -1732,8 +1902,39 @@ class Weights:
     def released(self) -> bool:
         """Whether they are no longer held through this object."""
 
+    def prefetch(
+        self,
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Reads all of what is mapped, so that later use does not wait for the disk; waits for it.
+
+        Several threads of Rust do it, without the interpreter: no other thread is held up. What has
+        been read stays read when the wait ends early.
+
+        Args:
+            threads: How many, 1 to 256; ``None`` for one per core.
+            progress: Called about every 50 ms in the calling thread with the bytes that are there and
+                the bytes that there will be, and at the end with both equal. What it raises ends the
+                wait.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Raises:
+            WeightsFileError: the file has been cut short since it was opened.
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised.
+            BaseException: what ``progress`` raised.
+            ReleasedError: they have been released.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``threads`` or ``timeout`` is out of range.
+        """
+
     def release(self) -> None:
-        """Lets go of the file; the last one to do so unmaps it. Again without effect."""
+        """Lets go of them. Again without effect. Does not wait: large ones are unmapped behind."""
 
     def keys(self) -> list[str]:
         """The names of the tensors, in the order in which they lie in the file.
@@ -1784,9 +1985,9 @@ class Weights:
 
 @final
 class Tensor:
-    """One tensor where it lies in its file: row-major and read-only. Keeps the file mapped.
+    """One tensor of some weights, where it lies: read-only. Keeps the weights.
 
-    ``torch.from_dlpack(tensor)`` and ``numpy.from_dlpack(tensor)`` are views of the file's own
+    ``torch.from_dlpack(tensor)`` and ``numpy.from_dlpack(tensor)`` are views of the weights' own
     memory, without a copy. torch does not know read-only memory: writing into such a view ends the
     process.
     ``torch.from_dlpack(tensor, copy=True)`` is the caller's own. numpy has no ``bfloat16`` and no
@@ -1803,7 +2004,16 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes."""
+        """The number of bytes of its elements."""
+
+    @property
+    def packing(self) -> tuple[str, int] | None:
+        """How the numbers of a quantised tensor are packed: GGUF's name and number of it, such as
+        ``('Q4_K', 12)``.
+
+        Such a tensor is ``'uint8'``, and the last of its dimensions counts the bytes of a row's
+        blocks, as dequantisers take them. ``None`` for plain tensors.
+        """
 
     def __dlpack__(
         self,
@@ -1829,7 +2039,7 @@ class Tensor:
         """
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Host memory, ``(1, 0)``."""
+        """Host memory: ``(1, 0)``, or ``(3, 0)`` if it is pinned."""
 
 # Internal: what the Python files of this package use. Not for users, and changed without notice.
 

@@ -172,17 +172,44 @@ class MalformedWeightsError(InvalidValueError):
 
 
 class WeightsInUseError(CoresidentError, RuntimeError):
-    """A key that stands for another file, or for what the file was before it was replaced.
+    """A key that stands for other weights, or for what a file was before it was replaced.
 
     Attributes:
         key: The key.
-        path: The file that it stands for.
+        path: The file that it stands for; ``None`` if it was shared from memory.
     """
 
     def __init__(self, message: str, key: str = "", path: Path | None = None) -> None:
         super().__init__(message)
         self.key = key
         self.path = path
+
+
+class WeightsNotOpenError(CoresidentError, KeyError):
+    """A key under which nothing is open.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnshareableTensorError(CoresidentError, ValueError):
+    """A tensor that cannot be shared: of an unknown type, on another device, or not exported.
+
+    Attributes:
+        name: Its name.
+    """
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class TensorNotFoundError(CoresidentError, KeyError):

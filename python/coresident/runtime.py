@@ -18,7 +18,8 @@ def _load_lock() -> _core.LoadLock:
 
 
 class Runtime:
-    """Owns a device pool and a worker pool for the same devices, and a weight store.
+    """Owns a device pool and a worker pool for the same devices, a budget of host memory, and a
+    weight store that is charged to it.
 
     The load lock is that of all runtimes of the process: what constructing a model changes, in
     torch and accelerate, is the process's too.
@@ -37,7 +38,8 @@ class Runtime:
         self.pool = _core.DevicePool(chosen)
         self.load_lock = _load_lock()
         self.workers = _core.WorkerPool(chosen)
-        self.weights = _core.WeightStore()
+        self.ram = _core.Budget("ram")
+        self.weights = _core.WeightStore(budget=self.ram)
 
     @property
     def devices(self) -> list[_core.Device]:

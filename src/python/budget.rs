@@ -91,6 +91,10 @@ fn purpose(value: Option<&Bound<'_, PyAny>>) -> Result<Option<String>> {
 }
 
 impl Budget {
+    pub(super) fn ledger(&self) -> budget::Budget {
+        self.ledger.clone()
+    }
+
     fn probe(given: Option<&Bound<'_, PyAny>>, driver: Arc<dyn Driver>) -> Result<Probing> {
         let Some(given) = given.filter(|given| !given.is_none()) else {
             return Ok((Some(Arc::new(OfDriver(driver))), None));

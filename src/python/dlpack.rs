@@ -1,20 +1,31 @@
 //! Tensors across the border, as DLPack: the one file that knows `dlpark`.
 
+use std::borrow::Cow;
+use std::mem::ManuallyDrop;
+
 use dlpark::ffi::{
-    DLDataType, DLDataTypeCode, DLDevice, DLManagedTensor, DLManagedTensorVersioned,
+    DLDataType, DLDataTypeCode, DLDevice, DLDeviceType, DLManagedTensor, DLManagedTensorVersioned,
 };
 use dlpark::metadata::Dynamic;
-use dlpark::python::{ExportAbi, ExportRequest};
+use dlpark::python::{ExportAbi, ExportRequest, ImportRequest, ImportedDlpack};
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, OpaqueContext};
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
-use safetensors::Dtype;
 
 use super::error::{Error, Result};
-use crate::weights::{ElementType, Tensor};
+use super::exit::Inside;
+use crate::weights::{ElementType, Given, Memory, Tensor, WeightsError};
 
 /// The device of host memory, as `__dlpack_device__` has it.
-pub(super) const HOST: (u32, i32) = (1, 0);
+const HOST: DLDevice = DLDevice::CPU;
+/// Host memory that is locked for a GPU's copies.
+const PINNED: DLDevice = DLDevice { device_type: DLDeviceType::CUDAHOST, device_id: 0 };
+
+/// Where a tensor is, as `__dlpack_device__` has it.
+pub(super) fn device_of(tensor: &Tensor) -> (u32, i32) {
+    let DLDevice { device_type, device_id } = if tensor.is_pinned() { PINNED } else { HOST };
+    (device_type.0, device_id)
+}
 
 /// Memory for a copy, aligned for any element and for wide loads.
 struct Aligned {
@@ -22,15 +33,46 @@ struct Aligned {
 }
 
 impl Aligned {
-    fn copy_of(data: &[u8]) -> Self {
-        let mut memory = vec![0_u128; data.len().div_ceil(size_of::<u128>())];
-        for (to, from) in memory.iter_mut().zip(data.chunks(size_of::<u128>())) {
-            let mut bytes = [0; size_of::<u128>()];
-            bytes[..from.len()].copy_from_slice(from);
-            *to = u128::from_ne_bytes(bytes);
+    /// A row-major copy of a tensor's elements.
+    fn copy_of(tensor: &Tensor) -> Self {
+        let mut memory = vec![0_u128; tensor.nbytes().div_ceil(size_of::<u128>())];
+        let to: *mut u8 = memory.as_mut_ptr().cast();
+        let size = tensor.element_type().bits() / 8;
+        // SAFETY: the elements lie where the tensor says, in memory that it keeps, and all of them
+        // fit in what was just made for them. Elements of less than a byte are row-major.
+        #[expect(unsafe_code, reason = "a copy out of memory that may be somebody else's")]
+        unsafe {
+            match tensor.strides() {
+                None => to.copy_from_nonoverlapping(tensor.start(), tensor.nbytes()),
+                Some(strides) => {
+                    let mut to = to;
+                    each_element(tensor.shape(), strides, &mut |offset| {
+                        let from = tensor.start().offset(offset * size.cast_signed());
+                        to.copy_from_nonoverlapping(from, size);
+                        to = to.add(size);
+                    });
+                }
+            }
         }
         Self { memory }
     }
+}
+
+/// Tells of each element, in row-major order, how many elements it lies behind the first one.
+fn each_element(shape: &[usize], strides: &[i64], tell: &mut dyn FnMut(isize)) {
+    fn of(shape: &[usize], strides: &[i64], offset: isize, tell: &mut dyn FnMut(isize)) {
+        match (shape, strides) {
+            ([size, inner @ ..], [stride, steps @ ..]) => {
+                let mut at = offset;
+                for _ in 0..*size {
+                    of(inner, steps, at, tell);
+                    at += isize::try_from(*stride).unwrap_or_default();
+                }
+            }
+            _ => tell(offset),
+        }
+    }
+    of(shape, strides, 0, tell);
 }
 
 /// Exports a tensor for what its consumer asks for: the file's own memory, read-only, or a copy.
@@ -49,7 +91,9 @@ pub(super) fn export(
         }
         (_, aligned) => !aligned,
     };
-    if let Some(device) = request.device().filter(|device| *device != DLDevice::CPU) {
+    let is_here =
+        |device: &DLDevice| *device == HOST || (*device == PINNED && tensor.is_pinned() && !copy);
+    if let Some(device) = request.device().filter(|device| !is_here(device)) {
         let DLDevice { device_type, device_id } = device;
         let message = format!(
             "weights are in host memory, (1, 0) in DLPack, not on ({}, {device_id}): take the \
@@ -83,22 +127,25 @@ fn managed<M: ManagedTensorBase>(
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
     if copy {
-        let copied = Box::new(Aligned::copy_of(tensor.data()));
+        let copied = Box::new(Aligned::copy_of(tensor));
         let data = copied.memory.as_ptr().cast();
-        finish(tensor, copied, data, flags)
+        finish(tensor, None, HOST, copied, data, flags)
     } else {
-        finish(tensor, Box::new(tensor.clone()), tensor.data().as_ptr(), flags)
+        let device = if tensor.is_pinned() { PINNED } else { HOST };
+        finish(tensor, tensor.strides(), device, Box::new(tensor.clone()), tensor.start(), flags)
     }
 }
 
 /// `data` points into what `keeper` keeps alive.
 fn finish<M: ManagedTensorBase>(
     tensor: &Tensor,
+    strides: Option<&[i64]>,
+    device: DLDevice,
     keeper: impl OpaqueContext,
     data: *const u8,
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
-    let dtype = dtype_of(tensor.element_type())?;
+    let dtype = dtype_of(tensor.element_type());
     let mut shape: Vec<i64> = Vec::with_capacity(tensor.shape().len());
     for &size in tensor.shape() {
         shape.push(i64::try_from(size).map_err(|error| refused(&error))?);
@@ -107,12 +154,15 @@ fn finish<M: ManagedTensorBase>(
         // torch counts the pairs of four-bit numbers, safetensors the numbers.
         *last /= i64::from(dtype.lanes);
     }
-    let prepared = Dynamic::compact(shape).initialize_as::<M>(keeper);
+    let prepared = match strides {
+        None => Dynamic::compact(shape).initialize_as::<M>(keeper),
+        Some(strides) => Dynamic::new(shape, strides.to_vec()).initialize_as::<M>(keeper),
+    };
     let mut initialized = prepared.map_err(|error| refused(&error))?;
-    initialized.set_data(data.cast_mut().cast()).set_device(DLDevice::CPU).set_dtype(dtype);
-    // SAFETY: data, shape, strides and dtype describe the tensor's bytes, which the file's header was
-    // checked to cover, or a copy of them; the context keeps either where it is. Only a copy is
-    // flagged as one, and what is flagged as read-only lies in pages that cannot be written.
+    initialized.set_data(data.cast_mut().cast()).set_device(device).set_dtype(dtype);
+    // SAFETY: data, shape, strides and dtype describe the tensor's elements, which lie in memory that
+    // it keeps, or a copy of them; the context keeps either where it is. Only a copy is flagged as one,
+    // and what is flagged as read-only is not to be written by anybody.
     #[expect(unsafe_code, reason = "a raw pointer becomes a tensor")]
     Ok(unsafe {
         if !flags.is_empty() {
@@ -126,32 +176,129 @@ fn refused(why: &dyn std::fmt::Display) -> Error {
     PyBufferError::new_err(format!("this tensor cannot be exported: {why}")).into()
 }
 
-fn dtype_of(element: ElementType) -> Result<DLDataType> {
-    Ok(match element.dtype() {
-        Dtype::BOOL => DLDataType::BOOL,
-        // One byte of torch's float4_e2m1fn_x2 is a pair.
-        Dtype::F4 => DLDataType { code: DLDataTypeCode::FLOAT4_E2M1FN, bits: 4, lanes: 2 },
-        Dtype::F6_E2M3 => DLDataType::F6E2M3FN,
-        Dtype::F6_E3M2 => DLDataType::F6E3M2FN,
-        Dtype::U8 => DLDataType::U8,
-        Dtype::I8 => DLDataType::I8,
-        Dtype::F8_E5M2 => DLDataType::F8E5M2,
-        Dtype::F8_E4M3 => DLDataType::F8E4M3FN,
-        Dtype::F8_E8M0 => DLDataType::F8E8M0FNU,
-        Dtype::F8_E4M3FNUZ => DLDataType::F8E4M3FNUZ,
-        Dtype::F8_E5M2FNUZ => DLDataType::F8E5M2FNUZ,
-        Dtype::I16 => DLDataType::I16,
-        Dtype::U16 => DLDataType::U16,
-        Dtype::F16 => DLDataType::F16,
-        Dtype::BF16 => DLDataType::BF16,
-        Dtype::I32 => DLDataType::I32,
-        Dtype::U32 => DLDataType::U32,
-        Dtype::F32 => DLDataType::F32,
-        Dtype::C64 => DLDataType::C64,
-        Dtype::F64 => DLDataType::F64,
-        Dtype::I64 => DLDataType::I64,
-        Dtype::U64 => DLDataType::U64,
-        // safetensors may learn new ones.
-        other => return Err(refused(&format!("DLPack has no {other:?}"))),
-    })
+/// The types that DLPack and we know.
+const TYPES: [(ElementType, DLDataType); 24] = [
+    (ElementType::Bool, DLDataType::BOOL),
+    (ElementType::UInt8, DLDataType::U8),
+    (ElementType::Int8, DLDataType::I8),
+    (ElementType::UInt16, DLDataType::U16),
+    (ElementType::Int16, DLDataType::I16),
+    (ElementType::UInt32, DLDataType::U32),
+    (ElementType::Int32, DLDataType::I32),
+    (ElementType::UInt64, DLDataType::U64),
+    (ElementType::Int64, DLDataType::I64),
+    (ElementType::Float16, DLDataType::F16),
+    (ElementType::BFloat16, DLDataType::BF16),
+    (ElementType::Float32, DLDataType::F32),
+    (ElementType::Float64, DLDataType::F64),
+    (ElementType::Complex32, DLDataType::scalar(DLDataTypeCode::COMPLEX, 32)),
+    (ElementType::Complex64, DLDataType::scalar(DLDataTypeCode::COMPLEX, 64)),
+    (ElementType::Complex128, DLDataType::scalar(DLDataTypeCode::COMPLEX, 128)),
+    (ElementType::Float8E4M3Fn, DLDataType::F8E4M3FN),
+    (ElementType::Float8E4M3Fnuz, DLDataType::F8E4M3FNUZ),
+    (ElementType::Float8E5M2, DLDataType::F8E5M2),
+    (ElementType::Float8E5M2Fnuz, DLDataType::F8E5M2FNUZ),
+    (ElementType::Float8E8M0Fnu, DLDataType::F8E8M0FNU),
+    (ElementType::Float6E2M3Fn, DLDataType::F6E2M3FN),
+    (ElementType::Float6E3M2Fn, DLDataType::F6E3M2FN),
+    // One byte of torch's float4_e2m1fn_x2 is a pair.
+    (ElementType::Float4E2M1Fn, DLDataType::new(DLDataTypeCode::FLOAT4_E2M1FN, 4, 2)),
+];
+
+fn dtype_of(element: ElementType) -> DLDataType {
+    let known = TYPES.iter().find(|(known, _)| *known == element);
+    known.map_or(DLDataType::U8, |(_, dtype)| *dtype)
+}
+
+/// A tensor of another library, whose memory it keeps. Let go of where Python runs, because that is
+/// what its owner may need.
+struct Foreign(ManuallyDrop<ImportedDlpack>);
+
+// SAFETY: DLPack says that a managed tensor may be used and deleted from any thread; we only hold
+// it, and delete it attached to the interpreter.
+#[expect(unsafe_code, reason = "DLPack's rule, which the type does not say")]
+unsafe impl Send for Foreign {}
+// SAFETY: as above; nothing is done with it through a shared reference.
+#[expect(unsafe_code, reason = "DLPack's rule, which the type does not say")]
+unsafe impl Sync for Foreign {}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // Once the interpreter exits its memory goes with the process.
+        let Some(_inside) = Inside::try_enter() else { return };
+        // SAFETY: dropped once, here.
+        #[expect(unsafe_code, reason = "dropped where we say")]
+        Python::attach(|_| unsafe { ManuallyDrop::drop(&mut self.0) });
+    }
+}
+
+/// A tensor of another library as one to share. `copy` asks its producer for memory of our own.
+pub(super) fn import(name: &str, object: &Bound<'_, PyAny>, copy: bool) -> Result<Given> {
+    let unshareable =
+        |why: String| Error::from(WeightsError::Unshareable { name: name.to_owned(), why });
+    let failed = |error: PyErr| unshareable(error.value(object.py()).to_string());
+    let request = ImportRequest::new(object.as_borrowed()).map_err(failed)?;
+    let imported = request.import(None, copy.then_some(true)).map_err(failed)?;
+    let tensor = imported.validate().map_err(|error| unshareable(error.to_string()))?;
+    let device = tensor.device();
+    if device != HOST && device.device_type != DLDeviceType::CUDAHOST {
+        return Err(unshareable(format!(
+            "it is on the device ({}, {}) in DLPack, and weights are in host memory: move it there \
+             first",
+            device.device_type.0, device.device_id
+        )));
+    }
+    let dtype = tensor.dtype();
+    let known = TYPES.iter().find(|(_, known)| known.matches(dtype));
+    let &(element, _) = known.ok_or_else(|| {
+        unshareable(format!(
+            "its type, {}:{}:{} in DLPack, is not known",
+            dtype.code.0, dtype.bits, dtype.lanes
+        ))
+    })?;
+    let mut shape = Vec::with_capacity(tensor.ndim());
+    for &size in tensor.shape() {
+        shape.push(
+            usize::try_from(size).map_err(|_| unshareable("its shape is negative".to_owned()))?,
+        );
+    }
+    let strides = match tensor.is_compact() {
+        Ok(true) => None,
+        Ok(false) => tensor.strides_or_compact().ok().map(Cow::into_owned),
+        Err(error) => return Err(unshareable(error.to_string())),
+    };
+    if let Some(last) = shape.last_mut() {
+        *last *= usize::from(dtype.lanes);
+    }
+    let (before, length) = span(element, &shape, strides.as_deref())
+        .ok_or_else(|| unshareable("it does not lie in memory as its shape says".to_owned()))?;
+    let first = tensor.data_ptr().cast::<u8>().wrapping_add(
+        usize::try_from(tensor.byte_offset()).map_err(|error| unshareable(error.to_string()))?,
+    );
+    let pinned = device != HOST;
+    let owner = Box::new(Foreign(ManuallyDrop::new(imported)));
+    let memory = Memory::foreign(first.wrapping_sub(before), length, pinned, owner);
+    Ok(Given { name: name.to_owned(), element, shape, strides, memory, offset: before })
+}
+
+/// How many bytes lie before the first element, and how many all of them span; `None` for what cannot
+/// be.
+fn span(element: ElementType, shape: &[usize], strides: Option<&[i64]>) -> Option<(usize, usize)> {
+    let count = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size))?;
+    let Some(strides) = strides.filter(|_| count > 0) else {
+        return Some((0, element.bytes(count)?));
+    };
+    if !element.bits().is_multiple_of(8) {
+        return None;
+    }
+    let (mut least, mut most) = (0_i64, 0_i64);
+    for (&size, &stride) in shape.iter().zip(strides) {
+        let reach = i64::try_from(size).ok()?.checked_sub(1)?.checked_mul(stride)?;
+        least = least.checked_add(reach.min(0))?;
+        most = most.checked_add(reach.max(0))?;
+    }
+    let size = element.bits() / 8;
+    let before = usize::try_from(least.checked_neg()?).ok()?.checked_mul(size)?;
+    let behind = usize::try_from(most).ok()?.checked_add(1)?.checked_mul(size)?;
+    Some((before, before.checked_add(behind)?))
 }

@@ -202,6 +202,9 @@ impl From<WeightsError> for Error {
                 };
                 raise(class, &message, |fields| fields.set_item("path", path))
             }
+            WeightsError::Cut { path } | WeightsError::Folder { path, .. } => {
+                raise("WeightsFileError", &message, |fields| fields.set_item("path", path))
+            }
             WeightsError::Malformed { path, .. } => {
                 raise("MalformedWeightsError", &message, |fields| fields.set_item("path", path))
             }
@@ -211,6 +214,14 @@ impl From<WeightsError> for Error {
                     fields.set_item("path", open)
                 })
             }
+            WeightsError::NotOpen { key } => {
+                raise("WeightsNotOpenError", &message, |fields| fields.set_item("key", key))
+            }
+            WeightsError::Unshareable { name, .. } => {
+                raise("UnshareableTensorError", &message, |fields| fields.set_item("name", name))
+            }
+            WeightsError::Budget(error) => error.into(),
+            WeightsError::Wait(error) => error.into(),
             WeightsError::InvalidKey { .. } => plain("InvalidValueError", &error),
             WeightsError::NoTensor { name, key, near, .. } => {
                 raise("TensorNotFoundError", &message, |fields| {

@@ -1,109 +1,100 @@
-//! One tensor of a mapped file.
+//! One tensor of some weights.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
-use safetensors::Dtype;
+use super::ElementType;
+use super::entry::Entry;
+use super::memory::Memory;
+use super::source::Packing;
 
-use super::file::Mapped;
-
-/// The type of a tensor's elements, named as torch names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ElementType(Dtype);
-
-impl ElementType {
-    pub(super) fn of(dtype: Dtype) -> Self {
-        Self(dtype)
-    }
-
-    /// As safetensors has it.
-    #[must_use]
-    pub fn dtype(self) -> Dtype {
-        self.0
-    }
-
-    /// The alignment in bytes that code which reads such elements expects.
-    #[must_use]
-    pub fn alignment(self) -> usize {
-        match self.0 {
-            // Two numbers of four bytes each.
-            Dtype::C64 => 4,
-            dtype => (dtype.bitsize() / 8).max(1).next_power_of_two(),
-        }
-    }
+/// A tensor as its weights have it.
+pub(super) struct Placed {
+    pub(super) element: ElementType,
+    pub(super) shape: Vec<usize>,
+    /// In elements, of a tensor that is not row-major.
+    pub(super) strides: Option<Vec<i64>>,
+    pub(super) packing: Option<Packing>,
+    /// Which of the weights' stretches of memory.
+    pub(super) memory: usize,
+    /// Where in it the first element lies.
+    pub(super) offset: usize,
+    /// Bytes of its elements.
+    pub(super) nbytes: usize,
 }
 
-impl fmt::Display for ElementType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Dtype::BOOL => "bool",
-            Dtype::F4 => "float4_e2m1fn_x2",
-            Dtype::F6_E2M3 => "float6_e2m3fn",
-            Dtype::F6_E3M2 => "float6_e3m2fn",
-            Dtype::U8 => "uint8",
-            Dtype::I8 => "int8",
-            Dtype::F8_E5M2 => "float8_e5m2",
-            Dtype::F8_E4M3 => "float8_e4m3fn",
-            Dtype::F8_E8M0 => "float8_e8m0fnu",
-            Dtype::F8_E4M3FNUZ => "float8_e4m3fnuz",
-            Dtype::F8_E5M2FNUZ => "float8_e5m2fnuz",
-            Dtype::I16 => "int16",
-            Dtype::U16 => "uint16",
-            Dtype::F16 => "float16",
-            Dtype::BF16 => "bfloat16",
-            Dtype::I32 => "int32",
-            Dtype::U32 => "uint32",
-            Dtype::F32 => "float32",
-            Dtype::C64 => "complex64",
-            Dtype::F64 => "float64",
-            Dtype::I64 => "int64",
-            Dtype::U64 => "uint64",
-            _ => "unknown",
-        })
-    }
-}
-
-/// One tensor: row-major, read-only, where it lies in the file. Keeps the file mapped.
+/// One tensor where it lies. Keeps the weights.
 #[derive(Clone)]
 pub struct Tensor {
-    mapped: Arc<Mapped>,
-    element: ElementType,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
+    entry: Arc<Entry>,
+    at: usize,
 }
 
 impl Tensor {
-    pub(super) fn new(
-        mapped: Arc<Mapped>,
-        element: ElementType,
-        shape: Vec<usize>,
-        bytes: Range<usize>,
-    ) -> Self {
-        Self { mapped, element, shape, bytes }
+    pub(super) fn new(entry: Arc<Entry>, at: usize) -> Self {
+        Self { entry, at }
+    }
+
+    fn placed(&self) -> &Placed {
+        self.entry.placed(self.at)
+    }
+
+    fn memory(&self) -> &Memory {
+        self.entry.memory(self.placed().memory)
     }
 
     /// The type of its elements.
     #[must_use]
     pub fn element_type(&self) -> ElementType {
-        self.element
+        self.placed().element
     }
 
-    /// Its dimensions, the slowest first.
+    /// Its dimensions, the slowest first. Of a packed tensor the last one counts bytes.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.placed().shape
     }
 
-    /// Its bytes.
+    /// The steps from one element to the next along each dimension, in elements; `None` if it is
+    /// row-major.
     #[must_use]
-    pub fn data(&self) -> &[u8] {
-        &self.mapped.bytes()[self.bytes.clone()]
+    pub fn strides(&self) -> Option<&[i64]> {
+        self.placed().strides.as_deref()
+    }
+
+    /// How its numbers are packed, if they are: its bytes are exported as they lie.
+    #[must_use]
+    pub fn packing(&self) -> Option<Packing> {
+        self.placed().packing
+    }
+
+    /// Bytes of its elements.
+    #[must_use]
+    pub fn nbytes(&self) -> usize {
+        self.placed().nbytes
+    }
+
+    /// Where its first element lies.
+    #[must_use]
+    pub fn start(&self) -> *const u8 {
+        self.memory().start().wrapping_add(self.placed().offset)
+    }
+
+    /// Its bytes, if it is row-major and nobody can write them.
+    #[must_use]
+    pub fn data(&self) -> Option<&[u8]> {
+        let Placed { offset, nbytes, strides: None, .. } = self.placed() else { return None };
+        self.memory().sealed()?.get(*offset..offset + nbytes)
     }
 
     /// Whether it lies where code that reads its elements expects it. Old files are not padded.
     #[must_use]
     pub fn is_aligned(&self) -> bool {
-        self.data().as_ptr().addr().is_multiple_of(self.element.alignment())
+        self.start().addr().is_multiple_of(self.element_type().alignment())
+    }
+
+    /// Whether it lies in memory that is locked for a GPU's copies.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.memory().kind() == super::MemoryKind::Pinned
     }
 }

@@ -35,14 +35,14 @@ NUMPY_TYPES = {
 
 def write(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], padding: int = 0) -> Path:
     """Writes a safetensors file by hand; ``padding`` spaces end its header."""
-    header, data = {}, b""
+    header, end = {}, 0
     for name, (dtype, shape, content) in tensors.items():
-        offsets = [len(data), len(data) + len(content)]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-        data += content
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(content)]}
+        end += len(content)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8 + padding)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    data = (content for _, _, content in tensors.values())
+    path.write_bytes(b"".join([struct.pack("<Q", len(text)), text, *data]))
     return path
 
 
@@ -109,13 +109,15 @@ def test_all_who_open_a_key_share_one_map_and_nothing_is_copied(model: Path) -> 
     arrays = [numpy.from_dlpack(weights["weight"]) for weights in opened]
     assert len({array.__array_interface__["data"][0] for array in arrays}) == 1
     assert maps_of(model) == 1
-    assert store.status() == {"model": 27}
+    (status,) = store.status()
+    assert (status.key, status.nbytes, status.holders) == ("model", 27, 16)
     for weights in opened:
         weights.release()
-    assert store.status() == {"model": 27}, "the arrays still have it"
+    (status,) = store.status()
+    assert status.holders == 8, "the arrays still have it"
     del arrays
     gc.collect()
-    assert store.status() == {}
+    assert store.status() == []
     assert maps_of(model) == 0
 
 
@@ -200,30 +202,36 @@ def test_what_cannot_be_opened(model: Path, tmp_path: Path) -> None:
         store.open("a", tmp_path / "absent.safetensors")
     assert isinstance(absent.value, FileNotFoundError)
     assert absent.value.path == tmp_path / "absent.safetensors"
-    with pytest.raises(co.WeightsFileError, match="is a directory"):
-        store.open("a", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(co.WeightsFileError, match="has no weights in it"):
+        store.open("a", tmp_path / "empty")
     (tmp_path / "text").write_text("a text, which is no header")
     with pytest.raises(co.MalformedWeightsError, match="is not a safetensors file") as malformed:
         store.open("a", str(tmp_path / "text"))
     assert malformed.value.path == tmp_path / "text"
-    for key in ("", " "):
+    for key in ("", " ", "/flux", "flux/"):
         with pytest.raises(co.InvalidValueError, match="a key is a text such as"):
             store.open(key, model)
     with pytest.raises(co.InvalidTypeError, match="key is a text, not NoneType"):
         store.open(None, model)
     with pytest.raises(co.InvalidTypeError, match="path is a text or a path, not int"):
         store.open("a", 3)
-    assert store.status() == {}
+    assert store.status() == []
 
 
 def test_a_key_never_changes_what_it_stands_for(model: Path, tmp_path: Path) -> None:
     store = co.WeightStore()
     before = store.open("model", model)
     other = write(tmp_path / "other.safetensors", {"bias": ("I8", [1], b"\x09")})
-    with pytest.raises(co.WeightsInUseError, match=r"is in use for .*model\.safetensors"):
+    difference = r'"bias" is int8 \[3\] there, not int8 \[1\]: release that first'
+    with pytest.raises(co.WeightsInUseError, match=difference):
         store.open("model", other)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(model.read_bytes())
+    with pytest.raises(co.WeightsInUseError, match=r"it stands for .*model\.safetensors"):
+        store.open("model", copy)
     os.replace(other, model)
-    with pytest.raises(co.WeightsInUseError, match="which has been replaced since") as error:
+    with pytest.raises(co.WeightsInUseError, match=difference) as error:
         store.open("model", model)
     assert (error.value.key, error.value.path) == ("model", model)
     assert numpy.from_dlpack(before["bias"]).tolist() == [1, 2, -1]

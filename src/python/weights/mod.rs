@@ -1,0 +1,227 @@
+//! `WeightStore`, the weights in it, and their tensors.
+
+mod handle;
+mod tensor;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::{PyMapping, PyString};
+
+pub(super) use handle::Weights;
+pub(super) use tensor::Tensor;
+
+use super::budget::Budget;
+use super::error::{Error, Result, invalid_type};
+use super::exit::{Inside, detached};
+use super::wait::{Terms, caller, patiently};
+use super::{argument, dlpack};
+use crate::device::ByteSize;
+use crate::weights::{self, MemoryKind, Opening, Settings};
+
+/// One host copy of each model's weights, whoever uses it.
+#[pyclass(frozen, weakref, module = "coresident", name = "WeightStore")]
+pub(super) struct WeightStore {
+    store: weights::WeightStore,
+    budget: Option<Py<Budget>>,
+}
+
+#[pymethods]
+impl WeightStore {
+    #[new]
+    #[pyo3(signature = (*, budget=None))]
+    fn new(budget: Option<Bound<'_, Budget>>) -> Self {
+        let ledger = budget.as_ref().map(|budget| budget.get().ledger());
+        Self { store: weights::WeightStore::new(ledger), budget: budget.map(Bound::unbind) }
+    }
+
+    /// The budget in which every byte is reserved; `None` without one.
+    #[getter]
+    fn budget(&self, py: Python<'_>) -> Option<Py<Budget>> {
+        self.budget.as_ref().map(|budget| budget.clone_ref(py))
+    }
+
+    /// The weights under a key that is there.
+    fn acquire(&self, key: &Bound<'_, PyAny>) -> Result<Weights> {
+        Ok(Weights::of(self.store.acquire(&text("key", key)?)?))
+    }
+
+    /// The weights at a path under a key: loaded, or those that are there.
+    #[pyo3(signature = (key, path, *, settings=None, copy=false, timeout=None, cancel=None))]
+    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
+    fn open(
+        &self,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        path: &Bound<'_, PyAny>,
+        settings: Option<&Bound<'_, PyAny>>,
+        copy: bool,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Weights> {
+        let key = text("key", key)?;
+        let path = path.extract::<PathBuf>().map_err(|_| {
+            let given = argument::type_name(path);
+            invalid_type(&format!("path is a text or a path, not {given}"))
+        })?;
+        let opening = Opening { settings: self::settings(settings)?, private: copy };
+        let terms = Terms::of(timeout, cancel)?;
+        let owner = caller(py)?;
+        terms.check(&format!("the weights {key:?}"))?;
+        let opened = patiently(py, terms, |patience| {
+            self.store.open(&key, &path, &opening, &owner, patience)
+        })?;
+        Ok(Weights::of(opened))
+    }
+
+    /// Tensors that somebody has in memory, under a key; or those that are there.
+    #[pyo3(signature = (key, tensors, *, settings=None, copy=false, timeout=None, cancel=None))]
+    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
+    fn share(
+        &self,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        tensors: &Bound<'_, PyAny>,
+        settings: Option<&Bound<'_, PyAny>>,
+        copy: bool,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Weights> {
+        let key = text("key", key)?;
+        let settings = self::settings(settings)?;
+        let terms = Terms::of(timeout, cancel)?;
+        let owner = caller(py)?;
+        terms.check(&format!("the weights {key:?}"))?;
+        let mut given = Vec::new();
+        for (name, tensor) in items("tensors", tensors)? {
+            given.push(dlpack::import(
+                &text("the name of a tensor", &name)?,
+                &detach(tensor)?,
+                copy,
+            )?);
+        }
+        let shared = patiently(py, terms, |patience| {
+            self.store.share(&key, given, &settings, &owner, patience)
+        })?;
+        Ok(Weights::of(shared))
+    }
+
+    /// Retires a key and everything below it; returns how many keys that were.
+    fn invalidate(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> Result<usize> {
+        let key = text("key", key)?;
+        Ok(detached(py, || self.store.invalidate(&key))?)
+    }
+
+    /// Lets go of all weights that nobody uses; returns their bytes.
+    fn clear(&self, py: Python<'_>) -> Result<u64> {
+        Ok(detached(py, || self.store.clear())?)
+    }
+
+    /// What is there, and what is retired but still used.
+    fn status(&self) -> Result<Vec<WeightsStatus>> {
+        Ok(self.store.status()?.into_iter().map(WeightsStatus::of).collect())
+    }
+
+    /// Bytes of all weights by what holds them.
+    fn stats(&self) -> Result<HashMap<String, u64>> {
+        let kinds = [MemoryKind::Mapped, MemoryKind::Slab, MemoryKind::Foreign, MemoryKind::Pinned];
+        let mut all: HashMap<String, u64> =
+            kinds.iter().map(|kind| (kind.to_string(), 0)).collect();
+        for (kind, bytes) in self.store.status()?.into_iter().flat_map(|status| status.kinds) {
+            *all.entry(kind.to_string()).or_default() += bytes;
+        }
+        Ok(all)
+    }
+
+    fn __repr__(&self) -> Result<String> {
+        let all = self.store.status()?;
+        let bytes: u64 = all.iter().map(|status| status.nbytes).sum();
+        Ok(format!("<WeightStore {} open, {}>", all.len(), ByteSize(bytes)))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        self.budget.as_ref().map_or(Ok(()), |budget| visit.call(budget))
+    }
+}
+
+fn text(what: &str, value: &Bound<'_, PyAny>) -> Result<String> {
+    match value.cast::<PyString>() {
+        Ok(text) => text.extract().map_err(Error::from),
+        Err(_) => {
+            Err(invalid_type(&format!("{what} is a text, not {}", argument::type_name(value))))
+        }
+    }
+}
+
+/// The pairs of a mapping.
+fn items<'py>(
+    what: &str,
+    value: &Bound<'py, PyAny>,
+) -> Result<Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)>> {
+    let mapping = value.cast::<PyMapping>().map_err(|_| {
+        invalid_type(&format!("{what} is a mapping, not {}", argument::type_name(value)))
+    })?;
+    let _inside = Inside::enter(value.py());
+    let mut pairs = Vec::new();
+    for pair in mapping.items()?.iter() {
+        pairs.push(pair.extract()?);
+    }
+    Ok(pairs)
+}
+
+/// Names and values, compared as texts.
+fn settings(value: Option<&Bound<'_, PyAny>>) -> Result<Settings> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(Settings::new()) };
+    let mut settings = Settings::new();
+    for (name, value) in items("settings", value)? {
+        settings.push((text("the name of a setting", &name)?, value.str()?.extract()?));
+    }
+    Ok(settings)
+}
+
+/// A tensor of torch's without its gradient, which DLPack cannot carry.
+fn detach(tensor: Bound<'_, PyAny>) -> Result<Bound<'_, PyAny>> {
+    let py = tensor.py();
+    let _inside = Inside::enter(py);
+    match tensor.getattr_opt(pyo3::intern!(py, "requires_grad"))? {
+        Some(requires) if requires.is_truthy()? => {
+            Ok(tensor.call_method0(pyo3::intern!(py, "detach"))?)
+        }
+        _ => Ok(tensor),
+    }
+}
+
+fn kinds(kinds: &[(MemoryKind, u64)]) -> HashMap<String, u64> {
+    kinds.iter().map(|(kind, bytes)| (kind.to_string(), *bytes)).collect()
+}
+
+/// Weights at a glance.
+#[pyclass(frozen, get_all, module = "coresident")]
+pub(super) struct WeightsStatus {
+    key: String,
+    version: u64,
+    path: Option<PathBuf>,
+    nbytes: u64,
+    kinds: HashMap<String, u64>,
+    holders: usize,
+    retired: bool,
+}
+
+impl WeightsStatus {
+    fn of(status: weights::WeightsStatus) -> Self {
+        let weights::WeightsStatus { key, version, path, nbytes, holders, retired, .. } = status;
+        Self { key, version, path, nbytes, kinds: kinds(&status.kinds), holders, retired }
+    }
+}
+
+#[pymethods]
+impl WeightsStatus {
+    fn __repr__(&self) -> String {
+        let retired = if self.retired { ", retired" } else { "" };
+        let (key, bytes, holders) = (&self.key, ByteSize(self.nbytes), self.holders);
+        format!("<{key:?} version {}: {bytes}, {holders} holders{retired}>", self.version)
+    }
+}

@@ -1,0 +1,326 @@
+//! What a key stands for: its tensors, the memory that they lie in, and how to tell it from others.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::memory::{Memory, MemoryKind};
+use super::slab;
+use super::source::{Identity, Part, Source};
+use super::tensor::Placed;
+use super::{ElementType, WeightsError};
+use crate::budget::Reservation;
+
+/// What a caller says of the weights beside where they are: `dtype`, `fp16`. Two who mean the same key
+/// must agree.
+pub type Settings = Vec<(String, String)>;
+
+/// A tensor that somebody else has in memory.
+pub struct Given {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub element: ElementType,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// In elements, if it is not row-major.
+    pub strides: Option<Vec<i64>>,
+    /// What it lies in.
+    pub memory: Memory,
+    /// Where in it its first element lies.
+    pub offset: usize,
+}
+
+/// What a key stands for.
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) version: u64,
+    pub(super) path: Option<PathBuf>,
+    /// The files, as they were; none for tensors that were given.
+    sources: Vec<(PathBuf, Identity)>,
+    pub(super) settings: Settings,
+    pub(super) private: bool,
+    names: Vec<String>,
+    by_name: HashMap<String, usize>,
+    placed: Vec<Placed>,
+    pub(super) metadata: HashMap<String, String>,
+    pub(super) nbytes: u64,
+    kinds: Vec<(MemoryKind, u64)>,
+    /// How long a byte took to come, to tell what is cheap to bring back.
+    pub(super) seconds_per_byte: f64,
+    pub(super) retired: AtomicBool,
+    // Dropped before the reservation: the bytes are given back once they are free.
+    memories: Vec<Memory>,
+    /// Held, and dropped last.
+    reserved: Option<Reservation>,
+}
+
+/// Everything of an entry but how long it took and what was reserved for it.
+pub(super) struct Draft {
+    pub(super) key: String,
+    pub(super) path: Option<PathBuf>,
+    pub(super) settings: Settings,
+    pub(super) private: bool,
+}
+
+impl Draft {
+    /// Bytes that tensors read from `source` will take.
+    pub(super) fn bytes_of_source(&self, source: &Source) -> u64 {
+        let of_part = |part: &Part| {
+            if self.private { slab::places(part).1 } else { data_of(part).len() }
+        };
+        source.parts.iter().map(|part| of_part(part) as u64).sum()
+    }
+
+    /// The entry of the tensors in `source`, mapped or copied.
+    pub(super) fn read(self, source: Source, version: u64) -> Result<Entry, WeightsError> {
+        let kind = if self.private { MemoryKind::Slab } else { MemoryKind::Mapped };
+        let mut contents = Contents {
+            kinds: vec![(kind, self.bytes_of_source(&source))],
+            metadata: source.metadata,
+            ..Contents::default()
+        };
+        for part in source.parts {
+            contents.add(part, self.private)?;
+        }
+        Ok(self.entry(version, contents))
+    }
+
+    /// The entry of tensors that lie where somebody else has them.
+    pub(super) fn given(self, tensors: Vec<Given>, version: u64) -> Entry {
+        let mut spans: HashMap<MemoryKind, Vec<Range<usize>>> = HashMap::new();
+        let mut contents = Contents::default();
+        for Given { name, element, shape, strides, memory, offset } in tensors {
+            let start = memory.start().addr();
+            spans.entry(memory.kind()).or_default().push(start..start + memory.len());
+            let nbytes = element.bytes(shape.iter().product()).unwrap_or(usize::MAX);
+            let at = contents.memories.len();
+            let tensor =
+                Placed { element, shape, strides, packing: None, memory: at, offset, nbytes };
+            contents.tensors.push((name, tensor));
+            contents.memories.push(memory);
+        }
+        contents.kinds = spans.into_iter().map(|(kind, spans)| (kind, covered(spans))).collect();
+        self.entry(version, contents)
+    }
+
+    fn entry(self, version: u64, contents: Contents) -> Entry {
+        let Contents { sources, tensors, memories, metadata, kinds } = contents;
+        let (names, placed): (Vec<String>, Vec<Placed>) = tensors.into_iter().unzip();
+        Entry {
+            key: self.key,
+            version,
+            path: self.path,
+            sources,
+            settings: self.settings,
+            private: self.private,
+            by_name: names.iter().cloned().enumerate().map(|(at, name)| (name, at)).collect(),
+            names,
+            placed,
+            metadata,
+            nbytes: kinds.iter().map(|(_, bytes)| bytes).sum(),
+            kinds,
+            seconds_per_byte: 0.0,
+            retired: AtomicBool::new(false),
+            memories,
+            reserved: None,
+        }
+    }
+}
+
+/// What an entry has in it.
+#[derive(Default)]
+struct Contents {
+    sources: Vec<(PathBuf, Identity)>,
+    tensors: Vec<(String, Placed)>,
+    memories: Vec<Memory>,
+    metadata: HashMap<String, String>,
+    kinds: Vec<(MemoryKind, u64)>,
+}
+
+impl Contents {
+    /// Adds one file, mapped or copied.
+    fn add(&mut self, part: Part, copied: bool) -> Result<(), WeightsError> {
+        let at = self.memories.len();
+        let (mut slab, mut places) = (None, None);
+        if copied {
+            let (starts, length) = slab::places(&part);
+            slab = Some(slab::filled(&part, &starts, length)?);
+            places = Some(starts);
+        }
+        for (number, tensor) in part.tensors.into_iter().enumerate() {
+            let tensor_at = |places: &Vec<usize>| places[number];
+            self.tensors.push((
+                tensor.name,
+                Placed {
+                    element: tensor.element,
+                    shape: tensor.shape,
+                    strides: None,
+                    packing: tensor.packing,
+                    memory: at,
+                    offset: places.as_ref().map_or(tensor.bytes.start, tensor_at),
+                    nbytes: tensor.bytes.len(),
+                },
+            ));
+        }
+        self.sources.push((part.path, part.identity));
+        self.memories.push(slab.unwrap_or_else(|| Memory::mapped(part.map, part.file)));
+        Ok(())
+    }
+}
+
+/// Bytes that at least one of the ranges covers: tied tensors and views count once.
+pub(super) fn covered(mut ranges: Vec<Range<usize>>) -> u64 {
+    ranges.sort_by_key(|range| range.start);
+    let mut reached = 0;
+    let mut bytes = 0;
+    for range in ranges {
+        bytes += range.end.saturating_sub(range.start.max(reached)) as u64;
+        reached = reached.max(range.end);
+    }
+    bytes
+}
+
+/// Where in the file a part's tensors lie.
+fn data_of(part: &Part) -> Range<usize> {
+    let start = part.tensors.iter().map(|tensor| tensor.bytes.start).min().unwrap_or(0);
+    let end = part.tensors.iter().map(|tensor| tensor.bytes.end).max().unwrap_or(0);
+    start..end
+}
+
+impl Entry {
+    pub(super) fn charged(mut self, reservation: Option<Reservation>, took: Duration) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let bytes = self.nbytes.max(1) as f64;
+        self.seconds_per_byte = took.as_secs_f64() / bytes;
+        self.reserved = reservation;
+        self
+    }
+
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn placed(&self, at: usize) -> &Placed {
+        &self.placed[at]
+    }
+
+    pub(super) fn memory(&self, at: usize) -> &Memory {
+        &self.memories[at]
+    }
+
+    pub(super) fn memories(&self) -> &[Memory] {
+        &self.memories
+    }
+
+    /// Bytes by what holds them.
+    pub(super) fn kinds(&self) -> &[(MemoryKind, u64)] {
+        &self.kinds
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// The file of each stretch of mapped memory.
+    pub(super) fn path_of(&self, memory: usize) -> &Path {
+        self.sources.get(memory).map_or(Path::new(""), |(path, _)| path)
+    }
+
+    /// How what somebody wants under the key differs from this, if that can be told without reading
+    /// any file. `Ok(false)` means that it may differ.
+    pub(super) fn is_same_source(
+        &self,
+        files: &[(PathBuf, Identity)],
+        draft: &Draft,
+    ) -> Result<bool, WeightsError> {
+        self.agrees(draft)?;
+        let of_tensors = |(path, _): &&(PathBuf, Identity)| {
+            path.extension().is_none_or(|extension| extension != "json")
+        };
+        let mut wanted: Vec<_> = files.iter().filter(of_tensors).collect();
+        let mut own: Vec<_> = self.sources.iter().collect();
+        wanted.sort_by(|a, b| a.0.cmp(&b.0));
+        own.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(wanted.len() == own.len()
+            && wanted.iter().zip(own).all(|((_, wanted), (_, own))| wanted == own))
+    }
+
+    fn agrees(&self, draft: &Draft) -> Result<(), WeightsError> {
+        let find = |settings: &Settings, name: &str| {
+            settings.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+        };
+        for (name, _) in self.settings.iter().chain(&draft.settings) {
+            let (there, here) = (find(&self.settings, name), find(&draft.settings, name));
+            if there != here {
+                let told = |value: Option<String>| {
+                    value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"))
+                };
+                let difference =
+                    format!("its setting {name:?} is {} there, not {}", told(there), told(here));
+                return Err(self.in_use(difference));
+            }
+        }
+        if self.private != draft.private {
+            let told = |private| if private { "a copy of its own" } else { "no copy" };
+            let (there, here) = (told(self.private), told(draft.private));
+            return Err(self.in_use(format!("it is {there} there, not {here}")));
+        }
+        Ok(())
+    }
+
+    /// Refuses tensors that are others than these.
+    pub(super) fn has_same_tensors<'a>(
+        &self,
+        draft: &Draft,
+        tensors: impl Iterator<Item = (&'a str, ElementType, &'a [usize])>,
+    ) -> Result<(), WeightsError> {
+        self.agrees(draft)?;
+        let told = |element: ElementType, shape: &[usize]| format!("{element} {shape:?}");
+        let mut count = 0;
+        for (name, element, shape) in tensors {
+            count += 1;
+            let Some(own) = self.find(name).map(|at| &self.placed[at]) else {
+                return Err(self.in_use(format!("{name:?} is not there")));
+            };
+            if (own.element, own.shape.as_slice()) != (element, shape) {
+                let (there, here) = (told(own.element, &own.shape), told(element, shape));
+                return Err(self.in_use(format!("{name:?} is {there} there, not {here}")));
+            }
+        }
+        if count < self.names.len() {
+            return Err(
+                self.in_use(format!("it has {} tensors there, not {count}", self.names.len()))
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses what comes from other files, with the first difference.
+    pub(super) fn is_other_source(&self, wanted: &Path, draft: &Draft) -> WeightsError {
+        let tensors = Source::read(wanted).map(|source| {
+            let parts: Vec<_> = source.parts.into_iter().flat_map(|part| part.tensors).collect();
+            let told = parts
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), tensor.element, tensor.shape.as_slice()));
+            self.has_same_tensors(draft, told)
+        });
+        match (tensors, &self.path) {
+            (Err(error) | Ok(Err(error)), _) => error,
+            (Ok(Ok(())), None) => self.in_use("it has been shared from memory".to_owned()),
+            (Ok(Ok(())), Some(path)) if path == wanted => self
+                .in_use(format!("it stands for {}, which has been replaced since", path.display())),
+            (Ok(Ok(())), Some(path)) => self.in_use(format!("it stands for {}", path.display())),
+        }
+    }
+
+    fn in_use(&self, difference: String) -> WeightsError {
+        WeightsError::InUse { key: self.key.clone(), difference, open: self.path.clone() }
+    }
+}

@@ -1,0 +1,248 @@
+//! Where weights come from: a safetensors or GGUF file, several with an index, or a folder.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use super::gguf;
+use super::{ElementType, WeightsError};
+
+/// How a file is told from another one at the same path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    #[cfg(unix)]
+    inode: (u64, u64),
+}
+
+impl Identity {
+    pub(super) fn of(path: &Path) -> Result<Self, WeightsError> {
+        let metadata =
+            std::fs::metadata(path).map_err(|why| WeightsError::unreadable(path, why))?;
+        Ok(Self::from(&metadata))
+    }
+}
+
+impl From<&Metadata> for Identity {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            #[cfg(unix)]
+            inode: {
+                use std::os::unix::fs::MetadataExt;
+                (metadata.dev(), metadata.ino())
+            },
+        }
+    }
+}
+
+/// How a quantised tensor's numbers are packed, as GGUF has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// Its name: `Q4_K`.
+    pub name: &'static str,
+    /// Its number in GGUF files.
+    pub number: u32,
+}
+
+/// A tensor as its file describes it.
+#[derive(Debug, Clone)]
+pub(super) struct Described {
+    pub(super) name: String,
+    pub(super) element: ElementType,
+    /// Of a packed tensor, in bytes.
+    pub(super) shape: Vec<usize>,
+    pub(super) packing: Option<Packing>,
+    /// Where in the file.
+    pub(super) bytes: Range<usize>,
+}
+
+/// One file, mapped, and what is in it.
+pub(super) struct Part {
+    pub(super) path: PathBuf,
+    pub(super) identity: Identity,
+    pub(super) file: File,
+    pub(super) map: Mmap,
+    /// In the order in which they lie in the file.
+    pub(super) tensors: Vec<Described>,
+}
+
+/// Everything that belongs to one model.
+pub(super) struct Source {
+    pub(super) parts: Vec<Part>,
+    pub(super) metadata: HashMap<String, String>,
+}
+
+impl Source {
+    /// Reads the headers of the files that `path` stands for, and maps the files.
+    pub(super) fn read(path: &Path) -> Result<Self, WeightsError> {
+        let file = file_of(path)?;
+        if is_index(&file) { shards(&file) } else { single(&file) }
+    }
+}
+
+/// The files that `path` stands for, without looking into those of tensors.
+pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let file = file_of(path)?;
+    if is_index(&file) {
+        let folder = folder_of(&file);
+        let names = index(&file)?.into_keys().map(|name| folder.join(name));
+        return Ok([file].into_iter().chain(names).collect());
+    }
+    Ok(vec![file])
+}
+
+fn is_index(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// How the names of files of weights end.
+const ENDINGS: [&str; 3] = [".safetensors", ".safetensors.index.json", ".gguf"];
+
+/// The file to start from: `path` itself, or the one in the folder `path` that has the weights.
+fn file_of(path: &Path) -> Result<PathBuf, WeightsError> {
+    let metadata = std::fs::metadata(path).map_err(|why| WeightsError::unreadable(path, why))?;
+    if !metadata.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let wrong = |why: String| WeightsError::Folder { path: path.to_owned(), why };
+    let entries = std::fs::read_dir(path).map_err(|why| WeightsError::unreadable(path, why))?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| ENDINGS.iter().any(|ending| name.ends_with(ending)))
+        .collect();
+    names.sort();
+    let indices: Vec<_> = names.iter().filter(|name| is_index(Path::new(name))).collect();
+    // The usual names first, as diffusers and transformers write them; a variant must be named.
+    let usual = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
+    let usual = usual.iter().flat_map(|name| [format!("{name}.index.json"), (*name).to_owned()]);
+    if let Some(name) = usual.into_iter().find(|name| names.contains(name)) {
+        return Ok(path.join(name));
+    }
+    match (indices.as_slice(), names.as_slice()) {
+        ([only], _) => Ok(path.join(only)),
+        ([], [only]) => Ok(path.join(only)),
+        ([], []) if path.join("model_index.json").exists() => {
+            Err(wrong("is a whole pipeline: open its parts, such as its folder 'unet'".to_owned()))
+        }
+        ([], []) => Err(wrong("has no weights in it: no safetensors and no GGUF file".to_owned())),
+        _ => Err(wrong(format!("has several: name one of {}", names.join(", ")))),
+    }
+}
+
+fn single(path: &Path) -> Result<Source, WeightsError> {
+    let (part, metadata) = part(path)?;
+    Ok(Source { parts: vec![part], metadata })
+}
+
+/// Opens, maps and reads one file of tensors.
+fn part(path: &Path) -> Result<(Part, HashMap<String, String>), WeightsError> {
+    let unreadable = |why| WeightsError::unreadable(path, why);
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(unreadable(io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    let identity = Identity::from(&metadata);
+    if identity.bytes == 0 {
+        return Err(WeightsError::malformed(path, "safetensors", "it is empty"));
+    }
+    // SAFETY: the map is only handed out as shared slices. That nobody shortens the file meanwhile
+    // cannot be had from the system: the room's contract says so.
+    #[expect(unsafe_code, reason = "a map of a file that others may change")]
+    let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+    let (tensors, metadata) = if map.starts_with(gguf::MAGIC) {
+        gguf::read(&map).map_err(|why| WeightsError::malformed(path, "GGUF", why))?
+    } else {
+        safetensors(&map).map_err(|why| WeightsError::malformed(path, "safetensors", why))?
+    };
+    Ok((Part { path: path.to_owned(), identity, file, map, tensors }, metadata))
+}
+
+/// What a reader finds in a file: its tensors, and what it says of itself.
+pub(super) type Read = (Vec<Described>, HashMap<String, String>);
+
+fn safetensors(bytes: &[u8]) -> Result<Read, String> {
+    let (header, read) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| looks_like(bytes).unwrap_or_else(|| error.to_string()))?;
+    let data = size_of::<u64>() + header;
+    let infos = read.tensors();
+    let mut tensors = Vec::with_capacity(infos.len());
+    for name in read.offset_keys() {
+        let info = infos[&name];
+        let element = ElementType::of(info.dtype)
+            .ok_or_else(|| format!("{name:?} is of a type that is not known: {:?}", info.dtype))?;
+        let (start, end) = info.data_offsets;
+        let bytes = data + start..data + end;
+        tensors.push(Described { name, element, shape: info.shape.clone(), packing: None, bytes });
+    }
+    Ok((tensors, read.metadata().clone().unwrap_or_default()))
+}
+
+/// What a file is instead, where its first bytes tell.
+fn looks_like(bytes: &[u8]) -> Option<String> {
+    const KNOWN: [(&[u8], &str); 4] = [
+        (b"PK\x03\x04", "it looks like a PyTorch checkpoint (a zip archive): convert it first"),
+        (b"\x80\x02", "it looks like a pickled PyTorch checkpoint: convert it first"),
+        (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file that it stands for"),
+        (b"<", "it looks like a web page: the download has failed"),
+    ];
+    let known = KNOWN.iter().find(|(start, _)| bytes.starts_with(start));
+    known.map(|(_, what)| (*what).to_owned())
+}
+
+/// The files that an index names, each with the tensors that it says are there.
+fn index(path: &Path) -> Result<BTreeMap<String, Vec<String>>, WeightsError> {
+    let malformed = |why: String| WeightsError::malformed(path, "safetensors index", why);
+    let text = std::fs::read(path).map_err(|why| WeightsError::unreadable(path, why))?;
+    let read: Value = serde_json::from_slice(&text).map_err(|why| malformed(why.to_string()))?;
+    let map = read.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| malformed("it has no weight_map".to_owned()))?;
+    let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, file) in map {
+        let file = file.as_str().filter(|file| is_plain_name(file)).ok_or_else(|| {
+            malformed(format!("{tensor:?} is said to be in {file}, which is no file beside it"))
+        })?;
+        files.entry(file.to_owned()).or_default().push(tensor.clone());
+    }
+    Ok(files)
+}
+
+/// Whether it names a file in the same folder, and not somewhere else on the disk.
+fn is_plain_name(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|own| own == name)
+}
+
+fn shards(path: &Path) -> Result<Source, WeightsError> {
+    let folder = folder_of(path);
+    let malformed = |why: String| WeightsError::malformed(path, "safetensors index", why);
+    let mut source = Source { parts: Vec::new(), metadata: HashMap::new() };
+    for (name, wanted) in index(path)? {
+        let (mut part, metadata) = part(&folder.join(&name))?;
+        for tensor in &wanted {
+            if !part.tensors.iter().any(|described| described.name == *tensor) {
+                return Err(malformed(format!(
+                    "{tensor:?} is not in {name:?}, where it should be"
+                )));
+            }
+        }
+        let wanted: std::collections::HashSet<String> = wanted.into_iter().collect();
+        part.tensors.retain(|described| wanted.contains(&described.name));
+        source.metadata.extend(metadata);
+        source.parts.push(part);
+    }
+    Ok(source)
+}
