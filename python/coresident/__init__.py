@@ -60,6 +60,7 @@ from coresident.errors import (
     WeightsFileError,
     WeightsFileNotFoundError,
     WeightsInUseError,
+    WeightsMemoryError,
     WeightsNotOpenError,
 )
 from coresident.runtime import Runtime
@@ -106,6 +107,7 @@ __all__ = [
     "WeightsFileError",
     "WeightsFileNotFoundError",
     "WeightsInUseError",
+    "WeightsMemoryError",
     "WeightsNotOpenError",
     "WeightsStatus",
     "WorkerPool",

@@ -1319,7 +1319,7 @@ class Budget:
     Example:
         >>> ram = co.Budget("ram", limit="50%")
         >>> with ram.reserve("3GiB", purpose="flux", timeout=10) as reservation:
-        ...     print(reservation.bytes, ram.used)
+        ...     print(reservation.nbytes, ram.used)
         3221225472 3221225472
     """
 
@@ -1370,7 +1370,7 @@ class Budget:
 
     def reserve(
         self,
-        bytes: int | str,
+        nbytes: int | str,
         *,
         purpose: str | None = None,
         timeout: float | None = None,
@@ -1383,7 +1383,7 @@ class Budget:
         ``asyncio.to_thread``.
 
         Args:
-            bytes: How many, as a number or a text such as ``'3GiB'``; 0 is granted at once.
+            nbytes: How many, as a number or a text such as ``'3GiB'``; 0 is granted at once.
             purpose: What they are for, which errors and :meth:`status` say instead of who has them.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
@@ -1395,20 +1395,20 @@ class Budget:
             BudgetExceededError: more than could ever be reserved.
             BudgetTimeoutError: the time was over; says who has the rest.
             CancelledError: the token was raised, before or while waiting.
-            DeadlockError: the wait could never end, because nobody else has bytes, or those who have
-                wait for something of the caller's.
+            DeadlockError: the wait could never end, because nobody else has bytes, or those who
+                have wait for something of the caller's.
             InvalidTypeError: an argument is of a wrong type.
-            InvalidValueError: ``bytes`` or ``timeout`` is out of range or cannot be read.
+            InvalidValueError: ``nbytes`` or ``timeout`` is out of range or cannot be read.
             ForkedError: the budget was made before a fork.
         """
 
-    def try_reserve(self, bytes: int | str, *, purpose: str | None = None) -> Reservation | None:
+    def try_reserve(self, nbytes: int | str, *, purpose: str | None = None) -> Reservation | None:
         """Reserves bytes if they are free now, even before those who wait. Does not wait.
 
         Calls no evictor.
 
         Args:
-            bytes: How many, as a number or a text.
+            nbytes: How many, as a number or a text.
             purpose: What they are for.
 
         Returns:
@@ -1417,7 +1417,7 @@ class Budget:
         Raises:
             BudgetExceededError: more than could ever be reserved.
             InvalidTypeError: an argument is of a wrong type.
-            InvalidValueError: ``bytes`` is out of range or cannot be read.
+            InvalidValueError: ``nbytes`` is out of range or cannot be read.
             ForkedError: the budget was made before a fork.
         """
 
@@ -1467,7 +1467,7 @@ class Reservation:
     """
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """The bytes; 0 once they are released."""
 
     @property
@@ -1485,25 +1485,25 @@ class Reservation:
     def release(self) -> None:
         """Gives the bytes back. From any thread; again without effect. Does not wait."""
 
-    def fill(self, bytes: int | str) -> None:
+    def fill(self, nbytes: int | str) -> None:
         """Says how many of the bytes are in memory now, where the probe sees them. Does not wait.
 
         What is not filled is a promise, and is kept free beside what the probe sees in use; what is
         filled is not charged a second time.
 
         Args:
-            bytes: How many of all, as a number or a text.
+            nbytes: How many of all, as a number or a text.
 
         Raises:
             InvalidValueError: more than it has.
             ReleasedError: it has been released.
-            InvalidTypeError: ``bytes`` is of a wrong type.
+            InvalidTypeError: ``nbytes`` is of a wrong type.
             ForkedError: the budget was made before a fork.
         """
 
     def grow(
         self,
-        bytes: int | str,
+        nbytes: int | str,
         *,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
@@ -1511,7 +1511,7 @@ class Reservation:
         """Reserves more and adds it; waits in line. Keeps what it has if that fails.
 
         Args:
-            bytes: How many more, as a number or a text.
+            nbytes: How many more, as a number or a text.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 
@@ -1520,26 +1520,26 @@ class Reservation:
             CoresidentError: as :meth:`Budget.reserve`.
         """
 
-    def shrink(self, bytes: int | str) -> None:
+    def shrink(self, nbytes: int | str) -> None:
         """Gives some of the bytes back, first those that are not filled. Does not wait.
 
         Args:
-            bytes: How many, as a number or a text.
+            nbytes: How many, as a number or a text.
 
         Raises:
             InvalidValueError: more than it has.
             ReleasedError: it has been released.
-            InvalidTypeError: ``bytes`` is of a wrong type.
+            InvalidTypeError: ``nbytes`` is of a wrong type.
             ForkedError: the budget was made before a fork.
         """
 
-    def split(self, bytes: int | str) -> Reservation:
+    def split(self, nbytes: int | str) -> Reservation:
         """Makes a reservation of its own of some of the bytes, first those that are not filled.
 
         Does not wait.
 
         Args:
-            bytes: How many, as a number or a text.
+            nbytes: How many, as a number or a text.
 
         Returns:
             The reservation of those.
@@ -1579,7 +1579,7 @@ class Reservation:
         """
 
     def __enter__(self) -> Self:
-        """Nothing more: the bytes are reserved already. Raises ``ReleasedError`` after the release."""
+        """Nothing more: it is reserved already. Raises ``ReleasedError`` after the release."""
 
     def __exit__(
         self,
@@ -1638,7 +1638,7 @@ class BudgetUser:
         """The purpose in quotes, else ``thread 'MainThread'`` or ``task 'Task-1'``."""
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """How many bytes."""
 
     @property
@@ -1657,16 +1657,16 @@ class WeightStore:
 
     A key, such as ``'flux/transformer'``, stands for the weights of one model. Whoever opens a key
     that is there shares its memory, and whoever comes while it is being loaded waits for that one
-    load and shares its outcome, or its error. Bytes are counted by memory, not by name: tied tensors
-    and views once, however many devices use them. Any thread may use the store.
+    load and shares its outcome, or its error. Bytes are counted by memory, not by name: tied
+    tensors and views once, however many devices use them. Any thread may use the store.
 
     Without a budget, weights go when the last :class:`Weights` and the last tensor taken from them
-    are gone. With one, every byte is reserved there, and weights that nobody uses are kept until the
-    budget needs the bytes; then those go first that are the cheapest to bring back.
+    are gone. With one, every byte is reserved there, and weights that nobody uses are kept until
+    the budget needs the bytes; then those go first that are the cheapest to bring back.
 
     A file that is replaced while it is open stays what it was for those who have it. One that is
-    shortened in place takes the process with it when it is touched, as with every map: replace files
-    by renaming, or open them with ``copy=True``.
+    shortened in place takes the process with it when it is touched, as with every map: replace
+    files by renaming, or open them with ``copy=True``.
 
     Args:
         budget: Where bytes are reserved.
@@ -1703,8 +1703,8 @@ class WeightStore:
             path: A safetensors or GGUF file; an index of several safetensors files
                 (``*.safetensors.index.json``); or a folder with one of these, as diffusers and
                 transformers write it.
-            settings: What else tells these weights from others under the key, compared as text, such
-                as ``{'dtype': 'float16'}``.
+            settings: What else tells these weights from others under the key, compared as text,
+                such as ``{'dtype': 'float16'}``.
             copy: Copies the tensors into sealed memory of the store's own, read by several threads,
                 instead of mapping the files.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
@@ -1715,17 +1715,20 @@ class WeightStore:
 
         Raises:
             WeightsFileNotFoundError: a file is not there.
-            WeightsFileError: a file cannot be opened, mapped or read, or a folder has no weights, or
-                several.
+            WeightsFileError: a file cannot be opened, mapped or read, or a folder has no weights,
+                or several.
             MalformedWeightsError: a file is something else, broken, or cut short.
             WeightsInUseError: the key stands for something else; says the first difference.
+            WeightsMemoryError: the system has no memory for a copy.
             BudgetExceededError: more bytes than the budget could ever have.
-            BudgetTimeoutError: the time was over before the budget had the bytes; says who has them.
+            BudgetTimeoutError: the time was over before the budget had the bytes; says who has
+                them.
             WaitTimeoutError: the time was over.
             CancelledError: the token was raised, before or while waiting.
             DeadlockError: whoever loads the key waits for something of the caller's.
             InvalidTypeError: an argument is of a wrong type.
-            InvalidValueError: the key is empty or has a slash at an end, or ``timeout`` is negative.
+            InvalidValueError: the key is empty or has a slash at an end, or ``timeout`` is
+                negative.
             TypeError: ``copy`` is not a ``bool``.
             ForkedError: the store was made before a fork.
         """
@@ -1750,7 +1753,8 @@ class WeightStore:
             tensors: A mapping of names to anything with ``__dlpack__`` in host memory: tensors of
                 torch, numpy or jax, contiguous or not. Gradients are left behind.
             settings: As for :meth:`open`.
-            copy: Has each producer copy its tensor, so that nobody else can write it.
+            copy: Copies the elements, row-major, into sealed memory of the store's own, so that
+                nobody else can write them.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 
@@ -1758,8 +1762,8 @@ class WeightStore:
             The weights. They keep the tensors that they were made of.
 
         Raises:
-            UnshareableTensorError: a tensor is on another device, of a type that is not known, or is
-                not exported by its library.
+            UnshareableTensorError: a tensor is on another device, of a type that is not known, or
+                is not exported by its library.
             CoresidentError: as :meth:`open`.
         """
 
@@ -1775,8 +1779,8 @@ class WeightStore:
     def invalidate(self, key: str) -> int:
         """Retires a key and everything below it, such as ``'flux/vae'`` below ``'flux'``.
 
-        Whoever has the weights keeps them, whole and counted; nobody gets them any more, and the key
-        can stand for something else at once. Does not wait.
+        Whoever has the weights keeps them, whole and counted; nobody gets them any more, and the
+        key can stand for something else at once. Does not wait.
 
         Returns:
             How many keys were retired.
@@ -1917,9 +1921,9 @@ class Weights:
 
         Args:
             threads: How many, 1 to 256; ``None`` for one per core.
-            progress: Called about every 50 ms in the calling thread with the bytes that are there and
-                the bytes that there will be, and at the end with both equal. What it raises ends the
-                wait.
+            progress: Called about every 50 ms in the calling thread with the bytes that are there
+                and the bytes that there will be, and at the end with both equal. What it raises
+                ends the wait.
             timeout: Seconds to wait; ``None`` waits for ever.
             cancel: A token that ends the wait.
 

@@ -200,6 +200,18 @@ class WeightsNotOpenError(CoresidentError, KeyError):
         return str(self.args[0])
 
 
+class WeightsMemoryError(CoresidentError, MemoryError):
+    """The system has no memory for a private copy of some weights.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class UnshareableTensorError(CoresidentError, ValueError):
     """A tensor that cannot be shared: of an unknown type, on another device, or not exported.
 

@@ -270,7 +270,9 @@ impl State {
 
     /// Notes what is free in the memory now, whoever uses the rest.
     pub(super) fn look(&mut self, free: u64) -> WakeList {
-        self.reach = Some(free.saturating_add(self.filled));
+        // A virtual device's memory is all free, whatever is said to be filled.
+        let all = self.total.unwrap_or(u64::MAX);
+        self.reach = Some(free.saturating_add(self.filled).min(all));
         self.advance()
     }
 

@@ -215,16 +215,16 @@ impl Budget {
     }
 
     /// Reserves; waits in line.
-    #[pyo3(signature = (bytes, *, purpose=None, timeout=None, cancel=None))]
+    #[pyo3(signature = (nbytes, *, purpose=None, timeout=None, cancel=None))]
     fn reserve(
         slf: &Bound<'_, Self>,
-        bytes: &Bound<'_, PyAny>,
+        nbytes: &Bound<'_, PyAny>,
         purpose: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Reservation> {
         let (py, this) = (slf.py(), slf.get());
-        let bytes = argument::bytes("bytes", bytes)?;
+        let bytes = argument::bytes("nbytes", nbytes)?;
         let purpose = self::purpose(purpose)?;
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
@@ -239,13 +239,13 @@ impl Budget {
     }
 
     /// Reserves if that needs no waiting, even before those who wait.
-    #[pyo3(signature = (bytes, *, purpose=None))]
+    #[pyo3(signature = (nbytes, *, purpose=None))]
     fn try_reserve(
         slf: &Bound<'_, Self>,
-        bytes: &Bound<'_, PyAny>,
+        nbytes: &Bound<'_, PyAny>,
         purpose: Option<&Bound<'_, PyAny>>,
     ) -> Result<Option<Reservation>> {
-        let bytes = argument::bytes("bytes", bytes)?;
+        let bytes = argument::bytes("nbytes", nbytes)?;
         let purpose = self::purpose(purpose)?;
         let owner = caller(slf.py())?;
         let reservation = slf.get().ledger.try_reserve(bytes, purpose.as_deref(), &owner)?;
@@ -367,7 +367,7 @@ impl Drop for Reservation {
 impl Reservation {
     /// The bytes; 0 once they are released.
     #[getter]
-    fn bytes(&self) -> u64 {
+    fn nbytes(&self) -> u64 {
         self.inner().bytes()
     }
 
@@ -395,20 +395,20 @@ impl Reservation {
     }
 
     /// Says how many of the bytes are in memory now.
-    fn fill(&self, bytes: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.inner().fill(argument::bytes("bytes", bytes)?)?)
+    fn fill(&self, nbytes: &Bound<'_, PyAny>) -> Result<()> {
+        Ok(self.inner().fill(argument::bytes("nbytes", nbytes)?)?)
     }
 
     /// Reserves more, and adds it; waits in line.
-    #[pyo3(signature = (bytes, *, timeout=None, cancel=None))]
+    #[pyo3(signature = (nbytes, *, timeout=None, cancel=None))]
     fn grow(
         &self,
         py: Python<'_>,
-        bytes: &Bound<'_, PyAny>,
+        nbytes: &Bound<'_, PyAny>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<()> {
-        let bytes = argument::bytes("bytes", bytes)?;
+        let bytes = argument::bytes("nbytes", nbytes)?;
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
         let inner = self.inner();
@@ -417,13 +417,13 @@ impl Reservation {
     }
 
     /// Gives some of the bytes back. Does not wait.
-    fn shrink(&self, bytes: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.inner().shrink(argument::bytes("bytes", bytes)?)?)
+    fn shrink(&self, nbytes: &Bound<'_, PyAny>) -> Result<()> {
+        Ok(self.inner().shrink(argument::bytes("nbytes", nbytes)?)?)
     }
 
     /// Makes a reservation of its own of some of the bytes. Does not wait.
-    fn split(&self, py: Python<'_>, bytes: &Bound<'_, PyAny>) -> Result<Self> {
-        let bytes = argument::bytes("bytes", bytes)?;
+    fn split(&self, py: Python<'_>, nbytes: &Bound<'_, PyAny>) -> Result<Self> {
+        let bytes = argument::bytes("nbytes", nbytes)?;
         let (inner, budget) = (self.inner(), self.budget(py));
         let held = Held { reservation: Arc::new(inner.split(bytes)?), budget };
         Ok(Self { held: Mutex::new(held) })
@@ -525,7 +525,7 @@ impl BudgetStatus {
 #[pyclass(frozen, get_all, module = "coresident")]
 pub(super) struct BudgetUser {
     holder: String,
-    bytes: u64,
+    nbytes: u64,
     since: f64,
     seconds: f64,
 }
@@ -533,12 +533,12 @@ pub(super) struct BudgetUser {
 impl BudgetUser {
     fn of(user: budget::BudgetUser) -> Self {
         let (since, seconds) = since(user.lasted);
-        let budget::BudgetUser { holder, bytes, .. } = user;
-        Self { holder, bytes, since, seconds }
+        let budget::BudgetUser { holder, bytes: nbytes, .. } = user;
+        Self { holder, nbytes, since, seconds }
     }
 
     fn told(&self) -> String {
-        format!("{} with {} for {:.1} s", self.holder, ByteSize(self.bytes), self.seconds)
+        format!("{} with {} for {:.1} s", self.holder, ByteSize(self.nbytes), self.seconds)
     }
 }
 

@@ -9,8 +9,10 @@ use dlpark::ffi::{
 use dlpark::metadata::Dynamic;
 use dlpark::python::{ExportAbi, ExportRequest, ImportRequest, ImportedDlpack};
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, OpaqueContext};
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::error::{Error, Result};
 use super::exit::Inside;
@@ -36,43 +38,15 @@ impl Aligned {
     /// A row-major copy of a tensor's elements.
     fn copy_of(tensor: &Tensor) -> Self {
         let mut memory = vec![0_u128; tensor.nbytes().div_ceil(size_of::<u128>())];
-        let to: *mut u8 = memory.as_mut_ptr().cast();
-        let size = tensor.element_type().bits() / 8;
-        // SAFETY: the elements lie where the tensor says, in memory that it keeps, and all of them
-        // fit in what was just made for them. Elements of less than a byte are row-major.
-        #[expect(unsafe_code, reason = "a copy out of memory that may be somebody else's")]
-        unsafe {
-            match tensor.strides() {
-                None => to.copy_from_nonoverlapping(tensor.start(), tensor.nbytes()),
-                Some(strides) => {
-                    let mut to = to;
-                    each_element(tensor.shape(), strides, &mut |offset| {
-                        let from = tensor.start().offset(offset * size.cast_signed());
-                        to.copy_from_nonoverlapping(from, size);
-                        to = to.add(size);
-                    });
-                }
-            }
-        }
+        // SAFETY: what was just made has at least as many bytes as the tensor's elements, and any
+        // bytes are numbers.
+        #[expect(unsafe_code, reason = "numbers are made of bytes")]
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u8>(), tensor.nbytes())
+        };
+        tensor.copy_to(bytes);
         Self { memory }
     }
-}
-
-/// Tells of each element, in row-major order, how many elements it lies behind the first one.
-fn each_element(shape: &[usize], strides: &[i64], tell: &mut dyn FnMut(isize)) {
-    fn of(shape: &[usize], strides: &[i64], offset: isize, tell: &mut dyn FnMut(isize)) {
-        match (shape, strides) {
-            ([size, inner @ ..], [stride, steps @ ..]) => {
-                let mut at = offset;
-                for _ in 0..*size {
-                    of(inner, steps, at, tell);
-                    at += isize::try_from(*stride).unwrap_or_default();
-                }
-            }
-            _ => tell(offset),
-        }
-    }
-    of(shape, strides, 0, tell);
 }
 
 /// Exports a tensor for what its consumer asks for: the file's own memory, read-only, or a copy.
@@ -232,72 +206,92 @@ impl Drop for Foreign {
     }
 }
 
-/// A tensor of another library as one to share. `copy` asks its producer for memory of our own.
-pub(super) fn import(name: &str, object: &Bound<'_, PyAny>, copy: bool) -> Result<Given> {
+/// A tensor of another library as one to share.
+pub(super) fn import(name: &str, object: &Bound<'_, PyAny>) -> Result<Given> {
     let unshareable =
         |why: String| Error::from(WeightsError::Unshareable { name: name.to_owned(), why });
-    let failed = |error: PyErr| unshareable(error.value(object.py()).to_string());
-    let request = ImportRequest::new(object.as_borrowed()).map_err(failed)?;
-    let imported = request.import(None, copy.then_some(true)).map_err(failed)?;
+    let failed = |error: PyErr| {
+        // Some libraries add where in their own code that was.
+        let told = error.value(object.py()).to_string();
+        unshareable(told.lines().next().unwrap_or_default().to_owned())
+    };
+    let pinned = match device(object).map_err(failed)? {
+        (1, _) => false,
+        (3, _) => true,
+        (kind, number) => {
+            return Err(unshareable(format!(
+                "it is on the device ({kind}, {number}) in DLPack, and weights are in host memory: \
+                 move it there first"
+            )));
+        }
+    };
+    let capsule = capsule(object).map_err(failed)?;
+    let request = ImportRequest::new(capsule.as_borrowed()).map_err(failed)?;
+    let imported = request.import(None, None).map_err(failed)?;
     let tensor = imported.validate().map_err(|error| unshareable(error.to_string()))?;
-    let device = tensor.device();
-    if device != HOST && device.device_type != DLDeviceType::CUDAHOST {
-        return Err(unshareable(format!(
-            "it is on the device ({}, {}) in DLPack, and weights are in host memory: move it there \
-             first",
-            device.device_type.0, device.device_id
-        )));
-    }
     let dtype = tensor.dtype();
     let known = TYPES.iter().find(|(_, known)| known.matches(dtype));
     let &(element, _) = known.ok_or_else(|| {
-        unshareable(format!(
-            "its type, {}:{}:{} in DLPack, is not known",
-            dtype.code.0, dtype.bits, dtype.lanes
-        ))
+        let DLDataType { code, bits, lanes } = dtype;
+        unshareable(format!("its type, ({}, {bits}, {lanes}) in DLPack, is not known", code.0))
     })?;
     let mut shape = Vec::with_capacity(tensor.ndim());
     for &size in tensor.shape() {
-        shape.push(
-            usize::try_from(size).map_err(|_| unshareable("its shape is negative".to_owned()))?,
-        );
+        shape.push(usize::try_from(size).map_err(|error| unshareable(error.to_string()))?);
     }
     let strides = match tensor.is_compact() {
         Ok(true) => None,
         Ok(false) => tensor.strides_or_compact().ok().map(Cow::into_owned),
         Err(error) => return Err(unshareable(error.to_string())),
     };
+    let size = usize::from(dtype.bits) * usize::from(dtype.lanes) / 8;
+    let (before, length) = span(size, &shape, strides.as_deref())
+        .ok_or_else(|| unshareable("it does not lie in memory as its shape says".to_owned()))?;
     if let Some(last) = shape.last_mut() {
+        // torch counts the pairs of four-bit numbers, we the numbers.
         *last *= usize::from(dtype.lanes);
     }
-    let (before, length) = span(element, &shape, strides.as_deref())
-        .ok_or_else(|| unshareable("it does not lie in memory as its shape says".to_owned()))?;
-    let first = tensor.data_ptr().cast::<u8>().wrapping_add(
-        usize::try_from(tensor.byte_offset()).map_err(|error| unshareable(error.to_string()))?,
-    );
-    let pinned = device != HOST;
+    let offset = usize::try_from(tensor.byte_offset());
+    let offset = offset.map_err(|error| unshareable(error.to_string()))?;
+    let first = tensor.data_ptr().cast::<u8>().wrapping_add(offset).wrapping_sub(before);
     let owner = Box::new(Foreign(ManuallyDrop::new(imported)));
-    let memory = Memory::foreign(first.wrapping_sub(before), length, pinned, owner);
+    let memory = Memory::foreign(first, length, pinned, owner);
     Ok(Given { name: name.to_owned(), element, shape, strides, memory, offset: before })
 }
 
-/// How many bytes lie before the first element, and how many all of them span; `None` for what cannot
-/// be.
-fn span(element: ElementType, shape: &[usize], strides: Option<&[i64]>) -> Option<(usize, usize)> {
+fn device(object: &Bound<'_, PyAny>) -> PyResult<(u32, i64)> {
+    let _inside = Inside::enter(object.py());
+    object.call_method0(intern!(object.py(), "__dlpack_device__"))?.extract()
+}
+
+/// What `__dlpack__` gives, in the newest protocol that the producer has. Not through the table of C
+/// functions, in which torch exports lazily conjugated tensors as if they were not.
+fn capsule<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let _inside = Inside::enter(py);
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "max_version"), (1_u32, 3_u32))?;
+    match object.call_method(intern!(py, "__dlpack__"), (), Some(&options)) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => {
+            object.call_method0(intern!(py, "__dlpack__"))
+        }
+        outcome => outcome,
+    }
+}
+
+/// How many bytes lie before the first of elements of so many bytes, and how many all of them span;
+/// `None` for what cannot be.
+fn span(size: usize, shape: &[usize], strides: Option<&[i64]>) -> Option<(usize, usize)> {
     let count = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size))?;
     let Some(strides) = strides.filter(|_| count > 0) else {
-        return Some((0, element.bytes(count)?));
+        return Some((0, count.checked_mul(size)?));
     };
-    if !element.bits().is_multiple_of(8) {
-        return None;
-    }
     let (mut least, mut most) = (0_i64, 0_i64);
     for (&size, &stride) in shape.iter().zip(strides) {
         let reach = i64::try_from(size).ok()?.checked_sub(1)?.checked_mul(stride)?;
         least = least.checked_add(reach.min(0))?;
         most = most.checked_add(reach.max(0))?;
     }
-    let size = element.bits() / 8;
     let before = usize::try_from(least.checked_neg()?).ok()?.checked_mul(size)?;
     let behind = usize::try_from(most).ok()?.checked_add(1)?.checked_mul(size)?;
     Some((before, before.checked_add(behind)?))

@@ -214,6 +214,9 @@ impl From<WeightsError> for Error {
                     fields.set_item("path", open)
                 })
             }
+            WeightsError::NoMemory { key, .. } => {
+                raise("WeightsMemoryError", &message, |fields| fields.set_item("key", key))
+            }
             WeightsError::NotOpen { key } => {
                 raise("WeightsNotOpenError", &message, |fields| fields.set_item("key", key))
             }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::memory::{Memory, MemoryKind};
 use super::slab;
 use super::source::{Identity, Part, Source};
-use super::tensor::Placed;
+use super::tensor::{Placed, copy_elements};
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
 
@@ -31,6 +32,24 @@ pub struct Given {
     pub memory: Memory,
     /// Where in it its first element lies.
     pub offset: usize,
+}
+
+impl Given {
+    /// Bytes of its elements; as many as there can be for more than that.
+    pub(super) fn nbytes(&self) -> usize {
+        let count = self.shape.iter().try_fold(1_usize, |count, size| count.checked_mul(*size));
+        count.and_then(|count| self.element.bytes(count)).unwrap_or(usize::MAX)
+    }
+
+    /// Copies its elements, row-major.
+    pub(super) fn copy_to(&self, bytes: &mut [u8]) {
+        let start = self.memory.start().wrapping_add(self.offset);
+        // SAFETY: whoever made this said where the elements lie, in memory that it keeps.
+        #[expect(unsafe_code, reason = "a copy out of memory that is somebody else's")]
+        unsafe {
+            copy_elements(start, self.element, &self.shape, self.strides.as_deref(), bytes);
+        }
+    }
 }
 
 /// What a key stands for.
@@ -88,14 +107,47 @@ impl Draft {
         Ok(self.entry(version, contents))
     }
 
+    /// Bytes that given tensors will take.
+    pub(super) fn bytes_of_given(&self, tensors: &[Given]) -> u64 {
+        if self.private {
+            return slab::places_of(tensors).1 as u64;
+        }
+        let spans = tensors.iter().map(|tensor| {
+            let start = tensor.memory.start().addr();
+            start..start + tensor.memory.len()
+        });
+        covered(spans.collect())
+    }
+
+    /// The entry of a sealed copy of tensors that somebody else has.
+    pub(super) fn copied(self, tensors: Vec<Given>, version: u64) -> Result<Entry, WeightsError> {
+        let (places, length) = slab::places_of(&tensors);
+        let memory = slab::copied(&tensors, &places, length)
+            .map_err(|why| WeightsError::NoMemory { key: self.key.clone(), why: Arc::new(why) })?;
+        let mut contents = Contents {
+            kinds: vec![(MemoryKind::Slab, length as u64)],
+            memories: vec![memory],
+            ..Contents::default()
+        };
+        for (given, offset) in tensors.into_iter().zip(places) {
+            let nbytes = given.nbytes();
+            let Given { name, element, shape, .. } = given;
+            let (strides, packing) = (None, None);
+            let tensor = Placed { element, shape, strides, packing, memory: 0, offset, nbytes };
+            contents.tensors.push((name, tensor));
+        }
+        Ok(self.entry(version, contents))
+    }
+
     /// The entry of tensors that lie where somebody else has them.
     pub(super) fn given(self, tensors: Vec<Given>, version: u64) -> Entry {
         let mut spans: HashMap<MemoryKind, Vec<Range<usize>>> = HashMap::new();
         let mut contents = Contents::default();
-        for Given { name, element, shape, strides, memory, offset } in tensors {
+        for given in tensors {
+            let nbytes = given.nbytes();
+            let Given { name, element, shape, strides, memory, offset } = given;
             let start = memory.start().addr();
             spans.entry(memory.kind()).or_default().push(start..start + memory.len());
-            let nbytes = element.bytes(shape.iter().product()).unwrap_or(usize::MAX);
             let at = contents.memories.len();
             let tensor =
                 Placed { element, shape, strides, packing: None, memory: at, offset, nbytes };
@@ -172,7 +224,7 @@ impl Contents {
 }
 
 /// Bytes that at least one of the ranges covers: tied tensors and views count once.
-pub(super) fn covered(mut ranges: Vec<Range<usize>>) -> u64 {
+fn covered(mut ranges: Vec<Range<usize>>) -> u64 {
     ranges.sort_by_key(|range| range.start);
     let mut reached = 0;
     let mut bytes = 0;

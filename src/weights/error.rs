@@ -36,6 +36,14 @@ pub enum WeightsError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is no memory for a private copy.
+    #[error("there is no memory for a copy of {key:?}: {why}")]
+    NoMemory {
+        /// The key.
+        key: String,
+        /// What the system says.
+        why: Arc<io::Error>,
+    },
     /// A file that has become shorter since it was mapped.
     #[error("{path:?} has been cut short since it was opened: replace files by renaming")]
     Cut {

@@ -9,9 +9,9 @@ use std::thread;
 
 use memmap2::MmapMut;
 
-use super::WeightsError;
 use super::memory::Memory;
 use super::source::Part;
+use super::{Given, WeightsError};
 
 /// Where slabs begin, and so that huge pages can back them.
 const ALIGNMENT: usize = 2 << 20;
@@ -22,15 +22,45 @@ const PIECE: usize = 8 << 20;
 /// More threads than that read no faster.
 const MOST_THREADS: usize = 8;
 
-/// Where each of a part's tensors goes in its slab; and how long that gets.
-pub(super) fn places(part: &Part) -> (Vec<usize>, usize) {
+/// Where tensors of so many bytes go in a slab; and how long that gets.
+fn laid_out(lengths: impl Iterator<Item = usize>) -> (Vec<usize>, usize) {
     let mut end = 0_usize;
-    let places = part.tensors.iter().map(|tensor| {
+    let places = lengths.map(|length| {
         let start = end.next_multiple_of(TENSOR);
-        end = start + tensor.bytes.len();
+        end = start.saturating_add(length);
         start
     });
     (places.collect(), end)
+}
+
+/// Where each of a part's tensors goes in its slab; and how long that gets.
+pub(super) fn places(part: &Part) -> (Vec<usize>, usize) {
+    laid_out(part.tensors.iter().map(|tensor| tensor.bytes.len()))
+}
+
+/// The same for tensors that somebody has in memory.
+pub(super) fn places_of(tensors: &[Given]) -> (Vec<usize>, usize) {
+    laid_out(tensors.iter().map(Given::nbytes))
+}
+
+/// Memory of so many bytes at a multiple of [`ALIGNMENT`], and where in the map it begins.
+fn fresh(length: usize) -> io::Result<(MmapMut, usize)> {
+    let map = MmapMut::map_anon(length.max(1).saturating_add(ALIGNMENT))?;
+    let skipped = map.as_ptr().align_offset(ALIGNMENT);
+    #[cfg(target_os = "linux")]
+    // Without huge pages it is only slower.
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok((map, skipped))
+}
+
+/// A sealed copy of tensors that somebody has in memory, at `places`.
+pub(super) fn copied(tensors: &[Given], places: &[usize], length: usize) -> io::Result<Memory> {
+    let (mut map, skipped) = fresh(length)?;
+    for (tensor, place) in tensors.iter().zip(places) {
+        let start = skipped + place;
+        tensor.copy_to(&mut map[start..start + tensor.nbytes()]);
+    }
+    Ok(Memory::slab(map.make_read_only()?, skipped))
 }
 
 /// One piece of a file, and where it goes.
@@ -42,11 +72,7 @@ struct Piece<'a> {
 /// A copy of a part's tensors at `places`, read by several threads and sealed.
 pub(super) fn filled(part: &Part, places: &[usize], length: usize) -> Result<Memory, WeightsError> {
     let unreadable = |why| WeightsError::unreadable(&part.path, why);
-    let mut map = MmapMut::map_anon(length.max(1) + ALIGNMENT).map_err(unreadable)?;
-    let skipped = map.as_ptr().align_offset(ALIGNMENT);
-    #[cfg(target_os = "linux")]
-    // Without huge pages it is only slower.
-    let _ = map.advise(memmap2::Advice::HugePage);
+    let (mut map, skipped) = fresh(length).map_err(unreadable)?;
     let ranges = part.tensors.iter().map(|tensor| tensor.bytes.clone());
     let pieces = pieces(&mut map[skipped..skipped + length], places, ranges);
     read(&part.file, &part.path, pieces)?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::entry::{Draft, Entry, Given, Settings, covered};
+use super::entry::{Draft, Entry, Given, Settings};
 use super::flight::{Flight, Outcome};
 use super::memory::MemoryKind;
 use super::source::{Identity, Source, files};
@@ -66,7 +66,8 @@ impl Slot {
 pub struct Opening {
     /// What both must agree on who open the same key.
     pub settings: Settings,
-    /// Copies the tensors into sealed memory of the store's own instead of mapping the files.
+    /// Copies the tensors into sealed memory of the store's own, instead of mapping files or taking
+    /// them where they are.
     pub private: bool,
 }
 
@@ -181,7 +182,7 @@ impl WeightStore {
     }
 
     /// Tensors that somebody has in memory, under `key`; or those that are there already, if they are
-    /// the same by name, type and shape. `tensors` is called if they are not there yet.
+    /// the same by name, type and shape. A private copy is of their elements, row-major.
     ///
     /// # Errors
     /// [`WeightsError`]; nothing is there then that was not before.
@@ -189,7 +190,7 @@ impl WeightStore {
         &self,
         key: &str,
         tensors: Vec<Given>,
-        settings: &Settings,
+        opening: &Opening,
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Weights, WeightsError> {
@@ -197,8 +198,8 @@ impl WeightStore {
         let draft = || Draft {
             key: key.to_owned(),
             path: None,
-            settings: settings.clone(),
-            private: false,
+            settings: opening.settings.clone(),
+            private: opening.private,
         };
         loop {
             let flight = match self.0.board(key, owner) {
@@ -217,14 +218,15 @@ impl WeightStore {
             };
             let landing = Landing { shared: &self.0, key, flight, outcome: Outcome::Abandoned };
             return landing.load(|| {
-                let spans = tensors.iter().map(|tensor| {
-                    let start = tensor.memory.start().addr();
-                    start..start + tensor.memory.len()
-                });
-                let bytes = covered(spans.collect());
+                let (draft, version) = (draft(), self.0.next_version());
+                let bytes = draft.bytes_of_given(&tensors);
                 let reservation = self.0.charge(key, bytes, owner, patience)?;
                 let started = Instant::now();
-                let entry = draft().given(tensors, self.0.next_version());
+                let entry = if opening.private {
+                    draft.copied(tensors, version)?
+                } else {
+                    draft.given(tensors, version)
+                };
                 Ok(entry.charged(reservation, started.elapsed()))
             });
         }

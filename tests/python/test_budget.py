@@ -51,10 +51,10 @@ def test_what_fits_to_the_byte_is_granted_and_one_byte_more_is_not() -> None:
 def test_a_reservation_is_released_once_by_whoever_does_it() -> None:
     budget = of("1GiB")
     with budget.reserve("512MiB", purpose="unet") as reservation:
-        assert (reservation.bytes, reservation.released) == (GIB // 2, False)
+        assert (reservation.nbytes, reservation.released) == (GIB // 2, False)
         assert reservation.budget is budget
         spawn(reservation.release).join()
-        assert (reservation.bytes, reservation.released) == (0, True)
+        assert (reservation.nbytes, reservation.released) == (0, True)
         again = budget.reserve(GIB)
         reservation.release()
         assert budget.used == GIB
@@ -94,14 +94,14 @@ def test_growing_shrinking_and_splitting_keep_the_sum() -> None:
     whole.grow(30, timeout=0)
     whole.fill(35)
     part = whole.split(15)
-    assert (whole.bytes, whole.filled, part.bytes, part.filled) == (25, 25, 15, 10)
+    assert (whole.nbytes, whole.filled, part.nbytes, part.filled) == (25, 25, 15, 10)
     part.shrink(6)
     assert budget.used == 34
     with pytest.raises(co.InvalidValueError, match="has 9 bytes: shrinking by takes at most that"):
         part.shrink(10)
     with pytest.raises(co.BudgetTimeoutError):
         whole.grow(70, timeout=0)
-    assert (whole.bytes, budget.used) == (25, 34)
+    assert (whole.nbytes, budget.used) == (25, 34)
     whole.release()
     part.release()
     for call in (whole.shrink, whole.split, whole.fill, whole.grow):
@@ -160,7 +160,7 @@ def test_a_limit_changes_while_bytes_are_held() -> None:
     budget = of(10)
     held = budget.reserve(8)
     budget.limit = 4
-    assert (held.bytes, budget.free) == (8, 0)
+    assert (held.nbytes, budget.free) == (8, 0)
     waiting = spawn(lambda: budget.reserve(4, timeout=20).release())
     until(lambda: budget.status().waiting)
     budget.limit = "12B"
@@ -194,7 +194,7 @@ def test_evictors_give_in_order_of_priority_no_more_than_is_missing() -> None:
             asked.append((name, missing))
             while missing > 0 and caches[name]:
                 reservation = caches[name].pop()
-                missing -= reservation.bytes
+                missing -= reservation.nbytes
                 reservation.release()
 
         return evict
@@ -274,7 +274,7 @@ def test_who_waits_for_others_outside_goes_when_they_have_gone() -> None:
     until(lambda: budget.status().waiting)
     memory.free = 50
     with waiting.join() as reservation:
-        assert reservation.bytes == 50
+        assert reservation.nbytes == 50
 
 
 def test_a_probe_that_fails_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +437,7 @@ def test_a_thousand_threads_leave_the_ledger_at_zero() -> None:
                 if choice < 2:
                     held.append(ram.reserve(dice.randrange(300), timeout=dice.random() / 100))
                 elif choice == 2 and held:
-                    held.append(held[-1].split(held[-1].bytes // 2))
+                    held.append(held[-1].split(held[-1].nbytes // 2))
                 elif choice == 3 and held:
                     held[-1].grow(dice.randrange(50), timeout=dice.random() / 100)
                 elif choice == 4 and held:
@@ -514,7 +514,7 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
                     continue
                 os._exit(1)
             held.release()
-            os._exit(0 if (held.bytes, held.released) == (0, True) else 2)
+            os._exit(0 if (held.nbytes, held.released) == (0, True) else 2)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert budget.used == 5
@@ -549,11 +549,11 @@ def test_status_tells_who_has_bytes_and_who_waits() -> None:
     waiting = spawn(lambda: budget.reserve(1, timeout=20).release(), "late")
     until(lambda: budget.status().waiting)
     status = budget.status()
-    assert [(user.holder, user.bytes) for user in status.holders] == [
+    assert [(user.holder, user.nbytes) for user in status.holders] == [
         ('"flux"', 2 * GIB),
         ("thread 'MainThread'", GIB),
     ]
-    assert [(user.holder, user.bytes) for user in status.waiting] == [("thread 'late'", 1)]
+    assert [(user.holder, user.nbytes) for user in status.waiting] == [("thread 'late'", 1)]
     assert status.holders[0].seconds >= 0
     assert repr(status).startswith('<Budget ram: 0 B of 3 GiB free; held by "flux" with 2 GiB')
     assert repr(budget) == "<Budget ram: 3 GiB of 3 GiB>"

@@ -52,3 +52,82 @@ def test_a_module_runs_on_the_map_itself(tmp_path: Path) -> None:
     inputs = torch.randn(3, 8)
     assert torch.equal(module(inputs), reference(inputs))
     assert module.weight.data_ptr() == state["weight"].data_ptr()
+
+
+def dtypes() -> list[Any]:
+    """Every type of torch's, but those of parts of bytes and of its old quantised tensors, and one
+    that DLPack does not have.
+    """
+    parts = {"torch.bcomplex32"} | {
+        f"torch.{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)
+    }
+    everything = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    whole = [dtype for dtype in everything if str(dtype) not in parts]
+    return sorted((d for d in whole if not str(d).startswith(("torch.q", "torch.bits"))), key=str)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", dtypes(), ids=str)
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_tensor_of_every_type_is_shared_bit_by_bit(dtype: Any, copy: bool) -> None:
+    high = 2 if dtype == torch.bool else 250
+    content = torch.randint(0, high, (4, 8 * dtype.itemsize), dtype=torch.uint8).view(dtype)
+    tensors = {
+        "whole": content,
+        "scalar": content[0, 0],
+        "empty": content[:0],
+        "strided": content[1::2, ::3],
+        "transposed": content.T,
+    }
+    shared = co.WeightStore().share("tensors", tensors, copy=copy)
+    for name, expected in tensors.items():
+        seen = torch.from_dlpack(shared[name])
+        assert (seen.dtype, seen.shape) == (expected.dtype, expected.shape)
+        assert f"torch.{shared[name].dtype}" == str(dtype)
+        for same in (seen, torch.from_dlpack(shared[name], copy=True)):
+            bits = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (same, expected)]
+            assert torch.equal(*bits)
+    if not copy:
+        assert shared.nbytes == content.nbytes
+        assert torch.from_dlpack(shared["whole"]).data_ptr() == content.data_ptr()
+
+
+def test_a_module_is_shared_with_its_ties_and_without_its_gradients() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    shared = co.WeightStore().share("module", dict(module.named_parameters(remove_duplicate=False)))
+    assert shared.nbytes == (16 + 4 + 4) * 4, "the tied weight counts once"
+    tied = [torch.from_dlpack(shared[f"{n}.weight"]) for n in (0, 1)]
+    assert tied[0].data_ptr() == tied[1].data_ptr() == module[0].weight.data_ptr()
+    assert not tied[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (torch.zeros(3, device="meta"), "cannot be shared"),
+        (torch.eye(3).to_sparse(), "cannot be shared"),
+        (torch.zeros(3, dtype=torch.complex64).conj(), "cannot be shared"),
+    ],
+    ids=["meta", "sparse", "conjugated"],
+)
+def test_what_has_no_plain_memory_is_named(tensor: Any, why: str) -> None:
+    with pytest.raises(co.UnshareableTensorError, match=why) as caught:
+        co.WeightStore().share("key", {"odd one": tensor})
+    assert caught.value.name == "odd one"
+
+
+def test_a_shared_tensor_lives_as_long_as_any_of_its_holders() -> None:
+    store = co.WeightStore(budget=co.Budget("ram", 10**6, probe=False))
+    module = torch.nn.Linear(8, 8)
+    state = module.state_dict()
+    shared = store.share("linear", state)
+    other = torch.nn.Linear(8, 8, device="meta")
+    other.load_state_dict({k: torch.from_dlpack(v) for k, v in shared.items()}, assign=True)
+    expected = module(torch.ones(8))
+    del module, state
+    shared.release()
+    assert store.clear() == 0
+    assert torch.equal(other(torch.ones(8)), expected)
+    del other
+    assert store.clear() == (64 + 8) * 4

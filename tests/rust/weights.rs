@@ -8,7 +8,7 @@ use std::{fs, process};
 use coresident::budget::{Budget, BudgetError, Spec};
 use coresident::wait::{CancelToken, Patience, WaitError};
 use coresident::weights::{
-    ElementType, Given, Memory, MemoryKind, Opening, Settings, WeightStore, Weights, WeightsError,
+    ElementType, Given, Memory, MemoryKind, Opening, WeightStore, Weights, WeightsError,
 };
 
 use super::{Random, at_once, refusal, somebody, spawn, this_thread, until};
@@ -605,7 +605,8 @@ fn tied_tensors_and_views_count_once_and_keep_what_they_were_made_of() {
     let budget = Budget::new(Spec { limit: 1000, ..Spec::named("ram") });
     let store = WeightStore::new(Some(budget.clone()));
     let me = this_thread("main");
-    let share = |tensors| store.share("clip", tensors, &Settings::new(), &me, &Patience::FOREVER);
+    let share =
+        |tensors| store.share("clip", tensors, &Opening::default(), &me, &Patience::FOREVER);
     let tied =
         || vec![given("a", &bytes, 0, 60), given("b", &bytes, 0, 60), given("c", &bytes, 50, 30)];
     let shared = share(tied()).unwrap();

@@ -91,20 +91,16 @@ impl WeightStore {
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Weights> {
         let key = text("key", key)?;
-        let settings = self::settings(settings)?;
+        let opening = Opening { settings: self::settings(settings)?, private: copy };
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
         terms.check(&format!("the weights {key:?}"))?;
         let mut given = Vec::new();
         for (name, tensor) in items("tensors", tensors)? {
-            given.push(dlpack::import(
-                &text("the name of a tensor", &name)?,
-                &detach(tensor)?,
-                copy,
-            )?);
+            given.push(dlpack::import(&text("the name of a tensor", &name)?, &detach(tensor)?)?);
         }
         let shared = patiently(py, terms, |patience| {
-            self.store.share(&key, given, &settings, &owner, patience)
+            self.store.share(&key, given, &opening, &owner, patience)
         })?;
         Ok(Weights::of(shared))
     }
