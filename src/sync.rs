@@ -207,6 +207,14 @@ pub enum Mutant {
     LowerLimitForgetsWaiters,
     /// A reservation that is split or shrunk keeps the bytes.
     SplitKeepsBytes,
+    /// Who wants weights that are being loaded loads them too.
+    EveryOneLoads,
+    /// A load that has ended wakes nobody who waits for it.
+    LandingForgetsWaiters,
+    /// Weights that were invalidated while they were being loaded are there for everybody.
+    StaleLoadIsAdopted,
+    /// Weights that somebody has are let go of when bytes are wanted.
+    EvictsWhatIsUsed,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::memory::{Memory, MemoryKind};
@@ -13,6 +12,7 @@ use super::source::{Identity, Part, Source};
 use super::tensor::{Placed, copy_elements};
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
+use crate::sync::{AtomicBool, Ordering};
 
 /// What a caller says of the weights beside where they are: `dtype`, `fp16`. Two who mean the same key
 /// must agree.

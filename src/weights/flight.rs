@@ -1,11 +1,10 @@
 //! One load at a time for a key: who comes meanwhile waits for its outcome.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WeightsError;
 use super::entry::Entry;
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutant, Mutex, Ordering, planted};
 use crate::wait::{
     Blockers, Description, Left, Owner, Parker, Patience, Pending, Queue, Resource, WaitError,
     Wake, WakeList, wake_all,
@@ -59,7 +58,9 @@ impl Flight {
         state.outcome = Some(outcome);
         let wakers: WakeList = state.waiting.drain(..).map(|(_, waker)| waker).collect();
         drop(state);
-        wake_all(&wakers);
+        if !planted(Mutant::LandingForgetsWaiters) {
+            wake_all(&wakers);
+        }
     }
 
     /// Waits for the outcome.

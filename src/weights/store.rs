@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use super::memory::MemoryKind;
 use super::source::{Identity, Source, files};
 use super::{Weights, WeightsError, reaper};
 use crate::budget::{Budget, Evictor, Reservation};
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, planted};
 use crate::wait::{Birth, Owner, Patience};
 
 /// Weights by key. Clones share them.
@@ -31,7 +30,7 @@ struct Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if let Some(budget) = &self.budget {
-            budget.remove_evictor(*self.evictor.get_mut());
+            budget.remove_evictor(self.evictor.load(Ordering::Relaxed));
         }
     }
 }
@@ -327,7 +326,9 @@ impl Shared {
     fn board(&self, key: &str, owner: &Owner) -> Boarding {
         let mut slots = self.slots.lock();
         match slots.by_key.get(key) {
-            Some(Slot::Loading(flight)) => return Boarding::Waiting(flight.clone()),
+            Some(Slot::Loading(flight)) if !planted(Mutant::EveryOneLoads) => {
+                return Boarding::Waiting(flight.clone());
+            }
             Some(slot) => {
                 if let Some(entry) = slot.live() {
                     return Boarding::Live(entry);
@@ -375,7 +376,9 @@ impl Shared {
             .by_key
             .iter()
             .filter_map(|(key, slot)| match slot {
-                Slot::Live { kept: Some(entry), .. } if Arc::strong_count(entry) == 1 => {
+                Slot::Live { kept: Some(entry), .. }
+                    if Arc::strong_count(entry) == 1 || planted(Mutant::EvictsWhatIsUsed) =>
+                {
                     Some((entry.seconds_per_byte, key.clone()))
                 }
                 _ => None,
@@ -446,7 +449,8 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         let mut slots = self.shared.slots.lock();
         let own = |slot: &Slot| matches!(slot, Slot::Loading(flight) if Arc::ptr_eq(flight, &self.flight));
-        let ours = slots.by_key.get(self.key).is_some_and(own);
+        let ours =
+            slots.by_key.get(self.key).is_some_and(own) || planted(Mutant::StaleLoadIsAdopted);
         let replaced = match &self.outcome {
             Outcome::Loaded(entry) if ours => {
                 let kept = self.shared.budget.is_some().then(|| entry.clone());

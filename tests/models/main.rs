@@ -12,6 +12,7 @@ mod budget;
 mod load_lock;
 mod pool;
 mod wait;
+mod weights;
 mod worker;
 
 use std::process::{Command, ExitStatus, Stdio, exit};
@@ -62,6 +63,12 @@ rules! {
         a_writer_that_gives_up_lets_readers_go_before_later_writers: AbandonedWriterBlocks;
         a_cancel_racing_a_turn_leaves_nothing_behind: AbandonLeavesTicket;
         a_guard_released_twice_never_releases_anothers: ReleaseOfAnothers;
+    }
+    weights {
+        one_load_serves_all_who_come_meanwhile: EveryOneLoads, LandingForgetsWaiters;
+        who_waits_for_a_load_that_is_given_up_loads_it_himself: LandingForgetsWaiters;
+        what_was_invalidated_while_it_was_loaded_is_had_by_nobody_else: StaleLoadIsAdopted;
+        what_somebody_has_is_never_evicted: EvictsWhatIsUsed;
     }
     worker {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;
