@@ -11,7 +11,7 @@ export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs develop clean
+.PHONY: help demo test lint bench bench-memory docs develop clean
 .PHONY: test-rust test-models test-bindings test-python
 
 help: ## What there is to make
@@ -50,6 +50,10 @@ test-python: $(STAMPS)/module $(STAMPS)/test ## The package, as its users call i
 bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard library in the same run
 	cargo bench --bench core
 	$(BIN)/python -m pytest benches/python
+
+bench-memory: $(STAMPS)/module $(STAMPS)/test ## What weights cost in host memory, beside other loaders
+	$(BIN)/pip install "matplotlib>=3.8"
+	$(BIN)/python benches/host_memory.py --out benches/results/host-memory
 
 docs: $(STAMPS)/module ## The reference, in docs/api
 	$(BIN)/pip install "pdoc>=15"

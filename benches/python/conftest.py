@@ -67,6 +67,17 @@ def timed(benchmark):
 
 
 @pytest.fixture
+def timed_call(benchmark):
+    """Times a function that takes long enough by itself."""
+
+    def measure(function):
+        benchmark.extra_info.update(calls=1, figure="median")
+        benchmark(function)
+
+    return measure
+
+
+@pytest.fixture
 def timed_task(benchmark, interpreter):
     """Times a function that gives tasks, one or as many as it says."""
 

@@ -94,3 +94,55 @@ def thread_per_step(calls: dict[str, Callable[[], object]]) -> dict[str, object]
     for thread in threads:
         thread.join()
     return values
+
+
+class ConditionLedger:
+    """A budget from one condition, which sums up what everybody has."""
+
+    def __init__(self, limit: int) -> None:
+        self._changed = threading.Condition()
+        self._limit = limit
+        self._bytes: dict[object, int] = {}
+
+    def used(self) -> int:
+        with self._changed:
+            return sum(self._bytes.values())
+
+    def take(self, name: object, nbytes: int) -> None:
+        with self._changed:
+            while sum(self._bytes.values()) + nbytes > self._limit:
+                self._changed.wait()
+            self._bytes[name] = nbytes
+
+    @contextmanager
+    def reserve(self, name: object, nbytes: int) -> Iterator[None]:
+        self.take(name, nbytes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._bytes[name]
+                self._changed.notify_all()
+
+
+class CountedStore:
+    """Weights by key, with a refcount under one lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, list[object]] = {}
+
+    def put(self, key: str, weights: object) -> None:
+        with self._lock:
+            self._entries[key] = [weights, 1]
+
+    @contextmanager
+    def acquire(self, key: str) -> Iterator[object]:
+        with self._lock:
+            entry = self._entries[key]
+            entry[1] += 1  # type: ignore[operator]
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1  # type: ignore[operator]

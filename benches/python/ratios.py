@@ -49,6 +49,10 @@ AIMS = [
     Aim("post", PIPELINED, seconds=0.6e-6),
     Aim("submit result", "round trip", ratio=0.8),
     Aim("submit", PIPELINED, ratio=0.8),
+    Aim("used", "what is used", seconds=100e-9),
+    Aim("acquire", "acquire and release", seconds=250e-9),
+    Aim("tensor", "a view of a tensor", seconds=250e-9),
+    Aim("open", "open 2,000 tensors", seconds=1e-3),
 ]
 
 

@@ -1302,7 +1302,7 @@ class Budget:
         limit: The most that can be reserved: bytes, a text such as ``'12GiB'``, or a share such as
             ``'50%'`` of what this process may use, which in a container is the container's limit.
             ``None`` means all of a device; of host memory half less 2 GiB, at least 4 GiB and at
-            most all.
+            most all, and 4 GiB where the system does not tell how much there is.
         headroom: Bytes of the memory that stay free, as a number or a text.
         probe: A function without arguments that returns the bytes that are free now, those included
             that an allocator of this process keeps without using them, or ``None`` if it does not

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from coresident import _core
+from coresident import _core, _torch_memory
 
 _LOAD_LOCKS: dict[int, _core.LoadLock] = {}
 
@@ -18,11 +18,17 @@ def _load_lock() -> _core.LoadLock:
 
 
 class Runtime:
-    """Owns a device pool and a worker pool for the same devices, a budget of host memory, and a
-    weight store that is charged to it.
+    """One of each primitive, for the same devices.
 
-    The load lock is that of all runtimes of the process: what constructing a model changes, in
-    torch and accelerate, is the process's too.
+    Attributes:
+        pool: The device pool.
+        workers: The worker pool.
+        load_lock: The load lock, one for all runtimes of the process: what constructing a model
+            changes, in torch and accelerate, is the process's too.
+        ram: The budget of host memory, with its default limit.
+        vram: The budget of each device that has memory of its own, by device. What torch has cached
+            there and does not use counts as free, and is asked back before anybody waits.
+        weights: The weight store, charged to ``ram``.
 
     Args:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
@@ -39,6 +45,11 @@ class Runtime:
         self.load_lock = _load_lock()
         self.workers = _core.WorkerPool(chosen)
         self.ram = _core.Budget("ram")
+        self.vram = {
+            device: _torch_memory.budget(device)
+            for device in chosen
+            if device.memory is not None and not device.unified
+        }
         self.weights = _core.WeightStore(budget=self.ram)
 
     @property

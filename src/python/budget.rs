@@ -25,6 +25,9 @@ pub(super) struct Budget {
     probe: Option<Arc<PythonProbe>>,
 }
 
+/// The least that host memory is limited to where nobody has set a limit.
+const LEAST: u64 = 4 << 30;
+
 /// A probe, and if it is a function of Python's, that as well.
 type Probing = (Option<Arc<dyn Probe>>, Option<Arc<PythonProbe>>);
 
@@ -142,7 +145,8 @@ impl Budget {
         let limit = limit.filter(|limit| !limit.is_none()).map(self::limit).transpose()?;
         let limit = match (limit, is_ram, total) {
             (Some(limit), ..) => limit,
-            (None, true, Some(total)) => Limit::Bytes(default_host_limit(total)),
+            // Where the system does not tell what there is, as little as it is ever limited to.
+            (None, true, total) => Limit::Bytes(default_host_limit(total.unwrap_or(0).max(LEAST))),
             (None, ..) => Limit::ALL,
         };
         let headroom = headroom.filter(|headroom| !headroom.is_none());

@@ -1,0 +1,58 @@
+"""Budgets of devices whose memory torch's allocator shares with us.
+
+What torch has cached but does not use counts as free, and torch can be made to give it back. torch
+is only asked where somebody has imported it and begun to use the device: asking would begin it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+from coresident import _core
+
+
+def budget(device: _core.Device, limit: int | str | None = None) -> _core.Budget:
+    """A budget of a device's own memory that counts torch's unused cache as free.
+
+    Args:
+        device: A device whose memory is known.
+        limit: As for ``Budget``.
+    """
+
+    def free() -> int | None:
+        unused = device.free_memory()
+        return None if unused is None else unused + cached(device)
+
+    made = _core.Budget(device, limit, probe=free)
+    made.add_evictor(lambda _missing: empty_cache(device), priority=100)
+    return made
+
+
+def cached(device: _core.Device) -> int:
+    """Bytes of the device that torch has reserved and does not use."""
+    allocator = _allocator(device)
+    if allocator is None:
+        return 0
+    reserved, used = (
+        getattr(allocator, name)(device.index) for name in ("memory_reserved", "memory_allocated")
+    )
+    return max(0, int(reserved) - int(used))
+
+
+def empty_cache(device: _core.Device) -> None:
+    """Has torch give back to the device what it does not use there."""
+    allocator = _allocator(device)
+    if allocator is not None and cached(device) > 0:
+        with allocator.device(device.index):
+            allocator.empty_cache()
+
+
+def _allocator(device: _core.Device) -> Any:
+    """``torch.cuda`` or ``torch.xpu``, if it has been used already."""
+    torch = sys.modules.get("torch")
+    allocator = getattr(torch, device.type, None) if device.type in ("cuda", "xpu") else None
+    with contextlib.suppress(AttributeError):
+        return allocator if allocator is not None and allocator.is_initialized() else None
+    return None

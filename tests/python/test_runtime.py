@@ -1,0 +1,138 @@
+"""One of each primitive, and how they are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import coresident as co
+import pytest
+from coresident import _torch_memory
+from test_weights import write
+
+GIB = 2**30
+
+
+def test_a_runtime_has_one_of_each_for_its_devices() -> None:
+    devices = co.virtual_devices(2, memory="2GiB")
+    with co.Runtime(devices) as runtime:
+        assert runtime.devices == runtime.pool.devices == runtime.workers.devices == devices
+        assert runtime.ram.name == "ram"
+        assert runtime.weights.budget is runtime.ram
+        assert {device: budget.limit for device, budget in runtime.vram.items()} == dict.fromkeys(
+            devices, 2 * GIB
+        )
+        with runtime.vram[devices[0]].reserve("2GiB", timeout=0):
+            assert runtime.vram[devices[0]].free == 0
+            assert runtime.vram[devices[1]].free == 2 * GIB
+
+
+def test_unified_devices_have_no_memory_of_their_own() -> None:
+    with co.Runtime(co.virtual_devices(2)) as runtime:
+        assert runtime.vram == {}
+
+
+def test_what_a_runtime_opens_is_charged_to_host_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", {"a": ("U8", [1000], bytes(1000))})
+    with co.Runtime(co.virtual_devices(1)) as runtime:
+        runtime.weights.open("model", path).release()
+        assert runtime.ram.used == 1000
+        runtime.ram.limit = 500
+        assert runtime.ram.used == 0
+
+
+def test_all_runtimes_of_a_process_load_under_one_lock() -> None:
+    with co.Runtime(co.virtual_devices(1)) as one, co.Runtime(co.virtual_devices(1)) as other:
+        assert one.load_lock is other.load_lock
+
+
+class Allocator:
+    """What torch tells of its cache on a GPU, which no test machine has."""
+
+    def __init__(self, reserved: int, allocated: int) -> None:
+        self.reserved = reserved
+        self.allocated = allocated
+        self.initialized = True
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def memory_reserved(self, index: int) -> int:
+        assert index == 1
+        return self.reserved
+
+    def memory_allocated(self, index: int) -> int:
+        assert index == 1
+        return self.allocated
+
+    def device(self, index: int) -> Any:
+        assert index == 1
+        return nullcontext()
+
+    def empty_cache(self) -> None:
+        self.reserved = self.allocated
+
+
+class Gpu:
+    """A device of 100 bytes, of which torch and others have some."""
+
+    name, model, memory, unified = "xpu:1", "a stand-in", 100, False
+
+    def __init__(self, allocator: Allocator, others: int) -> None:
+        self.allocator = allocator
+        self.others = others
+
+    def free_memory(self) -> int:
+        return 100 - self.allocator.reserved - self.others
+
+
+MACHINE: list[Gpu] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _register() -> None:
+    co.register_provider(lambda: MACHINE)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+    MACHINE[:] = [Gpu(Allocator(reserved=60, allocated=20), others=10)]
+    monkeypatch.setattr(torch, "xpu", MACHINE[0].allocator)
+    yield MACHINE[0]
+    MACHINE.clear()
+
+
+def test_what_torch_has_cached_counts_as_free_and_is_asked_back(gpu: Gpu) -> None:
+    budget = _torch_memory.budget(co.devices("xpu:1")[0])
+    budget.look()
+    assert (budget.free, budget.status().outside) == (70, 30)
+    # Others grow: what torch has cached must go before anybody waits.
+    gpu.others = 30
+    budget.look()
+    assert budget.free == 50
+    with budget.reserve(50, timeout=20):
+        assert gpu.allocator.reserved == 60
+        with pytest.raises(co.BudgetTimeoutError):
+            budget.reserve(10, timeout=0.01)
+        assert gpu.allocator.reserved == 20
+
+
+def test_torch_is_not_asked_before_it_has_begun(gpu: Gpu) -> None:
+    gpu.allocator.initialized = False
+    device = co.devices("xpu:1")[0]
+    assert _torch_memory.cached(device) == 0
+    _torch_memory.empty_cache(device)
+    assert gpu.allocator.reserved == 60
+    budget = _torch_memory.budget(device)
+    budget.look()
+    assert budget.free == 30
+
+
+def test_a_runtime_knows_torchs_cache(gpu: Gpu) -> None:
+    with co.Runtime("xpu:1") as runtime:
+        (budget,) = runtime.vram.values()
+        budget.look()
+        assert (budget.name, budget.limit, budget.free) == ("xpu:1", 100, 70)
