@@ -1688,7 +1688,7 @@ class WeightStore:
         path: str | PathLike[str],
         *,
         settings: Mapping[str, object] | None = None,
-        copy: bool = False,
+        copy: bool | None = None,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Weights:
@@ -1705,8 +1705,9 @@ class WeightStore:
                 transformers write it.
             settings: What else tells these weights from others under the key, compared as text,
                 such as ``{'dtype': 'float16'}``.
-            copy: Copies the tensors into sealed memory of the store's own, read by several threads,
-                instead of mapping the files.
+            copy: Whether to copy the tensors into sealed memory of the store's own, read by several
+                threads, instead of mapping the files. ``None`` copies what is on a network's file
+                system, where a map would end the process when the network fails.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 
@@ -1729,7 +1730,7 @@ class WeightStore:
             InvalidTypeError: an argument is of a wrong type.
             InvalidValueError: the key is empty or has a slash at an end, or ``timeout`` is
                 negative.
-            TypeError: ``copy`` is not a ``bool``.
+            TypeError: ``copy`` is neither a ``bool`` nor ``None``.
             ForkedError: the store was made before a fork.
         """
 
@@ -1739,7 +1740,7 @@ class WeightStore:
         tensors: Mapping[str, Any],
         *,
         settings: Mapping[str, object] | None = None,
-        copy: bool = False,
+        copy: bool | None = None,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Weights:
@@ -1753,8 +1754,8 @@ class WeightStore:
             tensors: A mapping of names to anything with ``__dlpack__`` in host memory: tensors of
                 torch, numpy or jax, contiguous or not. Gradients are left behind.
             settings: As for :meth:`open`.
-            copy: Copies the elements, row-major, into sealed memory of the store's own, so that
-                nobody else can write them.
+            copy: Whether to copy the elements, row-major, into sealed memory of the store's own, so
+                that nobody else can write them. ``None`` does not.
             timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 

@@ -101,6 +101,36 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     Ok(vec![file])
 }
 
+/// Whether a file is on another machine, or behind a program that serves it.
+pub(super) fn is_remote(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        /// The numbers that Linux gives the file systems of networks and of programs: AFS, NFS, SMB,
+        /// Ceph, Coda, FUSE, 9P, Lustre, CIFS and SMB2.
+        const REMOTE: [u32; 10] = [
+            0x5346_414f,
+            0x6969,
+            0x517b,
+            0x00c3_6400,
+            0x7375_7245,
+            0x6573_5546,
+            0x0102_1997,
+            0x0bd0_0bd0,
+            0xff53_4d42,
+            0xfe53_4d42,
+        ];
+        let kind = rustix::fs::statfs(path).map(|found| found.f_type);
+        // The type's width and sign differ from machine to machine; the numbers have 32 bits.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as said")]
+        kind.is_ok_and(|kind| REMOTE.contains(&(kind as u32)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 fn is_index(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json")
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::entry::{Draft, Entry, Given, Settings};
 use super::flight::{Flight, Outcome};
 use super::memory::MemoryKind;
-use super::source::{Identity, Source, files};
+use super::source::{Identity, Source, files, is_remote};
 use super::{Weights, WeightsError, reaper};
 use crate::budget::{Budget, Evictor, Reservation};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, planted};
@@ -65,9 +65,10 @@ impl Slot {
 pub struct Opening {
     /// What both must agree on who open the same key.
     pub settings: Settings,
-    /// Copies the tensors into sealed memory of the store's own, instead of mapping files or taking
-    /// them where they are.
-    pub private: bool,
+    /// Whether to copy the tensors into sealed memory of the store's own, instead of mapping files or
+    /// taking them where they are. `None` copies what lies on a network's file system, where a map
+    /// ends the process when the network fails.
+    pub private: Option<bool>,
 }
 
 /// Weights at a glance.
@@ -150,7 +151,7 @@ impl WeightStore {
             key: key.to_owned(),
             path: Some(path.to_owned()),
             settings: opening.settings.clone(),
-            private: opening.private,
+            private: opening.private.unwrap_or_else(|| is_remote(path)),
         };
         loop {
             let flight = match self.0.board(key, owner) {
@@ -194,11 +195,12 @@ impl WeightStore {
         patience: &Patience<'_>,
     ) -> Result<Weights, WeightsError> {
         self.check(key)?;
+        let private = opening.private.unwrap_or(false);
         let draft = || Draft {
             key: key.to_owned(),
             path: None,
             settings: opening.settings.clone(),
-            private: opening.private,
+            private,
         };
         loop {
             let flight = match self.0.board(key, owner) {
@@ -221,7 +223,7 @@ impl WeightStore {
                 let bytes = draft.bytes_of_given(&tensors);
                 let reservation = self.0.charge(key, bytes, owner, patience)?;
                 let started = Instant::now();
-                let entry = if opening.private {
+                let entry = if private {
                     draft.copied(tensors, version)?
                 } else {
                     draft.given(tensors, version)

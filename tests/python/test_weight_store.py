@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import mmap
 import os
+import subprocess
 import sys
 import threading
 import weakref
@@ -348,6 +351,35 @@ def test_what_stats_says_is_what_the_system_accounts(tmp_path: Path, copy: bool)
     for weights in holders:
         weights.release()
     until(lambda: proportional() - before < 8 * MIB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told to forget a file")
+def test_what_is_evicted_is_no_longer_in_the_page_cache(tmp_path: Path) -> None:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, check=True)
+    if kind.stdout.strip() in (b"tmpfs", b"ramfs"):
+        pytest.skip("the files of a tmpfs are in memory alone, and cannot be forgotten")
+    path = big(tmp_path / "big.safetensors", 32)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # what is not on the disk yet cannot be forgotten
+    budget = limited("40MiB")
+    store = co.WeightStore(budget=budget)
+    weights = store.open("big", path)
+    weights.prefetch()
+    weights.release()
+    pages = path.stat().st_size // mmap.PAGESIZE
+    assert cached_pages(path) > 0.9 * pages
+    budget.reserve("40MiB", timeout=20).release()
+    assert cached_pages(path) < 0.1 * pages
+
+
+def cached_pages(path: Path) -> int:
+    """How many pages of a file the system has in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        start = numpy.frombuffer(mapped, dtype="uint8").ctypes.data
+        resident = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE + 1))()
+        assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), resident) == 0
+    return sum(page & 1 for page in resident)
 
 
 # Reading ahead

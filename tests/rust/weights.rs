@@ -392,7 +392,7 @@ fn whatever_bytes_a_file_has_it_is_read_or_refused_in_words() {
 // Copies, versions, differences
 
 fn privately(store: &WeightStore, key: &str, path: &Path) -> Result<Weights, WeightsError> {
-    let opening = Opening { private: true, ..Opening::default() };
+    let opening = Opening { private: Some(true), ..Opening::default() };
     store.open(key, path, &opening, &this_thread("main"), &Patience::FOREVER)
 }
 
@@ -431,7 +431,7 @@ fn who_opens_a_key_with_other_settings_is_told_the_first_difference() {
     let store = WeightStore::default();
     let with = |settings: &[(&str, &str)]| {
         let settings = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        let opening = Opening { settings: settings.collect(), private: false };
+        let opening = Opening { settings: settings.collect(), private: Some(false) };
         store.open("model", &written.0, &opening, &this_thread("main"), &Patience::FOREVER)
     };
     let first = with(&[("dtype", "fp16"), ("scale", "1")]).unwrap();

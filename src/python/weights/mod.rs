@@ -50,7 +50,7 @@ impl WeightStore {
     }
 
     /// The weights at a path under a key: loaded, or those that are there.
-    #[pyo3(signature = (key, path, *, settings=None, copy=false, timeout=None, cancel=None))]
+    #[pyo3(signature = (key, path, *, settings=None, copy=None, timeout=None, cancel=None))]
     #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn open(
         &self,
@@ -58,7 +58,7 @@ impl WeightStore {
         key: &Bound<'_, PyAny>,
         path: &Bound<'_, PyAny>,
         settings: Option<&Bound<'_, PyAny>>,
-        copy: bool,
+        copy: Option<bool>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Weights> {
@@ -78,7 +78,7 @@ impl WeightStore {
     }
 
     /// Tensors that somebody has in memory, under a key; or those that are there.
-    #[pyo3(signature = (key, tensors, *, settings=None, copy=false, timeout=None, cancel=None))]
+    #[pyo3(signature = (key, tensors, *, settings=None, copy=None, timeout=None, cancel=None))]
     #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn share(
         &self,
@@ -86,7 +86,7 @@ impl WeightStore {
         key: &Bound<'_, PyAny>,
         tensors: &Bound<'_, PyAny>,
         settings: Option<&Bound<'_, PyAny>>,
-        copy: bool,
+        copy: Option<bool>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Weights> {
