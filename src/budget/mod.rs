@@ -36,10 +36,10 @@ mod limit;
 mod pressure;
 mod state;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use limit::{Limit, LimitError, default_host_limit};
 pub use pressure::{Evictor, Probe};
@@ -151,6 +151,7 @@ pub struct Budget(Arc<Shared>);
 /// What a budget, its reservations and its waiters share.
 pub struct Shared {
     birth: Birth,
+    name: String,
     state: Mutex<State>,
     outside: Option<Outside>,
     evictors: Evictors,
@@ -190,22 +191,30 @@ pub struct BudgetStatus {
     pub waiting: Vec<BudgetUser>,
 }
 
-/// A thread that asks evictors: should one of them reserve something, it does not ask them again.
-struct Evicting;
+/// A thread that asks a budget's evictors: should one of them reserve something there, it does not ask
+/// them again.
+struct Evicting(usize);
 
 thread_local! {
-    static EVICTING: Cell<bool> = const { Cell::new(false) };
+    static EVICTING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Evicting {
-    fn enter() -> Option<Self> {
-        (!EVICTING.replace(true)).then_some(Self)
+    fn enter(budget: &Shared) -> Option<Self> {
+        let budget = std::ptr::from_ref(budget).addr();
+        EVICTING.with_borrow_mut(|all| {
+            let fresh = !all.contains(&budget);
+            fresh.then(|| {
+                all.push(budget);
+                Self(budget)
+            })
+        })
     }
 }
 
 impl Drop for Evicting {
     fn drop(&mut self) {
-        EVICTING.set(false);
+        EVICTING.with_borrow_mut(|all| all.retain(|budget| *budget != self.0));
     }
 }
 
@@ -216,6 +225,7 @@ impl Budget {
         let Spec { name, total, limit, headroom, probe, look_every } = spec;
         let shared = Arc::new(Shared {
             birth: Birth::default(),
+            name: name.clone(),
             state: Mutex::new(State::new(name, total, limit, headroom)),
             outside: probe.map(|probe| Outside::new(probe, look_every)),
             evictors: Evictors::default(),
@@ -254,7 +264,7 @@ impl Budget {
         self.0.check()?;
         self.0.look(false);
         let mut state = self.0.state.lock();
-        if let Some(figures) = state.impossible(wish.bytes, 0) {
+        if let Some(figures) = state.impossible(wish) {
             return Err(BudgetError::Impossible(figures));
         }
         let place = state.take(wish, overtakes);
@@ -274,13 +284,11 @@ impl Budget {
         owner: &Owner,
         waker: Arc<dyn Wake>,
     ) -> Result<Asked<Shared>, BudgetError> {
-        self.ask_beside(0, wish(bytes, purpose, owner), owner, waker)
+        self.ask_for(wish(bytes, purpose, owner), owner, waker)
     }
 
-    /// As [`Budget::ask`], for somebody who keeps `beside` bytes meanwhile.
-    fn ask_beside(
+    fn ask_for(
         &self,
-        beside: u64,
         wish: Wish,
         owner: &Owner,
         waker: Arc<dyn Wake>,
@@ -288,7 +296,7 @@ impl Budget {
         self.0.check()?;
         self.0.look(false);
         let mut state = self.0.state.lock();
-        if let Some(figures) = state.impossible(wish.bytes, beside) {
+        if let Some(figures) = state.impossible(&wish) {
             return Err(BudgetError::Impossible(figures));
         }
         if let Some(place) = state.take(&wish, false) {
@@ -322,6 +330,24 @@ impl Budget {
         self.settle(bytes, asked, &parker, patience)
     }
 
+    /// As [`Budget::reserve`], of which so many bytes are in memory already, where the probe sees them.
+    ///
+    /// # Errors
+    /// [`BudgetError`].
+    pub fn reserve_filled(
+        &self,
+        bytes: u64,
+        filled: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Reservation, BudgetError> {
+        let parker = Parker::new();
+        let wish = Wish { filled: filled.min(bytes), ..wish(bytes, purpose, owner) };
+        let asked = self.ask_for(wish, owner, parker.clone())?;
+        self.settle(bytes, asked, &parker, patience)
+    }
+
     /// Blocks the thread until `asked`, which asked for so many bytes, is settled.
     ///
     /// # Errors
@@ -345,8 +371,16 @@ impl Budget {
 
     /// What the memory is called.
     #[must_use]
-    pub fn name(&self) -> String {
-        self.0.state.lock().name().to_owned()
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Refuses to go on in a forked child, where the figures of the ledger cannot be had.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn check(&self) -> Result<(), BudgetError> {
+        self.0.check()
     }
 
     /// Bytes of the memory, if they are known.
@@ -438,7 +472,7 @@ impl Budget {
 
     /// Has it asked no more. Returns whether it was there.
     pub fn remove_evictor(&self, number: u64) -> bool {
-        self.0.evictors.remove(number)
+        self.0.birth.is_here() && self.0.evictors.remove(number)
     }
 
     /// Everyone at the budget.
@@ -458,7 +492,8 @@ impl Budget {
 }
 
 fn wish(bytes: u64, purpose: Option<&str>, owner: &Owner) -> Wish {
-    Wish { bytes, purpose: purpose.map(str::to_owned), owner: Some(owner.clone()) }
+    let purpose = purpose.map(str::to_owned);
+    Wish { bytes, filled: 0, beside: 0, purpose, owner: Some(owner.clone()) }
 }
 
 impl Shared {
@@ -488,7 +523,9 @@ impl Shared {
     /// Asks the evictors for what the first in line misses, or what a lowered limit is exceeded by,
     /// until there is nothing missing or nobody left to ask. With no lock held.
     fn make_room(&self) {
-        let Some(_evicting) = Evicting::enter() else { return };
+        let Some(_evicting) = Evicting::enter(self) else { return };
+        // One thread asks at a time, for what the first in line misses: two would get it twice.
+        let Some(_turn) = self.evictors.turn() else { return };
         for evictor in self.evictors.in_order() {
             let missing = self.state.lock().missing();
             if missing == 0 {
@@ -586,7 +623,8 @@ impl Reservation {
     ) -> Result<Asked<Shared>, BudgetError> {
         self.shared.check()?;
         let (has, _) = self.figures().ok_or_else(|| self.released())?;
-        self.budget().ask_beside(has, wish(by, None, owner), owner, waker)
+        let wish = Wish { beside: has, ..wish(by, None, owner) };
+        self.budget().ask_for(wish, owner, waker)
     }
 
     /// Takes over the bytes of another reservation of the same budget.
@@ -634,10 +672,25 @@ impl Reservation {
         patience: &Patience<'_>,
     ) -> Result<Self, BudgetError> {
         self.shared.check()?;
-        let wish = self.shared.state.lock().wish(self.place);
-        let Wish { bytes, purpose, .. } = wish.ok_or_else(|| self.released())?;
-        let there = budget.reserve(bytes, purpose.as_deref(), owner, patience)?;
-        if self.release() { Ok(there) } else { Err(self.released()) }
+        let started = Instant::now();
+        loop {
+            let wish = self.shared.state.lock().wish(self.place);
+            let Wish { bytes, purpose, .. } = wish.ok_or_else(|| self.released())?;
+            let patience = patience.since(started);
+            let there = budget.reserve(bytes, purpose.as_deref(), owner, &patience)?;
+            // As many as when the wait began, or else the bytes of now are waited for.
+            let released = self.shared.state.lock().release_if(self.place, bytes);
+            match released {
+                Some(Ok((gone, wakers))) => {
+                    self.live.store(false, Ordering::Release);
+                    drop(gone);
+                    wake_all(&wakers);
+                    return Ok(there);
+                }
+                Some(Err(())) => {}
+                None => return Err(self.released()),
+            }
+        }
     }
 
     /// Says how many of its bytes are in memory now, where a probe sees them.
@@ -672,7 +725,7 @@ impl Reservation {
     }
 
     fn released(&self) -> BudgetError {
-        BudgetError::Released { budget: self.shared.state.lock().name().to_owned() }
+        BudgetError::Released { budget: self.shared.name.clone() }
     }
 }
 

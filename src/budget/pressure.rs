@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{LOOK_EVERY, Shared};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::wait::Interrupt;
 
 /// Tells what is really free in a memory, whoever uses the rest.
@@ -55,6 +55,17 @@ impl Outside {
 #[derive(Default)]
 pub(super) struct Evictors {
     all: Mutex<Registered>,
+    /// Whether somebody asks them.
+    asking: AtomicBool,
+}
+
+/// One thread's turn to ask the evictors. No lock: they may be anybody's code.
+pub(super) struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 #[derive(Default)]
@@ -67,6 +78,11 @@ struct Registered {
 }
 
 impl Evictors {
+    /// The turn, if nobody has it.
+    pub(super) fn turn(&self) -> Option<Turn<'_>> {
+        (!self.asking.swap(true, Ordering::AcqRel)).then(|| Turn(&self.asking))
+    }
+
     pub(super) fn add(&self, priority: i64, evictor: Arc<dyn Evictor>) -> u64 {
         let mut all = self.all.lock();
         all.next += 1;
@@ -125,6 +141,7 @@ impl Interrupt for Looking<'_> {
         if self.budget.evictors.are_due(LOOK_EVERY) {
             self.budget.make_room();
         }
-        false
+        // An evictor may have met what ends the wait.
+        self.patient.interrupted()
     }
 }

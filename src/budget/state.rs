@@ -22,6 +22,10 @@ pub(super) struct Place {
 #[derive(Clone)]
 pub(super) struct Wish {
     pub(super) bytes: u64,
+    /// How many of them are in memory already, where a probe sees them.
+    pub(super) filled: u64,
+    /// What the asker has beside, and keeps.
+    pub(super) beside: u64,
     pub(super) purpose: Option<String>,
     pub(super) owner: Option<Owner>,
 }
@@ -82,7 +86,7 @@ impl State {
 
     /// Bytes that can be reserved now.
     pub(super) fn room(&self) -> u64 {
-        self.within_reach().saturating_sub(self.used)
+        self.within_reach(0).saturating_sub(self.used)
     }
 
     /// Bytes that could be reserved if nobody had any.
@@ -90,20 +94,22 @@ impl State {
         self.limit.min(self.total.unwrap_or(u64::MAX).saturating_sub(self.headroom))
     }
 
-    fn fits(&self, bytes: u64) -> bool {
-        bytes <= self.room() || (planted(Mutant::BudgetOverdrawn) && bytes <= self.limit)
+    fn fits(&self, wish: &Wish) -> bool {
+        let room = self.within_reach(wish.filled).saturating_sub(self.used);
+        wish.bytes <= room || (planted(Mutant::BudgetOverdrawn) && wish.bytes <= self.limit)
     }
 
-    /// What of the memory reservations may have, together.
-    fn within_reach(&self) -> u64 {
-        self.limit.min(self.reach.unwrap_or(u64::MAX).saturating_sub(self.headroom))
+    /// What of the memory reservations may have, together with one of which so many bytes are filled.
+    fn within_reach(&self, filled: u64) -> u64 {
+        let reach = self.reach.map_or(u64::MAX, |reach| reach.saturating_add(filled));
+        self.limit.min(reach.saturating_sub(self.headroom))
     }
 
     /// What others would have to give for the first in line to be served; without one, what is used
     /// beyond the limit.
     pub(super) fn missing(&self) -> u64 {
-        let first = self.line.front().map_or(0, |first| first.wish.bytes);
-        self.used.saturating_add(first).saturating_sub(self.within_reach())
+        let first = self.line.front().map_or((0, 0), |first| (first.wish.bytes, first.wish.filled));
+        self.used.saturating_add(first.0).saturating_sub(self.within_reach(first.1))
     }
 
     pub(super) fn has_line(&self) -> bool {
@@ -111,9 +117,12 @@ impl State {
     }
 
     /// The figures of a wish that could not be fulfilled if everybody else released everything.
-    pub(super) fn impossible(&self, bytes: u64, beside: u64) -> Option<Figures> {
-        let possible = bytes.checked_add(beside).is_some_and(|bytes| bytes <= self.most());
-        (!possible).then(|| self.figures(bytes))
+    pub(super) fn impossible(&self, wish: &Wish) -> Option<Figures> {
+        (!self.is_possible(wish)).then(|| self.figures(wish.bytes))
+    }
+
+    fn is_possible(&self, wish: &Wish) -> bool {
+        wish.bytes.checked_add(wish.beside).is_some_and(|bytes| bytes <= self.most())
     }
 
     pub(super) fn figures(&self, asked: u64) -> Figures {
@@ -129,7 +138,7 @@ impl State {
     /// Reserves if that needs no waiting. `overtakes` those who wait, if told to.
     pub(super) fn take(&mut self, wish: &Wish, overtakes: bool) -> Option<Place> {
         let overtakes = overtakes || planted(Mutant::ReserveOvertakes);
-        if (self.line.is_empty() || overtakes) && self.fits(wish.bytes) {
+        if (self.line.is_empty() || overtakes) && self.fits(wish) {
             let ticket = self.next_ticket();
             return Some(self.enter(ticket, wish.clone()));
         }
@@ -144,7 +153,11 @@ impl State {
     fn enter(&mut self, ticket: u64, wish: Wish) -> Place {
         self.used += wish.bytes;
         self.peak = self.peak.max(self.used);
-        let entry = Entry { ticket, wish, filled: 0, since: Instant::now() };
+        let filled = wish.filled;
+        self.filled += filled;
+        // The last look took them for somebody else's.
+        self.reach = self.reach.map(|reach| reach.saturating_add(filled));
+        let entry = Entry { ticket, wish, filled, since: Instant::now() };
         Place { key: self.reservations.insert(entry), ticket }
     }
 
@@ -158,13 +171,8 @@ impl State {
     /// includes who is first after that: it may have to look for room itself.
     fn advance(&mut self) -> WakeList {
         let mut wakers = WakeList::new();
-        loop {
-            let room = self.room();
-            let Some(Waiter { ticket, wish, waker, .. }) =
-                self.line.pop_front_if(|first| first.wish.bytes <= room)
-            else {
-                break;
-            };
+        while self.line.front().is_some_and(|first| self.fits(&first.wish)) {
+            let Some(Waiter { ticket, wish, waker, .. }) = self.line.pop_front() else { break };
             let place = self.enter(ticket, wish);
             self.uncollected.push(place);
             wakers.push(waker);
@@ -188,6 +196,18 @@ impl State {
 
     pub(super) fn wish(&self, place: Place) -> Option<Wish> {
         self.entry(place).map(|entry| entry.wish.clone())
+    }
+
+    /// Releases a reservation if it has so many bytes; `Err` if it has others.
+    pub(super) fn release_if(
+        &mut self,
+        place: Place,
+        bytes: u64,
+    ) -> Option<Result<(Wish, WakeList), ()>> {
+        if self.entry(place)?.wish.bytes != bytes {
+            return Some(Err(()));
+        }
+        self.release(place).map(Ok)
     }
 
     pub(super) fn release(&mut self, place: Place) -> Option<(Wish, WakeList)> {
@@ -234,7 +254,7 @@ impl State {
         }
         let filled = entry.filled.saturating_sub(left);
         entry.filled -= filled;
-        let wish = Wish { bytes: off, ..entry.wish.clone() };
+        let wish = Wish { bytes: off, filled: 0, ..entry.wish.clone() };
         let ticket = self.next_ticket();
         let entry = Entry { ticket, wish, filled, since: Instant::now() };
         Some(Ok(Place { key: self.reservations.insert(entry), ticket }))
@@ -289,9 +309,10 @@ impl State {
     }
 
     fn turn_away(&mut self) -> (VecDeque<Waiter>, WakeList) {
-        let most = if planted(Mutant::LowerLimitForgetsWaiters) { u64::MAX } else { self.most() };
-        let (gone, line): (VecDeque<_>, VecDeque<_>) =
-            self.line.drain(..).partition(|waiter| waiter.wish.bytes > most);
+        let (line, gone): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.line).into_iter().partition(|waiter| {
+                self.is_possible(&waiter.wish) || planted(Mutant::LowerLimitForgetsWaiters)
+            });
         self.line = line;
         for Waiter { ticket, wish, .. } in &gone {
             self.refused.push((*ticket, BudgetError::Impossible(self.figures(wish.bytes))));
@@ -454,10 +475,6 @@ impl State {
 
     pub(super) fn peak(&self) -> u64 {
         self.peak
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
     }
 
     pub(super) fn total(&self) -> Option<u64> {

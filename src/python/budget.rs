@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pyo3::PyTraverseError;
+use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
@@ -11,7 +12,7 @@ use super::error::{Error, Result, invalid_type, raise};
 use super::exit::{Inside, detached};
 use super::guard::{released, warn_forgotten};
 use super::pool::since;
-use super::wait::{Terms, caller, patiently};
+use super::wait::{Terms, caller, interrupt_this_thread, patiently};
 use super::{argument, device};
 use crate::budget::{self, BudgetError, Evictor, Figures, Limit, Probe, Spec, default_host_limit};
 use crate::device::{ByteSize, Driver, Host, host_memory};
@@ -68,7 +69,16 @@ fn call<T>(function: &Py<PyAny>, with: impl FnOnce(&Bound<'_, PyAny>) -> PyResul
     let _inside = Inside::try_enter()?;
     Python::attach(|py| {
         let function = function.bind(py);
-        with(function).map_err(|error| error.write_unraisable(py, Some(function))).ok()
+        with(function)
+            .map_err(|error| {
+                if error.is_instance_of::<PyException>(py) {
+                    error.write_unraisable(py, Some(function));
+                } else {
+                    // Ctrl-C, or an exit: whoever wants the bytes hears of it.
+                    interrupt_this_thread(error);
+                }
+            })
+            .ok()
     })
 }
 
@@ -118,7 +128,11 @@ impl Budget {
     }
 
     fn reservation(slf: &Bound<'_, Self>, reservation: budget::Reservation) -> Reservation {
-        let held = Held { reservation: Arc::new(reservation), budget: slf.clone().unbind() };
+        let held = Held {
+            reservation: Arc::new(reservation),
+            budget: slf.clone().unbind(),
+            released: false,
+        };
         Reservation { held: Mutex::new(held) }
     }
 }
@@ -166,32 +180,36 @@ impl Budget {
 
     /// What the memory is called.
     #[getter]
-    fn name(&self) -> String {
+    fn name(&self) -> &str {
         self.ledger.name()
     }
 
     /// The bytes of the memory; `None` if they are not known.
     #[getter]
-    fn total(&self) -> Option<u64> {
-        self.ledger.total()
+    fn total(&self) -> Result<Option<u64>> {
+        self.ledger.check()?;
+        Ok(self.ledger.total())
     }
 
     /// The most bytes that can be reserved.
     #[getter]
-    fn limit(&self) -> u64 {
-        self.ledger.limit()
+    fn limit(&self) -> Result<u64> {
+        self.ledger.check()?;
+        Ok(self.ledger.limit())
     }
 
     #[setter]
     fn set_limit(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> Result<()> {
-        let limit = self::limit(limit)?.bytes(&self.ledger.name(), self.ledger.total())?;
+        self.ledger.check()?;
+        let limit = self::limit(limit)?.bytes(self.ledger.name(), self.ledger.total())?;
         Ok(detached(py, || self.ledger.set_limit(limit))?)
     }
 
     /// The bytes of the memory that stay free.
     #[getter]
-    fn headroom(&self) -> u64 {
-        self.ledger.headroom()
+    fn headroom(&self) -> Result<u64> {
+        self.ledger.check()?;
+        Ok(self.ledger.headroom())
     }
 
     #[setter]
@@ -202,20 +220,23 @@ impl Budget {
 
     /// The bytes that are reserved.
     #[getter]
-    fn used(&self) -> u64 {
-        self.ledger.used()
+    fn used(&self) -> Result<u64> {
+        self.ledger.check()?;
+        Ok(self.ledger.used())
     }
 
     /// The bytes that can be reserved now, by the last look at the memory.
     #[getter]
-    fn free(&self) -> u64 {
-        self.ledger.free()
+    fn free(&self) -> Result<u64> {
+        self.ledger.check()?;
+        Ok(self.ledger.free())
     }
 
     /// The most bytes that were ever reserved.
     #[getter]
-    fn peak(&self) -> u64 {
-        self.ledger.peak()
+    fn peak(&self) -> Result<u64> {
+        self.ledger.check()?;
+        Ok(self.ledger.peak())
     }
 
     /// Reserves; waits in line.
@@ -273,6 +294,7 @@ impl Budget {
     /// Has it called no more. Whether it was there.
     fn remove_evictor(&self, evictor: &Bound<'_, PyAny>) -> Result<bool> {
         let all: Vec<Registered> = self.evictors.lock().clone();
+        let _inside = Inside::enter(evictor.py());
         for (number, known) in all {
             if known.0.bind(evictor.py()).eq(evictor)? && self.ledger.remove_evictor(number) {
                 let mut evictors = self.evictors.lock();
@@ -311,8 +333,12 @@ impl Budget {
     }
 
     fn __repr__(&self) -> String {
+        let name = self.ledger.name();
+        if self.ledger.check().is_err() {
+            return format!("<Budget {name} of another process>");
+        }
         let (used, limit) = (ByteSize(self.ledger.used()), ByteSize(self.ledger.limit()));
-        format!("<Budget {}: {used} of {limit}>", self.ledger.name())
+        format!("<Budget {name}: {used} of {limit}>")
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
@@ -335,10 +361,21 @@ impl Budget {
     }
 }
 
+impl Drop for Budget {
+    fn drop(&mut self) {
+        // Its functions may hold what holds the ledger.
+        for (number, _) in self.evictors.lock().iter() {
+            self.ledger.remove_evictor(*number);
+        }
+    }
+}
+
 /// A reservation, and the budget that it is of: both change when it moves.
 struct Held {
     reservation: Arc<budget::Reservation>,
     budget: Py<Budget>,
+    /// Released by its user, also while it moves.
+    released: bool,
 }
 
 /// So many bytes of a memory, until they are released.
@@ -360,9 +397,11 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let what = self.what();
-        if self.inner().release() {
-            warn_forgotten(&what);
+        let inner = self.inner();
+        let bytes = inner.bytes();
+        if inner.release() {
+            let name = inner.budget().name().to_owned();
+            warn_forgotten(&format!("the reservation of {} of {name}", ByteSize(bytes)));
         }
     }
 }
@@ -395,7 +434,12 @@ impl Reservation {
 
     /// Gives the bytes back. From any thread; again without effect. Does not wait.
     fn release(&self) {
-        self.inner().release();
+        let reservation = {
+            let mut held = self.held.lock();
+            held.released = true;
+            held.reservation.clone()
+        };
+        reservation.release();
     }
 
     /// Says how many of the bytes are in memory now.
@@ -429,7 +473,7 @@ impl Reservation {
     fn split(&self, py: Python<'_>, nbytes: &Bound<'_, PyAny>) -> Result<Self> {
         let bytes = argument::bytes("nbytes", nbytes)?;
         let (inner, budget) = (self.inner(), self.budget(py));
-        let held = Held { reservation: Arc::new(inner.split(bytes)?), budget };
+        let held = Held { reservation: Arc::new(inner.split(bytes)?), budget, released: false };
         Ok(Self { held: Mutex::new(held) })
     }
 
@@ -447,9 +491,17 @@ impl Reservation {
         let (inner, target) = (self.inner(), &budget.get().ledger);
         terms.check(&format!("{} of {}", ByteSize(inner.bytes()), target.name()))?;
         let moved = patiently(py, terms, |patience| inner.move_to(target, &owner, patience))?;
-        let moved = Held { reservation: Arc::new(moved), budget: budget.clone().unbind() };
-        let before = std::mem::replace(&mut *self.held.lock(), moved);
+        let (reservation, budget) = (Arc::new(moved), budget.clone().unbind());
+        let (before, released) = {
+            let mut held = self.held.lock();
+            let released = held.released;
+            let moved = Held { reservation: reservation.clone(), budget, released };
+            (std::mem::replace(&mut *held, moved), released)
+        };
         drop(before);
+        if released {
+            reservation.release();
+        }
         Ok(())
     }
 
@@ -479,7 +531,7 @@ impl Reservation {
 
     fn __repr__(&self) -> String {
         let inner = self.inner();
-        let name = inner.budget().name();
+        let name = inner.budget().name().to_owned();
         if inner.is_released() {
             format!("<Reservation of {name} released>")
         } else {

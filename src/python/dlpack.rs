@@ -9,13 +9,14 @@ use dlpark::ffi::{
 use dlpark::metadata::Dynamic;
 use dlpark::python::{ExportAbi, ExportRequest, ImportRequest, ImportedDlpack};
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, OpaqueContext};
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::error::{Error, Result};
-use super::exit::Inside;
+use super::exit::{Inside, detached};
+use crate::device::ByteSize;
 use crate::weights::{ElementType, Given, Memory, Tensor, WeightsError};
 
 /// The device of host memory, as `__dlpack_device__` has it.
@@ -35,9 +36,12 @@ struct Aligned {
 }
 
 impl Aligned {
-    /// A row-major copy of a tensor's elements.
-    fn copy_of(tensor: &Tensor) -> Self {
-        let mut memory = vec![0_u128; tensor.nbytes().div_ceil(size_of::<u128>())];
+    /// A row-major copy of a tensor's elements; `None` if there is no memory for it.
+    fn copy_of(tensor: &Tensor) -> Option<Self> {
+        let length = tensor.nbytes().div_ceil(size_of::<u128>());
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(length).ok()?;
+        memory.resize(length, 0_u128);
         // SAFETY: what was just made has at least as many bytes as the tensor's elements, and any
         // bytes are numbers.
         #[expect(unsafe_code, reason = "numbers are made of bytes")]
@@ -45,7 +49,7 @@ impl Aligned {
             std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u8>(), tensor.nbytes())
         };
         tensor.copy_to(bytes);
-        Self { memory }
+        Some(Self { memory })
     }
 }
 
@@ -79,11 +83,11 @@ pub(super) fn export(
     match request.abi() {
         // It cannot say that it is read-only; numpy takes every such tensor to be.
         ExportAbi::Legacy => {
-            to_python(py, managed::<DLManagedTensor>(tensor, copy, DlpackFlags::empty())?)
+            to_python(py, managed::<DLManagedTensor>(py, tensor, copy, DlpackFlags::empty())?)
         }
         ExportAbi::Versioned => {
             let flags = if copy { DlpackFlags::IS_COPIED } else { DlpackFlags::READ_ONLY };
-            to_python(py, managed::<DLManagedTensorVersioned>(tensor, copy, flags)?)
+            to_python(py, managed::<DLManagedTensorVersioned>(py, tensor, copy, flags)?)
         }
     }
 }
@@ -96,12 +100,18 @@ where
 }
 
 fn managed<M: ManagedTensorBase>(
+    py: Python<'_>,
     tensor: &Tensor,
     copy: bool,
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
     if copy {
-        let copied = Box::new(Aligned::copy_of(tensor));
+        // A large copy takes a while.
+        let copied = detached(py, || Aligned::copy_of(tensor)).ok_or_else(|| {
+            let bytes = ByteSize(tensor.nbytes() as u64);
+            PyMemoryError::new_err(format!("there is no memory for a copy of {bytes}"))
+        })?;
+        let copied = Box::new(copied);
         let data = copied.memory.as_ptr().cast();
         finish(tensor, None, HOST, copied, data, flags)
     } else {
@@ -126,6 +136,9 @@ fn finish<M: ManagedTensorBase>(
     }
     if let Some(last) = shape.last_mut() {
         // torch counts the pairs of four-bit numbers, safetensors the numbers.
+        if *last % i64::from(dtype.lanes) != 0 {
+            return Err(refused(&"its rows are no whole bytes"));
+        }
         *last /= i64::from(dtype.lanes);
     }
     let prepared = match strides {
@@ -229,6 +242,10 @@ pub(super) fn import(name: &str, object: &Bound<'_, PyAny>) -> Result<Given> {
     let request = ImportRequest::new(capsule.as_borrowed()).map_err(failed)?;
     let imported = request.import(None, None).map_err(failed)?;
     let tensor = imported.validate().map_err(|error| unshareable(error.to_string()))?;
+    let said = if pinned { PINNED.device_type } else { HOST.device_type };
+    if tensor.device().device_type != said {
+        return Err(unshareable("it is on another device than its library says".to_owned()));
+    }
     let dtype = tensor.dtype();
     let known = TYPES.iter().find(|(_, known)| known.matches(dtype));
     let &(element, _) = known.ok_or_else(|| {
@@ -244,16 +261,27 @@ pub(super) fn import(name: &str, object: &Bound<'_, PyAny>) -> Result<Given> {
         Ok(false) => tensor.strides_or_compact().ok().map(Cow::into_owned),
         Err(error) => return Err(unshareable(error.to_string())),
     };
-    let size = usize::from(dtype.bits) * usize::from(dtype.lanes) / 8;
+    let bits = usize::from(dtype.bits) * usize::from(dtype.lanes);
+    if !bits.is_multiple_of(8) {
+        return Err(unshareable(format!("its elements of {bits} bits are no whole bytes")));
+    }
+    let size = bits / 8;
     let (before, length) = span(size, &shape, strides.as_deref())
         .ok_or_else(|| unshareable("it does not lie in memory as its shape says".to_owned()))?;
     if let Some(last) = shape.last_mut() {
         // torch counts the pairs of four-bit numbers, we the numbers.
         *last *= usize::from(dtype.lanes);
     }
-    let offset = usize::try_from(tensor.byte_offset());
-    let offset = offset.map_err(|error| unshareable(error.to_string()))?;
-    let first = tensor.data_ptr().cast::<u8>().wrapping_add(offset).wrapping_sub(before);
+    if length > 0 && tensor.data_ptr().is_null() {
+        return Err(unshareable("it has elements, but no memory".to_owned()));
+    }
+    let start = tensor.data_ptr().cast::<u8>();
+    let offset = usize::try_from(tensor.byte_offset()).ok().filter(|offset| {
+        // The last byte has an address too.
+        start.addr().checked_add(*offset).is_some_and(|at| at.checked_add(length).is_some())
+    });
+    let offset = offset.ok_or_else(|| unshareable("it lies beyond all memory".to_owned()))?;
+    let first = start.wrapping_add(offset).wrapping_sub(before);
     let owner = Box::new(Foreign(ManuallyDrop::new(imported)));
     let memory = Memory::foreign(first, length, pinned, owner);
     Ok(Given { name: name.to_owned(), element, shape, strides, memory, offset: before })

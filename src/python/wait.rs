@@ -1,6 +1,6 @@
 //! The one door to every call that waits, and cancel tokens.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,6 +173,10 @@ impl Interrupt for Signals {
         reason = "the method is not general enough"
     )]
     fn interrupted(&self) -> bool {
+        if let Some(error) = INTERRUPT.take() {
+            *self.raised.lock() = Some(error);
+            return true;
+        }
         if !self.main {
             return false;
         }
@@ -185,6 +189,17 @@ impl Interrupt for Signals {
             }
         }
     }
+}
+
+thread_local! {
+    /// What a user's function that a wait has called raised, if it is no mere exception.
+    static INTERRUPT: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+/// Ends the wait that this thread is in.
+pub(super) fn interrupt_this_thread(error: PyErr) {
+    let before = INTERRUPT.replace(Some(error));
+    drop(before);
 }
 
 /// Whether signals are handled in this thread; asked of Python once per thread.
@@ -217,7 +232,8 @@ where
     let Terms { timeout, cancel } = terms;
     let outcome =
         detached(py, || wait(&Patience { timeout, cancel: cancel.as_ref(), interrupt: &signals }));
-    if let Some(raised) = signals.raised.into_inner() {
+    // Also what was raised after the last look.
+    if let Some(raised) = signals.raised.into_inner().or_else(|| INTERRUPT.take()) {
         drop(outcome);
         return Err(raised.into());
     }

@@ -131,6 +131,13 @@ impl Patience<'static> {
 }
 
 impl<'a> Patience<'a> {
+    /// What is left of it, if it began then.
+    #[must_use]
+    pub fn since(self, began: Instant) -> Self {
+        let timeout = self.timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+        Self { timeout, ..self }
+    }
+
     /// The same patience, ended by `token` too.
     #[must_use]
     pub fn or_cancelled<'b>(self, token: &'b CancelToken) -> Patience<'b>

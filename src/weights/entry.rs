@@ -57,8 +57,10 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) version: u64,
     pub(super) path: Option<PathBuf>,
-    /// The files, as they were; none for tensors that were given.
+    /// The files, as they were, an index first; none for tensors that were given.
     sources: Vec<(PathBuf, Identity)>,
+    /// The file of each stretch of mapped memory.
+    paths: Vec<PathBuf>,
     pub(super) settings: Settings,
     pub(super) private: bool,
     names: Vec<String>,
@@ -98,6 +100,7 @@ impl Draft {
         let kind = if self.private { MemoryKind::Slab } else { MemoryKind::Mapped };
         let mut contents = Contents {
             kinds: vec![(kind, self.bytes_of_source(&source))],
+            sources: source.index.into_iter().collect(),
             metadata: source.metadata,
             ..Contents::default()
         };
@@ -159,13 +162,14 @@ impl Draft {
     }
 
     fn entry(self, version: u64, contents: Contents) -> Entry {
-        let Contents { sources, tensors, memories, metadata, kinds } = contents;
+        let Contents { sources, paths, tensors, memories, metadata, kinds } = contents;
         let (names, placed): (Vec<String>, Vec<Placed>) = tensors.into_iter().unzip();
         Entry {
             key: self.key,
             version,
             path: self.path,
             sources,
+            paths,
             settings: self.settings,
             private: self.private,
             by_name: names.iter().cloned().enumerate().map(|(at, name)| (name, at)).collect(),
@@ -186,6 +190,7 @@ impl Draft {
 #[derive(Default)]
 struct Contents {
     sources: Vec<(PathBuf, Identity)>,
+    paths: Vec<PathBuf>,
     tensors: Vec<(String, Placed)>,
     memories: Vec<Memory>,
     metadata: HashMap<String, String>,
@@ -217,6 +222,7 @@ impl Contents {
                 },
             ));
         }
+        self.paths.push(part.path.clone());
         self.sources.push((part.path, part.identity));
         self.memories.push(slab.unwrap_or_else(|| Memory::mapped(part.map, part.file)));
         Ok(())
@@ -247,6 +253,13 @@ impl Entry {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let bytes = self.nbytes.max(1) as f64;
         self.seconds_per_byte = took.as_secs_f64() / bytes;
+        if let Some(reservation) = &reservation {
+            // What is mapped can be dropped by the system: a probe sees it as free.
+            let mapped = |(kind, _): &&(MemoryKind, u64)| *kind != MemoryKind::Mapped;
+            let filled = self.kinds.iter().filter(mapped).map(|(_, bytes)| bytes).sum();
+            // Nobody else has the reservation, and these are bytes of it.
+            let _ = reservation.fill(filled);
+        }
         self.reserved = reservation;
         self
     }
@@ -282,7 +295,7 @@ impl Entry {
 
     /// The file of each stretch of mapped memory.
     pub(super) fn path_of(&self, memory: usize) -> &Path {
-        self.sources.get(memory).map_or(Path::new(""), |(path, _)| path)
+        self.paths.get(memory).map_or(Path::new(""), PathBuf::as_path)
     }
 
     /// How what somebody wants under the key differs from this, if that can be told without reading
@@ -293,11 +306,8 @@ impl Entry {
         draft: &Draft,
     ) -> Result<bool, WeightsError> {
         self.agrees(draft)?;
-        let of_tensors = |(path, _): &&(PathBuf, Identity)| {
-            path.extension().is_none_or(|extension| extension != "json")
-        };
-        let mut wanted: Vec<_> = files.iter().filter(of_tensors).collect();
-        let mut own: Vec<_> = self.sources.iter().collect();
+        let (mut wanted, mut own): (Vec<_>, Vec<_>) =
+            (files.iter().collect(), self.sources.iter().collect());
         wanted.sort_by(|a, b| a.0.cmp(&b.0));
         own.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(wanted.len() == own.len()

@@ -1,6 +1,6 @@
 //! Where weights come from: a safetensors or GGUF file, several with an index, or a folder.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -78,6 +78,8 @@ pub(super) struct Part {
 
 /// Everything that belongs to one model.
 pub(super) struct Source {
+    /// The index that names the parts, if there is one.
+    pub(super) index: Option<(PathBuf, Identity)>,
     pub(super) parts: Vec<Part>,
     pub(super) metadata: HashMap<String, String>,
 }
@@ -145,8 +147,13 @@ const ENDINGS: [&str; 3] = [".safetensors", ".safetensors.index.json", ".gguf"];
 /// The file to start from: `path` itself, or the one in the folder `path` that has the weights.
 fn file_of(path: &Path) -> Result<PathBuf, WeightsError> {
     let metadata = std::fs::metadata(path).map_err(|why| WeightsError::unreadable(path, why))?;
-    if !metadata.is_dir() {
+    if metadata.is_file() {
         return Ok(path.to_owned());
+    }
+    if !metadata.is_dir() {
+        // Opening a pipe or a device may wait for ever.
+        let why = "is neither a file nor a folder".to_owned();
+        return Err(WeightsError::Folder { path: path.to_owned(), why });
     }
     let wrong = |why: String| WeightsError::Folder { path: path.to_owned(), why };
     let entries = std::fs::read_dir(path).map_err(|why| WeightsError::unreadable(path, why))?;
@@ -175,7 +182,7 @@ fn file_of(path: &Path) -> Result<PathBuf, WeightsError> {
 
 fn single(path: &Path) -> Result<Source, WeightsError> {
     let (part, metadata) = part(path)?;
-    Ok(Source { parts: vec![part], metadata })
+    Ok(Source { index: None, parts: vec![part], metadata })
 }
 
 /// Opens, maps and reads one file of tensors.
@@ -259,17 +266,17 @@ fn is_plain_name(name: &str) -> bool {
 fn shards(path: &Path) -> Result<Source, WeightsError> {
     let folder = folder_of(path);
     let malformed = |why: String| WeightsError::malformed(path, "safetensors index", why);
-    let mut source = Source { parts: Vec::new(), metadata: HashMap::new() };
+    // Before it is read: one that is replaced meanwhile is found to be another one later.
+    let identity = Identity::of(path)?;
+    let index_file = Some((path.to_owned(), identity));
+    let mut source = Source { index: index_file, parts: Vec::new(), metadata: HashMap::new() };
     for (name, wanted) in index(path)? {
         let (mut part, metadata) = part(&folder.join(&name))?;
-        for tensor in &wanted {
-            if !part.tensors.iter().any(|described| described.name == *tensor) {
-                return Err(malformed(format!(
-                    "{tensor:?} is not in {name:?}, where it should be"
-                )));
-            }
+        let known: HashSet<&str> = part.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        if let Some(tensor) = wanted.iter().find(|tensor| !known.contains(tensor.as_str())) {
+            return Err(malformed(format!("{tensor:?} is not in {name:?}, where it should be")));
         }
-        let wanted: std::collections::HashSet<String> = wanted.into_iter().collect();
+        let wanted: HashSet<String> = wanted.into_iter().collect();
         part.tensors.retain(|described| wanted.contains(&described.name));
         source.metadata.extend(metadata);
         source.parts.push(part);

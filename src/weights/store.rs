@@ -29,6 +29,7 @@ struct Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        // In a forked child the budget does nothing.
         if let Some(budget) = &self.budget {
             budget.remove_evictor(self.evictor.load(Ordering::Relaxed));
         }
@@ -153,7 +154,9 @@ impl WeightStore {
             settings: opening.settings.clone(),
             private: opening.private.unwrap_or_else(|| is_remote(path)),
         };
+        let began = Instant::now();
         loop {
+            let patience = patience.since(began);
             let flight = match self.0.board(key, owner) {
                 Boarding::Live(entry) if entry.is_same_source(&files, &draft())? => {
                     return Ok(Weights(entry));
@@ -161,7 +164,7 @@ impl WeightStore {
                 Boarding::Live(entry) => return Err(entry.is_other_source(path, &draft())),
                 Boarding::Waiting(flight) => {
                     // Landed or not, the next look at the slot tells.
-                    match flight.wait(owner, patience)? {
+                    match flight.wait(owner, &patience)? {
                         Outcome::Failed(error) => return Err(error),
                         Outcome::Loaded(_) | Outcome::Abandoned => continue,
                     }
@@ -172,8 +175,8 @@ impl WeightStore {
             return landing.load(|| {
                 let source = Source::read(path)?;
                 let draft = draft();
-                let reservation =
-                    self.0.charge(key, draft.bytes_of_source(&source), owner, patience)?;
+                let bytes = draft.bytes_of_source(&source);
+                let reservation = self.0.charge(key, (bytes, 0), owner, &patience)?;
                 let started = Instant::now();
                 let entry = draft.read(source, self.0.next_version())?;
                 Ok(entry.charged(reservation, started.elapsed()))
@@ -202,7 +205,9 @@ impl WeightStore {
             settings: opening.settings.clone(),
             private,
         };
+        let began = Instant::now();
         loop {
+            let patience = patience.since(began);
             let flight = match self.0.board(key, owner) {
                 Boarding::Live(entry) => {
                     let told = tensors.iter().map(|tensor| {
@@ -211,7 +216,7 @@ impl WeightStore {
                     entry.has_same_tensors(&draft(), told)?;
                     return Ok(Weights(entry));
                 }
-                Boarding::Waiting(flight) => match flight.wait(owner, patience)? {
+                Boarding::Waiting(flight) => match flight.wait(owner, &patience)? {
                     Outcome::Failed(error) => return Err(error),
                     Outcome::Loaded(_) | Outcome::Abandoned => continue,
                 },
@@ -221,7 +226,9 @@ impl WeightStore {
             return landing.load(|| {
                 let (draft, version) = (draft(), self.0.next_version());
                 let bytes = draft.bytes_of_given(&tensors);
-                let reservation = self.0.charge(key, bytes, owner, patience)?;
+                // Somebody has them in memory already, if they are not to be copied.
+                let filled = if private { 0 } else { bytes };
+                let reservation = self.0.charge(key, (bytes, filled), owner, &patience)?;
                 let started = Instant::now();
                 let entry = if private {
                     draft.copied(tensors, version)?
@@ -355,16 +362,16 @@ impl Shared {
         self.versions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Reserves bytes, of which some are in memory already, for the weights to have.
     fn charge(
         &self,
         key: &str,
-        bytes: u64,
+        (bytes, filled): (u64, u64),
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Option<Reservation>, WeightsError> {
         let Some(budget) = &self.budget else { return Ok(None) };
-        let reservation = budget.reserve(bytes, Some(key), owner, patience)?;
-        // The weights have it, and whoever has them.
+        let reservation = budget.reserve_filled(bytes, filled, Some(key), owner, patience)?;
         reservation.disown();
         Ok(Some(reservation))
     }

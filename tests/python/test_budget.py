@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -235,6 +236,41 @@ def test_an_evictor_may_do_anything_but_wait(monkeypatch: pytest.MonkeyPatch) ->
         budget.add_evictor(evictor)
     budget.reserve(5, timeout=20).release()
     assert [type(error) for error in seen] == [ZeroDivisionError]
+
+
+def test_ctrl_c_in_an_evictor_ends_the_wait() -> None:
+    budget = of(10)
+    held = budget.reserve(10).hand_over()
+
+    def interrupted(_missing: int) -> None:
+        raise KeyboardInterrupt
+
+    budget.add_evictor(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        budget.reserve(5)
+    assert budget.remove_evictor(interrupted)
+    assert budget.status().waiting == []
+    with pytest.raises(co.BudgetTimeoutError):
+        budget.reserve(5, timeout=0)
+    held.release()
+
+
+def test_what_is_released_while_it_moves_stays_released() -> None:
+    ram, vram = of(100), of(10)
+    for _ in range(20):
+        held, moving = vram.reserve(10).hand_over(), ram.reserve(5)
+
+        def move(reservation: co.Reservation = moving) -> None:
+            with contextlib.suppress(co.ReleasedError):
+                reservation.move_to(vram, timeout=20)
+
+        mover = spawn(move)
+        until(lambda: vram.status().waiting)
+        releasers = [spawn(held.release), spawn(moving.release)]
+        for thread in [mover, *releasers]:
+            thread.join()
+        assert moving.released
+        assert (ram.used, vram.used) == (0, 0)
 
 
 def test_who_waits_asks_again_what_came_to_be_evictable() -> None:
@@ -507,7 +543,8 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
         child = os.fork()
         if not child:
             for call in (lambda: budget.reserve(1), budget.status, lambda: held.grow(1),
-                         lambda: held.__enter__(), budget.look):
+                         lambda: held.__enter__(), budget.look, lambda: budget.used,
+                         lambda: budget.free, lambda: budget.limit, lambda: budget.peak):
                 try:
                     call()
                 except co.ForkedError:

@@ -229,9 +229,110 @@ def test_what_cannot_be_shared_is_named(tensor: object, why: str) -> None:
     assert store.status() == []
 
 
+class DLTensor(ctypes.Structure):
+    """As dlpack.h has it."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+class Lying:
+    """A producer whose capsule says what it is told to."""
+
+    def __init__(self, shape: list[int], strides: list[int] | None = None, **fields: Any) -> None:
+        sizes = ctypes.c_int64 * len(shape)
+        self.shape = sizes(*shape)
+        self.strides = sizes(*strides) if strides else None
+        terms = {"code": 2, "bits": 32, "lanes": 1, "device_type": 1, "data": None, **fields}
+        self.memory = ctypes.create_string_buffer(256)
+        if terms["data"] == "some":
+            terms["data"] = ctypes.addressof(self.memory)
+        self.tensor = DLTensor(ndim=len(shape), shape=self.shape, **terms)
+        if self.strides:
+            self.tensor.strides = self.strides
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def __dlpack__(self, **_: object) -> object:
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        (Lying([4]), "it has elements, but no memory"),
+        (Lying([4], data="some", device_type=2), "on another device than its library says"),
+        (Lying([-4], data="some"), "cannot be shared"),
+        (Lying([4, 4], [2**61, 1], data="some"), "cannot be shared"),
+        (Lying([2**40, 2**40], data="some"), "cannot be shared"),
+        (Lying([4], data="some", bits=6, code=15), "6 bits are no whole bytes"),
+        (Lying([4], data="some", lanes=0), "cannot be shared"),
+        (Lying([4], data="some", code=200), "cannot be shared"),
+        (Lying([4], data="some", byte_offset=2**64 - 1), "cannot be shared"),
+    ],
+    ids=[
+        "no memory",
+        "another device",
+        "negative",
+        "huge strides",
+        "huge",
+        "six bits",
+        "no lanes",
+        "an unknown type",
+        "a huge offset",
+    ],
+)
+def test_a_producer_that_lies_is_found_out(lie: Lying, why: str, copy: bool) -> None:
+    store = co.WeightStore()
+    with pytest.raises(co.UnshareableTensorError, match=why):
+        store.share("key", {"lie": lie}, copy=copy)
+    assert store.status() == []
+
+
+def test_what_a_plain_producer_says_is_taken() -> None:
+    honest = Lying([2, 3], [3, 1], data="some")
+    assert value(co.WeightStore().share("key", {"a": honest})["a"]).tolist() == [[0] * 3] * 2
+
+
+def test_a_copy_that_no_memory_can_hold_is_refused() -> None:
+    huge = numpy.broadcast_to(numpy.zeros(1), (2**44,))
+    store = co.WeightStore()
+    shared = store.share("huge", {"a": huge})
+    with pytest.raises(MemoryError, match="no memory for a copy of 128 TiB"):
+        numpy.from_dlpack(shared["a"], copy=True)
+    with pytest.raises(co.WeightsMemoryError, match='no memory for a copy of "other"'):
+        store.share("other", {"a": huge}, copy=True)
+    assert [status.key for status in store.status()] == ["huge"]
+
+
+class Twice(dict[str, Any]):
+    """A mapping that has a name twice."""
+
+    def items(self) -> Any:
+        return [("a", numpy.zeros(1)), ("a", numpy.zeros(2))]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        (("key", Twice(a=1)), co.InvalidValueError, 'there are two tensors "a"'),
         (("key", [1]), co.InvalidTypeError, "tensors is a mapping, not list"),
         (("key", {3: numpy.zeros(1)}), co.InvalidTypeError, "the name of a tensor is a text"),
         ((3, {}), co.InvalidTypeError, "key is a text, not int"),
@@ -418,6 +519,42 @@ def test_what_progress_raises_ends_the_wait(tmp_path: Path) -> None:
         weights.prefetch()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_by_progress_is_told_so(tmp_path: Path) -> None:
+    path = big(tmp_path / "big.safetensors", 64)
+    ended = run_script(
+        f"""
+        import os, warnings
+        import coresident as co
+        warnings.simplefilter("ignore", DeprecationWarning)
+        weights = co.WeightStore().open("big", {str(path)!r})
+        children = []
+
+        def fork(done, total):
+            if not children:
+                children.append(os.fork())
+
+        try:
+            weights.prefetch(threads=2, progress=fork)
+        except co.ForkedError:
+            os._exit(3)
+        if children == [0]:
+            os._exit(4)
+        _, status = os.waitpid(children[0], 0)
+        # The only call may have been the last one, when nothing is waited for any more.
+        assert os.waitstatus_to_exitcode(status) in (3, 4), status
+        """
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(co.WeightsFileError, match="is neither a file nor a folder"):
+        co.WeightStore().open("pipe", tmp_path / "pipe.safetensors")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a mapped file cannot be cut")
 def test_a_file_that_was_cut_is_reported_by_prefetch(tmp_path: Path) -> None:
     path = big(tmp_path / "big.safetensors", 4)
@@ -598,6 +735,36 @@ def test_a_store_and_its_budget_go_together() -> None:
     assert gone() is None
     assert budget.used == 0
     budget.reserve(100, timeout=0).release()
+
+
+def test_an_evictor_that_holds_weights_does_not_keep_everything() -> None:
+    def make() -> weakref.ref[Any]:
+        budget, array = limited(1000), numpy.zeros(5)
+        weights = co.WeightStore(budget=budget).share("a", {"a": array})
+        budget.add_evictor(lambda _missing: weights.release())
+        return weakref.ref(array)
+
+    gone = make()
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_is_in_memory_is_not_charged_twice(tmp_path: Path) -> None:
+    free = [1000]
+    (device,) = co.virtual_devices(1, memory=1000)
+    budget = co.Budget(device, probe=lambda: free[0])
+    store = co.WeightStore(budget=budget)
+    path = write(tmp_path / "model.safetensors", {"a": ("U8", [400], bytes(400))})
+    weights = store.open("copy", path, copy=True)
+    free[0] = 600  # the copy is there
+    budget.look()
+    assert (budget.used, budget.free) == (400, 600)
+    free[0] = 500  # somebody has an array of 100 bytes
+    budget.look()
+    shared = store.share("array", {"a": numpy.zeros(100, dtype="uint8")})
+    assert (budget.used, budget.free, budget.status().outside) == (500, 500, 0)
+    weights.release()
+    shared.release()
 
 
 def test_what_a_deadlocked_load_waits_for_is_told(model: Path) -> None:

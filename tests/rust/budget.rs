@@ -291,7 +291,9 @@ fn an_evictor_that_reserves_is_not_asked_again() {
         fn evict(&self, _: u64) {
             self.1.fetch_add(1, Ordering::SeqCst);
             let patience = Patience::at_most(Duration::ZERO);
-            assert!(self.0.reserve(3, None, &somebody("evictor"), &patience).is_err());
+            for _ in 0..2 {
+                assert!(self.0.reserve(3, None, &somebody("evictor"), &patience).is_err());
+            }
         }
     }
     let budget = of(4);
@@ -302,6 +304,77 @@ fn an_evictor_that_reserves_is_not_asked_again() {
     assert!(budget.reserve(3, None, &somebody("a"), &patience).is_err());
     assert_eq!(careless.1.load(Ordering::SeqCst), 1);
     assert!(budget.remove_evictor(number) && !budget.remove_evictor(number));
+}
+
+#[test]
+fn an_evictor_of_one_budget_may_need_those_of_another() {
+    struct Mover(Budget, Mutex<Option<Reservation>>);
+    impl Evictor for Mover {
+        fn evict(&self, _: u64) {
+            if let Some(reservation) = self.1.lock().take() {
+                let patience = Patience::at_most(Duration::ZERO);
+                drop(reservation.move_to(&self.0, &somebody("mover"), &patience).unwrap());
+            }
+        }
+    }
+    let (ram, vram) = (of(10), of(10));
+    let cache = cached(&ram, 0, &[8]);
+    let mover = Mover(ram, Mutex::new(Some(take(&vram, 10))));
+    vram.add_evictor(0, Arc::new(mover));
+    drop(vram.reserve(5, None, &somebody("a"), &Patience::FOREVER).unwrap());
+    assert_eq!(*cache.asked.lock(), [8]);
+}
+
+#[test]
+fn bytes_that_change_while_they_move_are_moved_as_they_are_then() {
+    let (ram, vram) = (of(100), of(10));
+    let here = Arc::new(take(&ram, 10));
+    let held = take(&vram, 10);
+    let moving = spawn({
+        let (here, vram) = (here.clone(), vram.clone());
+        move || here.move_to(&vram, &this_thread("mover"), &Patience::FOREVER).unwrap()
+    });
+    until(|| vram.is_wanted());
+    let part = here.split(6).unwrap();
+    drop(held);
+    let there = moving.join();
+    assert_eq!((there.bytes(), vram.used(), ram.used()), (4, 4, 6));
+    assert_eq!(part.bytes(), 6);
+}
+
+#[test]
+fn who_would_grow_beyond_a_new_limit_is_turned_away() {
+    let budget = of(10);
+    let (other, mine) = (take(&budget, 4), take(&budget, 6));
+    let growing = spawn({
+        let budget = budget.clone();
+        move || {
+            let outcome = mine.grow(4, &this_thread("a"), &Patience::FOREVER);
+            drop(mine);
+            drop(budget);
+            outcome
+        }
+    });
+    until(|| budget.is_wanted());
+    budget.set_limit(9).unwrap();
+    assert!(matches!(growing.join(), Err(BudgetError::Impossible(_))));
+    drop(other);
+}
+
+#[test]
+fn what_is_in_memory_already_needs_no_room_a_second_time() {
+    let (budget, memory) = watched(100, 0, Duration::ZERO);
+    // Somebody has put 60 there, which are to be ours.
+    memory.0.store(40, Ordering::SeqCst);
+    budget.look().unwrap();
+    let me = somebody("a");
+    let patience = Patience::at_most(Duration::ZERO);
+    assert!(budget.reserve(60, None, &me, &patience).is_err());
+    let ours = budget.reserve_filled(60, 60, None, &me, &patience).unwrap();
+    assert_eq!((ours.filled(), budget.free(), budget.status().unwrap().outside), (60, 40, 0));
+    budget.look().unwrap();
+    assert_eq!(budget.free(), 40);
+    assert!(budget.reserve_filled(101, 101, None, &me, &patience).is_err());
 }
 
 #[test]

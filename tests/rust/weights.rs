@@ -270,6 +270,26 @@ fn several_files_with_an_index_are_one_model() {
 }
 
 #[test]
+fn an_index_that_names_more_tensors_is_another_model() {
+    let two = two_tensors();
+    let index = |names: &[&str]| {
+        let entries: Vec<String> =
+            names.iter().map(|name| format!(r#""{name}":"1.safetensors""#)).collect();
+        format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(","))
+    };
+    let (one, both) = (index(&["a"]), index(&["a", "b"]));
+    let folder = Folder::new("subset", &[("1.safetensors", &two), (INDEX, one.as_bytes())]);
+    let store = WeightStore::default();
+    let weights = open(&store, &folder.0.join(INDEX));
+    assert_eq!(weights.names(), ["a"]);
+    let told = refusal(try_open(&store, "model", &folder.0.join("1.safetensors")));
+    assert!(told.contains(r#""b" is not there"#), "{told}");
+    fs::write(folder.0.join(INDEX), both).unwrap();
+    let told = refusal(try_open(&store, "model", &folder.0.join(INDEX)));
+    assert!(told.contains(r#""b" is not there"#), "{told}");
+}
+
+#[test]
 fn an_index_that_lies_is_refused() {
     let (store, a) = (WeightStore::default(), one_tensor("a", b"aa"));
     let cases = [

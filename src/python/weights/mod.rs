@@ -3,7 +3,7 @@
 mod handle;
 mod tensor;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use pyo3::PyTraverseError;
@@ -15,7 +15,7 @@ pub(super) use handle::Weights;
 pub(super) use tensor::Tensor;
 
 use super::budget::Budget;
-use super::error::{Error, Result, invalid_type};
+use super::error::{Error, Result, invalid_type, invalid_value};
 use super::exit::{Inside, detached};
 use super::wait::{Terms, caller, patiently};
 use super::{argument, dlpack};
@@ -95,9 +95,14 @@ impl WeightStore {
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
         terms.check(&format!("the weights {key:?}"))?;
-        let mut given = Vec::new();
+        let mut given: Vec<weights::Given> = Vec::new();
+        let mut names = HashSet::new();
         for (name, tensor) in items("tensors", tensors)? {
-            given.push(dlpack::import(&text("the name of a tensor", &name)?, &detach(tensor)?)?);
+            let name = text("the name of a tensor", &name)?;
+            if !names.insert(name.clone()) {
+                return Err(invalid_value(&format!("there are two tensors {name:?}")));
+            }
+            given.push(dlpack::import(&name, &detach(tensor)?)?);
         }
         let shared = patiently(py, terms, |patience| {
             self.store.share(&key, given, &opening, &owner, patience)
@@ -172,6 +177,7 @@ fn items<'py>(
 fn settings(value: Option<&Bound<'_, PyAny>>) -> Result<Settings> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(Settings::new()) };
     let mut settings = Settings::new();
+    let _inside = Inside::enter(value.py());
     for (name, value) in items("settings", value)? {
         settings.push((text("the name of a setting", &name)?, value.str()?.extract()?));
     }
