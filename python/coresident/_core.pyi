@@ -1427,8 +1427,10 @@ class Budget:
         Args:
             evictor: Called with the number of missing bytes, in the thread that wants them and with
                 no lock held. It releases reservations, or frees memory that the probe sees, as much
-                as it can, and returns; it must not wait for bytes of this budget. What it raises is
-                shown by ``sys.unraisablehook``, and the next one is called.
+                as it can, and returns; it must not wait for bytes of this budget. An exception of
+                it is shown by ``sys.unraisablehook``, and the next one is called; Ctrl-C in it ends
+                the wait. Reservations that are released later, by themselves, must have been handed
+                over, or a wait for them may be taken for a deadlock.
             priority: Those with lower numbers are called first, equal ones in the order in which
                 they were added.
 
@@ -1658,7 +1660,8 @@ class WeightStore:
     A key, such as ``'flux/transformer'``, stands for the weights of one model. Whoever opens a key
     that is there shares its memory, and whoever comes while it is being loaded waits for that one
     load and shares its outcome, or its error. Bytes are counted by memory, not by name: tied
-    tensors and views once, however many devices use them. Any thread may use the store.
+    tensors and views once, however many devices use them; two keys on one file are two maps of it.
+    Any thread may use the store.
 
     Without a budget, weights go when the last :class:`Weights` and the last tensor taken from them
     are gone. With one, every byte is reserved there, and weights that nobody uses are kept until
@@ -1939,7 +1942,10 @@ class Weights:
         """
 
     def release(self) -> None:
-        """Lets go of them. Again without effect. Does not wait: large ones are unmapped behind."""
+        """Lets go of them. Again without effect.
+
+        Does not wait: large ones are unmapped behind, and their bytes given back after that.
+        """
 
     def keys(self) -> list[str]:
         """The names of the tensors, in the order in which they lie in the file.
