@@ -154,33 +154,17 @@ impl WeightStore {
             settings: opening.settings.clone(),
             private: opening.private.unwrap_or_else(|| is_remote(path)),
         };
-        let began = Instant::now();
-        loop {
-            let patience = patience.since(began);
-            let flight = match self.0.board(key, owner) {
-                Boarding::Live(entry) if entry.is_same_source(&files, &draft())? => {
-                    return Ok(Weights(entry));
-                }
-                Boarding::Live(entry) => return Err(entry.is_other_source(path, &draft())),
-                Boarding::Waiting(flight) => {
-                    // Landed or not, the next look at the slot tells.
-                    match flight.wait(owner, &patience)? {
-                        Outcome::Failed(error) => return Err(error),
-                        Outcome::Loaded(_) | Outcome::Abandoned => continue,
-                    }
-                }
-                Boarding::Ours(flight) => flight,
-            };
-            let landing = Landing { shared: &self.0, key, flight, outcome: Outcome::Abandoned };
-            return landing.load(|| {
-                let source = Source::read(path)?;
-                let draft = draft();
+        match self.0.find(key, owner, patience)? {
+            Found::Live(entry) if entry.is_same_source(&files, &draft())? => Ok(Weights(entry)),
+            Found::Live(entry) => Err(entry.is_other_source(path, &draft())),
+            Found::Ours(landing, patience) => landing.load(|| {
+                let (source, draft) = (Source::read(path)?, draft());
                 let bytes = draft.bytes_of_source(&source);
                 let reservation = self.0.charge(key, (bytes, 0), owner, &patience)?;
                 let started = Instant::now();
                 let entry = draft.read(source, self.0.next_version())?;
                 Ok(entry.charged(reservation, started.elapsed()))
-            });
+            }),
         }
     }
 
@@ -199,44 +183,29 @@ impl WeightStore {
     ) -> Result<Weights, WeightsError> {
         self.check(key)?;
         let private = opening.private.unwrap_or(false);
-        let draft = || Draft {
-            key: key.to_owned(),
-            path: None,
-            settings: opening.settings.clone(),
-            private,
-        };
-        let began = Instant::now();
-        loop {
-            let patience = patience.since(began);
-            let flight = match self.0.board(key, owner) {
-                Boarding::Live(entry) => {
-                    let told = tensors.iter().map(|tensor| {
-                        (tensor.name.as_str(), tensor.element, tensor.shape.as_slice())
-                    });
-                    entry.has_same_tensors(&draft(), told)?;
-                    return Ok(Weights(entry));
-                }
-                Boarding::Waiting(flight) => match flight.wait(owner, &patience)? {
-                    Outcome::Failed(error) => return Err(error),
-                    Outcome::Loaded(_) | Outcome::Abandoned => continue,
-                },
-                Boarding::Ours(flight) => flight,
-            };
-            let landing = Landing { shared: &self.0, key, flight, outcome: Outcome::Abandoned };
-            return landing.load(|| {
-                let (draft, version) = (draft(), self.0.next_version());
+        let draft =
+            Draft { key: key.to_owned(), path: None, settings: opening.settings.clone(), private };
+        match self.0.find(key, owner, patience)? {
+            Found::Live(entry) => {
+                let told = tensors
+                    .iter()
+                    .map(|tensor| (tensor.name.as_str(), tensor.element, tensor.shape.as_slice()));
+                entry.has_same_tensors(&draft, told)?;
+                Ok(Weights(entry))
+            }
+            Found::Ours(landing, patience) => landing.load(|| {
                 let bytes = draft.bytes_of_given(&tensors);
                 // Somebody has them in memory already, if they are not to be copied.
                 let filled = if private { 0 } else { bytes };
                 let reservation = self.0.charge(key, (bytes, filled), owner, &patience)?;
-                let started = Instant::now();
+                let (started, version) = (Instant::now(), self.0.next_version());
                 let entry = if private {
                     draft.copied(tensors, version)?
                 } else {
                     draft.given(tensors, version)
                 };
                 Ok(entry.charged(reservation, started.elapsed()))
-            });
+            }),
         }
     }
 
@@ -323,12 +292,19 @@ impl WeightStore {
     }
 }
 
-/// What one who wants a key finds there.
+/// What one who wants a key finds there at once.
 enum Boarding {
     Live(Arc<Entry>),
     Waiting(Arc<Flight>),
     /// Nothing: it is on the caller to load it.
     Ours(Arc<Flight>),
+}
+
+/// What he finds in the end.
+enum Found<'a> {
+    Live(Arc<Entry>),
+    /// Nothing: it is on the caller to load it, with what is left of his patience.
+    Ours(Landing<'a>, Patience<'a>),
 }
 
 impl Shared {
@@ -356,6 +332,34 @@ impl Shared {
         drop(slots);
         drop(dead);
         Boarding::Ours(flight)
+    }
+
+    /// As [`Shared::board`], after waiting for whoever loads the key.
+    fn find<'a>(
+        &'a self,
+        key: &'a str,
+        owner: &Owner,
+        patience: &Patience<'a>,
+    ) -> Result<Found<'a>, WeightsError> {
+        let began = Instant::now();
+        loop {
+            let patience = patience.since(began);
+            match self.board(key, owner) {
+                Boarding::Live(entry) => return Ok(Found::Live(entry)),
+                Boarding::Ours(flight) => {
+                    let outcome = Outcome::Abandoned;
+                    return Ok(Found::Ours(
+                        Landing { shared: self, key, flight, outcome },
+                        patience,
+                    ));
+                }
+                Boarding::Waiting(flight) => match flight.wait(owner, &patience)? {
+                    Outcome::Failed(error) => return Err(error),
+                    // The next look at the slot tells.
+                    Outcome::Loaded(_) | Outcome::Abandoned => {}
+                },
+            }
+        }
     }
 
     fn next_version(&self) -> u64 {
