@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::{Memory, MemoryKind};
+use super::reaper::{self, Remains};
 use super::slab;
 use super::source::{Identity, Part, Source};
 use super::tensor::{Placed, copy_elements};
@@ -248,7 +249,20 @@ fn data_of(part: &Part) -> Range<usize> {
     start..end
 }
 
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.nbytes >= reaper::LARGE && !self.memories.is_empty() {
+            self.remains().let_go();
+        }
+    }
+}
+
 impl Entry {
+    /// Takes out what has to be let go of.
+    pub(super) fn remains(&mut self) -> Remains {
+        Remains { memories: std::mem::take(&mut self.memories), reserved: self.reserved.take() }
+    }
+
     pub(super) fn charged(mut self, reservation: Option<Reservation>, took: Duration) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let bytes = self.nbytes.max(1) as f64;

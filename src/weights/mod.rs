@@ -157,11 +157,6 @@ impl Weights {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Lets go of them. What takes long to unmap is unmapped behind the caller's back.
-    pub fn release(self) {
-        reaper::let_go(self.0);
-    }
-
     fn no_tensor(&self, name: &str) -> WeightsError {
         let alike =
             |known: &String| known.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();

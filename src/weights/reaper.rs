@@ -1,66 +1,75 @@
-//! Giving memory back: to the system at once, and without keeping the caller.
+//! Giving memory back: to the system at once, or without keeping whoever was the last to have it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::entry::Entry;
+use super::memory::Memory;
+use crate::budget::Reservation;
 use crate::sync::Mutex;
 use crate::wait::PerProcess;
 
 /// Less is unmapped faster than it is handed to another thread.
-const LARGE: u64 = 16 << 20;
+pub(super) const LARGE: u64 = 16 << 20;
 
-/// Lets go of weights; if they are large and nobody else has them, behind the caller's back.
-pub(super) fn let_go(entry: Arc<Entry>) {
-    if entry.nbytes < LARGE {
-        return;
-    }
-    let Some(entry) = Arc::into_inner(entry) else { return };
-    if let Err(entry) = send(Box::new(entry)) {
-        drop(entry);
+/// What is left of weights that nobody has: dropped in this order, so that the bytes are given back
+/// once they are free.
+pub(super) struct Remains {
+    pub(super) memories: Vec<Memory>,
+    pub(super) reserved: Option<Reservation>,
+}
+
+impl Remains {
+    /// Lets go of them behind the caller's back; where no thread can be started, at once.
+    pub(super) fn let_go(self) {
+        if let Err(unsent) = send(self) {
+            drop(unsent);
+        }
     }
 }
 
 /// Lets go of weights that nobody else has, and has the system forget their files' contents: their
 /// bytes are wanted elsewhere, now.
 pub(super) fn give_back(entry: Arc<Entry>) {
+    let Some(mut entry) = Arc::into_inner(entry) else { return };
+    let Remains { memories, reserved } = entry.remains();
     #[cfg(target_os = "linux")]
-    let files: Vec<_> = entry
-        .memories()
+    let files: Vec<_> = memories
         .iter()
         .filter_map(|memory| {
             let (_, file) = memory.map()?;
             file.try_clone().ok()
         })
         .collect();
-    drop(entry);
+    drop((memories, entry));
     #[cfg(target_os = "linux")]
     for file in files {
         // Pages that other processes map stay; nothing depends on it.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     }
+    drop(reserved);
 }
 
 /// The thread that unmaps, started when it is first needed.
 #[derive(Default)]
-struct Reaper(Mutex<Option<Sender<Box<Entry>>>>);
+struct Reaper(Mutex<Option<Sender<Remains>>>);
 
-fn send(entry: Box<Entry>) -> Result<(), Box<Entry>> {
+fn send(remains: Remains) -> Result<(), Remains> {
     static REAPER: PerProcess<Reaper> = PerProcess::new();
     let mut sender = REAPER.get_or_init(Reaper::default).0.lock();
     let started = match sender.take() {
         Some(sender) => sender,
         None => {
-            let (fresh, received) = channel::<Box<Entry>>();
+            let (fresh, received) = channel::<Remains>();
             let builder = thread::Builder::new().name("coresident unmap".to_owned());
             if builder.spawn(move || received.into_iter().for_each(drop)).is_err() {
-                return Err(entry);
+                return Err(remains);
             }
             fresh
         }
     };
-    let outcome = started.send(entry).map_err(|unsent| unsent.0);
+    let outcome = started.send(remains).map_err(|unsent| unsent.0);
     *sender = Some(started);
     outcome
 }
