@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::{Memory, MemoryKind};
+use super::placed::{Placed, copy_elements};
 use super::reaper::{self, Remains};
 use super::slab;
 use super::source::{Identity, Part, Source};
-use super::tensor::{Placed, copy_elements};
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
 use crate::sync::{AtomicBool, Ordering};

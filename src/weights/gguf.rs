@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::ElementType;
-use super::source::{Described, Packing, Read};
+use super::header::{Described, Header, Packing};
 
 pub(super) const MAGIC: &[u8] = b"GGUF";
 /// More than any file has; what says that it has more is broken.
@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
 }
 
 /// The tensors of a GGUF file and its metadata, without its arrays.
-pub(super) fn read(bytes: &[u8]) -> Result<Read, String> {
+pub(super) fn read(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = Reader { bytes, at: MAGIC.len() };
     let version = reader.u32()?;
     if !(2..=3).contains(&version) {

@@ -1,10 +1,8 @@
 //! Giving memory back: to the system at once, or without keeping whoever was the last to have it.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use super::entry::Entry;
 use super::memory::Memory;
 use crate::budget::Reservation;
 use crate::sync::Mutex;
@@ -27,28 +25,27 @@ impl Remains {
             drop(unsent);
         }
     }
-}
 
-/// Lets go of weights that nobody else has, and has the system forget their files' contents: their
-/// bytes are wanted elsewhere, now.
-pub(super) fn give_back(entry: Arc<Entry>) {
-    let Some(mut entry) = Arc::into_inner(entry) else { return };
-    let Remains { memories, reserved } = entry.remains();
-    #[cfg(target_os = "linux")]
-    let files: Vec<_> = memories
-        .iter()
-        .filter_map(|memory| {
-            let (_, file) = memory.map()?;
-            file.try_clone().ok()
-        })
-        .collect();
-    drop((memories, entry));
-    #[cfg(target_os = "linux")]
-    for file in files {
-        // Pages that other processes map stay; nothing depends on it.
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    /// Lets go of them now, and has the system forget their files' contents: their bytes are wanted
+    /// elsewhere.
+    pub(super) fn give_back(self) {
+        let Self { memories, reserved } = self;
+        #[cfg(target_os = "linux")]
+        let files: Vec<_> = memories
+            .iter()
+            .filter_map(|memory| {
+                let (_, file) = memory.map()?;
+                file.try_clone().ok()
+            })
+            .collect();
+        drop(memories);
+        #[cfg(target_os = "linux")]
+        for file in files {
+            // Pages that other processes map stay; nothing depends on it.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+        drop(reserved);
     }
-    drop(reserved);
 }
 
 /// The thread that unmaps, started when it is first needed.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,6 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::gguf;
+use super::header::{Described, Header};
 use super::{ElementType, WeightsError};
 
 /// How a file is told from another one at the same path.
@@ -43,27 +43,6 @@ impl From<&Metadata> for Identity {
             },
         }
     }
-}
-
-/// How a quantised tensor's numbers are packed, as GGUF has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packing {
-    /// Its name: `Q4_K`.
-    pub name: &'static str,
-    /// Its number in GGUF files.
-    pub number: u32,
-}
-
-/// A tensor as its file describes it.
-#[derive(Debug, Clone)]
-pub(super) struct Described {
-    pub(super) name: String,
-    pub(super) element: ElementType,
-    /// Of a packed tensor, in bytes.
-    pub(super) shape: Vec<usize>,
-    pub(super) packing: Option<Packing>,
-    /// Where in the file.
-    pub(super) bytes: Range<usize>,
 }
 
 /// One file, mapped, and what is in it.
@@ -209,10 +188,7 @@ fn part(path: &Path) -> Result<(Part, HashMap<String, String>), WeightsError> {
     Ok((Part { path: path.to_owned(), identity, file, map, tensors }, metadata))
 }
 
-/// What a reader finds in a file: its tensors, and what it says of itself.
-pub(super) type Read = (Vec<Described>, HashMap<String, String>);
-
-fn safetensors(bytes: &[u8]) -> Result<Read, String> {
+fn safetensors(bytes: &[u8]) -> Result<Header, String> {
     let (header, read) = SafeTensors::read_metadata(bytes)
         .map_err(|error| looks_like(bytes).unwrap_or_else(|| error.to_string()))?;
     let data = size_of::<u64>() + header;

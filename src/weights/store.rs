@@ -9,7 +9,7 @@ use super::entry::{Draft, Entry, Given, Settings};
 use super::flight::{Flight, Outcome};
 use super::memory::MemoryKind;
 use super::source::{Identity, Source, files, is_remote};
-use super::{Weights, WeightsError, reaper};
+use super::{Weights, WeightsError};
 use crate::budget::{Budget, Evictor, Reservation};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, planted};
 use crate::wait::{Birth, Owner, Patience};
@@ -410,8 +410,10 @@ impl Shared {
         }
         drop(slots);
         for slot in gone {
-            if let Slot::Live { kept: Some(entry), .. } = slot {
-                reaper::give_back(entry);
+            if let Slot::Live { kept: Some(entry), .. } = slot
+                && let Some(mut entry) = Arc::into_inner(entry)
+            {
+                entry.remains().give_back();
             }
         }
         freed

@@ -6,6 +6,7 @@
 
 from coresident.display.grid import grid
 from coresident.display.progress import JobProgress
-from coresident.display.timeline import Span, Timeline
+from coresident.display.span import Span
+from coresident.display.timeline import Timeline
 
 __all__ = ["JobProgress", "Span", "Timeline", "grid"]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape as escape_markup
 
-if TYPE_CHECKING:
-    from coresident.display.timeline import Span
+from coresident.display.span import Span
 
 WIDTH, LEFT, RIGHT = 1080, 130, 20
 TOP, LANE, BAR = 64, 56, 40

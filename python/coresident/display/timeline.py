@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,40 +11,7 @@ from operator import attrgetter
 
 import coresident as co
 from coresident.display import _svg
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of work on one device.
-
-    Attributes:
-        device: The device's name.
-        user: For whom.
-        job: What for, in a word or two.
-        stage: The part of the job, such as ``'unet'``.
-        start: Seconds since the timeline began.
-        end: Seconds since the timeline began.
-        borrowed: Whether the device was lent for it.
-        number: Tells jobs of the same name apart.
-
-    Raises:
-        InvalidValueError: ``start`` and ``end`` are not finite and in this order.
-    """
-
-    device: str
-    user: str
-    job: str
-    stage: str
-    start: float
-    end: float
-    borrowed: bool = False
-    number: int = 0
-
-    def __post_init__(self) -> None:
-        if not -math.inf < self.start <= self.end < math.inf:
-            raise co.InvalidValueError(
-                f"a span from {self.start} to {self.end}: it has to end, and not before it starts"
-            )
+from coresident.display.span import Span
 
 
 @dataclass
