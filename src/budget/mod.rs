@@ -271,9 +271,7 @@ impl Budget {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Reservation, BudgetError> {
-        let parker = Parker::new();
-        let asked = self.ask(bytes, purpose, owner, parker.clone())?;
-        self.settle(bytes, asked, &parker, patience)
+        self.reserve_filled(bytes, 0, purpose, owner, patience)
     }
 
     /// As [`Budget::reserve`], of which so many bytes are in memory already, where the probe sees them.

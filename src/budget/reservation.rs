@@ -5,19 +5,17 @@ use std::time::Instant;
 
 use super::state::{Place, Wish};
 use super::{Budget, BudgetError, Shared, wish};
-use crate::sync::{AtomicBool, Ordering};
 use crate::wait::{Asked, Owner, Parker, Patience, Wake, wake_all};
 
 /// So many bytes of a memory, until it is dropped.
 pub struct Reservation {
     shared: Arc<Shared>,
     place: Place,
-    live: AtomicBool,
 }
 
 impl Reservation {
     pub(super) fn new(shared: Arc<Shared>, place: Place) -> Self {
-        Self { shared, place, live: AtomicBool::new(true) }
+        Self { shared, place }
     }
 
     /// Refuses to go on in a forked child.
@@ -62,7 +60,7 @@ impl Reservation {
     /// Gives the bytes back; from any thread, and again without effect. Returns whether this call
     /// did it.
     pub fn release(&self) -> bool {
-        if !self.live.swap(false, Ordering::AcqRel) || !self.shared.birth.is_here() {
+        if !self.shared.birth.is_here() {
             return false;
         }
         let Some((gone, wakers)) = self.shared.state.lock().release(self.place) else {
@@ -156,7 +154,6 @@ impl Reservation {
             let released = self.shared.state.lock().release_if(self.place, bytes);
             match released {
                 Some(Ok((gone, wakers))) => {
-                    self.live.store(false, Ordering::Release);
                     drop(gone);
                     wake_all(&wakers);
                     return Ok(there);

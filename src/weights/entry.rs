@@ -42,6 +42,12 @@ impl Given {
         count.and_then(|count| self.element.bytes(count)).unwrap_or(usize::MAX)
     }
 
+    /// The addresses of the memory that it lies in.
+    fn span(&self) -> Range<usize> {
+        let start = self.memory.start().addr();
+        start..start + self.memory.len()
+    }
+
     /// Copies its elements, row-major.
     pub(super) fn copy_to(&self, bytes: &mut [u8]) {
         let start = self.memory.start().wrapping_add(self.offset);
@@ -58,10 +64,10 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) version: u64,
     pub(super) path: Option<PathBuf>,
-    /// The files, as they were, an index first; none for tensors that were given.
+    /// The index that names the files, as it was, if there is one.
+    index: Option<(PathBuf, Identity)>,
+    /// The file of each stretch of memory, as it was; none for tensors that were given.
     sources: Vec<(PathBuf, Identity)>,
-    /// The file of each stretch of mapped memory.
-    paths: Vec<PathBuf>,
     pub(super) settings: Settings,
     pub(super) private: bool,
     names: Vec<String>,
@@ -101,7 +107,7 @@ impl Draft {
         let kind = if self.private { MemoryKind::Slab } else { MemoryKind::Mapped };
         let mut contents = Contents {
             kinds: vec![(kind, self.bytes_of_source(&source))],
-            sources: source.index.into_iter().collect(),
+            index: source.index,
             metadata: source.metadata,
             ..Contents::default()
         };
@@ -116,11 +122,7 @@ impl Draft {
         if self.private {
             return slab::places_of(tensors).1 as u64;
         }
-        let spans = tensors.iter().map(|tensor| {
-            let start = tensor.memory.start().addr();
-            start..start + tensor.memory.len()
-        });
-        covered(spans.collect())
+        covered(tensors.iter().map(Given::span).collect())
     }
 
     /// The entry of a sealed copy of tensors that somebody else has.
@@ -148,10 +150,9 @@ impl Draft {
         let mut spans: HashMap<MemoryKind, Vec<Range<usize>>> = HashMap::new();
         let mut contents = Contents::default();
         for given in tensors {
+            spans.entry(given.memory.kind()).or_default().push(given.span());
             let nbytes = given.nbytes();
             let Given { name, element, shape, strides, memory, offset } = given;
-            let start = memory.start().addr();
-            spans.entry(memory.kind()).or_default().push(start..start + memory.len());
             let at = contents.memories.len();
             let tensor =
                 Placed { element, shape, strides, packing: None, memory: at, offset, nbytes };
@@ -163,14 +164,14 @@ impl Draft {
     }
 
     fn entry(self, version: u64, contents: Contents) -> Entry {
-        let Contents { sources, paths, tensors, memories, metadata, kinds } = contents;
+        let Contents { index, sources, tensors, memories, metadata, kinds } = contents;
         let (names, placed): (Vec<String>, Vec<Placed>) = tensors.into_iter().unzip();
         Entry {
             key: self.key,
             version,
             path: self.path,
+            index,
             sources,
-            paths,
             settings: self.settings,
             private: self.private,
             by_name: names.iter().cloned().enumerate().map(|(at, name)| (name, at)).collect(),
@@ -190,8 +191,8 @@ impl Draft {
 /// What an entry has in it.
 #[derive(Default)]
 struct Contents {
+    index: Option<(PathBuf, Identity)>,
     sources: Vec<(PathBuf, Identity)>,
-    paths: Vec<PathBuf>,
     tensors: Vec<(String, Placed)>,
     memories: Vec<Memory>,
     metadata: HashMap<String, String>,
@@ -223,7 +224,6 @@ impl Contents {
                 },
             ));
         }
-        self.paths.push(part.path.clone());
         self.sources.push((part.path, part.identity));
         self.memories.push(slab.unwrap_or_else(|| Memory::mapped(part.map, part.file)));
         Ok(())
@@ -309,7 +309,7 @@ impl Entry {
 
     /// The file of each stretch of mapped memory.
     pub(super) fn path_of(&self, memory: usize) -> &Path {
-        self.paths.get(memory).map_or(Path::new(""), PathBuf::as_path)
+        self.sources.get(memory).map_or(Path::new(""), |(path, _)| path)
     }
 
     /// How what somebody wants under the key differs from this, if that can be told without reading
@@ -321,7 +321,7 @@ impl Entry {
     ) -> Result<bool, WeightsError> {
         self.agrees(draft)?;
         let (mut wanted, mut own): (Vec<_>, Vec<_>) =
-            (files.iter().collect(), self.sources.iter().collect());
+            (files.iter().collect(), self.index.iter().chain(&self.sources).collect());
         wanted.sort_by(|a, b| a.0.cmp(&b.0));
         own.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(wanted.len() == own.len()

@@ -148,17 +148,18 @@ impl WeightStore {
         self.check(key)?;
         let identify = |file: PathBuf| Identity::of(&file).map(|identity| (file, identity));
         let files = files(path)?.into_iter().map(identify).collect::<Result<Vec<_>, _>>()?;
-        let draft = || Draft {
+        let private = opening.private.unwrap_or_else(|| is_remote(path));
+        let draft = Draft {
             key: key.to_owned(),
             path: Some(path.to_owned()),
             settings: opening.settings.clone(),
-            private: opening.private.unwrap_or_else(|| is_remote(path)),
+            private,
         };
         match self.0.find(key, owner, patience)? {
-            Found::Live(entry) if entry.is_same_source(&files, &draft())? => Ok(Weights(entry)),
-            Found::Live(entry) => Err(entry.is_other_source(path, &draft())),
+            Found::Live(entry) if entry.is_same_source(&files, &draft)? => Ok(Weights(entry)),
+            Found::Live(entry) => Err(entry.is_other_source(path, &draft)),
             Found::Ours(landing, patience) => landing.load(|| {
-                let (source, draft) = (Source::read(path)?, draft());
+                let source = Source::read(path)?;
                 let bytes = draft.bytes_of_source(&source);
                 let reservation = self.0.charge(key, (bytes, 0), owner, &patience)?;
                 let started = Instant::now();

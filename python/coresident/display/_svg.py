@@ -38,9 +38,8 @@ def draw(
         title: What stands above.
     """
     spans = sorted((span for *_, lane in lanes for span in lane), key=lambda span: span.start)
-    users = list(dict.fromkeys(span.user for span in spans))
+    users = sorted({span.user for span in spans})
     stages = list(dict.fromkeys(span.stage for span in spans))
-    users.sort()
     scale = (WIDTH - LEFT - RIGHT) / seconds if seconds else 0.0
     foot = TOP + LANE * len(lanes)
     parts = [
