@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use indexmap::IndexMap;
+
 use super::memory::{Memory, MemoryKind};
 use super::placed::{Placed, copy_elements};
 use super::reaper::{self, Remains};
@@ -70,9 +72,8 @@ pub(super) struct Entry {
     sources: Vec<(PathBuf, Identity)>,
     pub(super) settings: Settings,
     pub(super) private: bool,
-    names: Vec<String>,
-    by_name: HashMap<String, usize>,
-    placed: Vec<Placed>,
+    /// In the order in which they lie.
+    tensors: IndexMap<String, Placed>,
     pub(super) metadata: HashMap<String, String>,
     pub(super) nbytes: u64,
     kinds: Vec<(MemoryKind, u64)>,
@@ -140,7 +141,7 @@ impl Draft {
             let Given { name, element, shape, .. } = given;
             let (strides, packing) = (None, None);
             let tensor = Placed { element, shape, strides, packing, memory: 0, offset, nbytes };
-            contents.tensors.push((name, tensor));
+            contents.tensors.insert(name, tensor);
         }
         Ok(self.entry(version, contents))
     }
@@ -156,7 +157,7 @@ impl Draft {
             let at = contents.memories.len();
             let tensor =
                 Placed { element, shape, strides, packing: None, memory: at, offset, nbytes };
-            contents.tensors.push((name, tensor));
+            contents.tensors.insert(name, tensor);
             contents.memories.push(memory);
         }
         contents.kinds = spans.into_iter().map(|(kind, spans)| (kind, covered(spans))).collect();
@@ -165,7 +166,6 @@ impl Draft {
 
     fn entry(self, version: u64, contents: Contents) -> Entry {
         let Contents { index, sources, tensors, memories, metadata, kinds } = contents;
-        let (names, placed): (Vec<String>, Vec<Placed>) = tensors.into_iter().unzip();
         Entry {
             key: self.key,
             version,
@@ -174,9 +174,7 @@ impl Draft {
             sources,
             settings: self.settings,
             private: self.private,
-            by_name: names.iter().cloned().enumerate().map(|(at, name)| (name, at)).collect(),
-            names,
-            placed,
+            tensors,
             metadata,
             nbytes: kinds.iter().map(|(_, bytes)| bytes).sum(),
             kinds,
@@ -193,7 +191,7 @@ impl Draft {
 struct Contents {
     index: Option<(PathBuf, Identity)>,
     sources: Vec<(PathBuf, Identity)>,
-    tensors: Vec<(String, Placed)>,
+    tensors: IndexMap<String, Placed>,
     memories: Vec<Memory>,
     metadata: HashMap<String, String>,
     kinds: Vec<(MemoryKind, u64)>,
@@ -211,7 +209,7 @@ impl Contents {
         }
         for (number, tensor) in part.tensors.into_iter().enumerate() {
             let tensor_at = |places: &Vec<usize>| places[number];
-            self.tensors.push((
+            self.tensors.insert(
                 tensor.name,
                 Placed {
                     element: tensor.element,
@@ -222,7 +220,7 @@ impl Contents {
                     offset: places.as_ref().map_or(tensor.bytes.start, tensor_at),
                     nbytes: tensor.bytes.len(),
                 },
-            ));
+            );
         }
         self.sources.push((part.path, part.identity));
         self.memories.push(slab.unwrap_or_else(|| Memory::mapped(part.map, part.file)));
@@ -278,16 +276,16 @@ impl Entry {
         self
     }
 
-    pub(super) fn names(&self) -> &[String] {
-        &self.names
+    pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied()
+        self.tensors.get_index_of(name)
     }
 
     pub(super) fn placed(&self, at: usize) -> &Placed {
-        &self.placed[at]
+        &self.tensors[at]
     }
 
     pub(super) fn memory(&self, at: usize) -> &Memory {
@@ -362,7 +360,7 @@ impl Entry {
         let mut count = 0;
         for (name, element, shape) in tensors {
             count += 1;
-            let Some(own) = self.find(name).map(|at| &self.placed[at]) else {
+            let Some(own) = self.tensors.get(name) else {
                 return Err(self.in_use(format!("{name:?} is not there")));
             };
             if (own.element, own.shape.as_slice()) != (element, shape) {
@@ -370,9 +368,9 @@ impl Entry {
                 return Err(self.in_use(format!("{name:?} is {there} there, not {here}")));
             }
         }
-        if count < self.names.len() {
+        if count < self.tensors.len() {
             return Err(
-                self.in_use(format!("it has {} tensors there, not {count}", self.names.len()))
+                self.in_use(format!("it has {} tensors there, not {count}", self.tensors.len()))
             );
         }
         Ok(())

@@ -45,6 +45,7 @@ mod memory;
 mod placed;
 mod prefetch;
 mod reaper;
+mod safetensors;
 mod slab;
 mod source;
 mod store;
@@ -96,8 +97,20 @@ impl Weights {
 
     /// The names of the tensors, in the order in which they lie in the file.
     #[must_use]
-    pub fn names(&self) -> &[String] {
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.0.names()
+    }
+
+    /// How many tensors there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.names().len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The text that the file says of itself, by name.
@@ -136,7 +149,7 @@ impl Weights {
     /// All tensors, in the order of [`Weights::names`].
     #[must_use]
     pub fn tensors(&self) -> Vec<Tensor> {
-        (0..self.names().len()).map(|at| Tensor::new(self.0.clone(), at)).collect()
+        (0..self.len()).map(|at| Tensor::new(self.0.clone(), at)).collect()
     }
 
     /// Reads all of what is mapped, by several threads, so that later use does not wait for the disk.
@@ -161,11 +174,11 @@ impl Weights {
 
     fn no_tensor(&self, name: &str) -> WeightsError {
         let alike =
-            |known: &String| known.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
-        let mut near = self.names().to_vec();
+            |known: &&str| known.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+        let mut near: Vec<&str> = self.names().collect();
         near.sort_by_key(|known| std::cmp::Reverse(alike(known)));
-        near.truncate(3);
+        let near = near.into_iter().take(3).map(str::to_owned).collect();
         let (name, key) = (name.to_owned(), self.key().to_owned());
-        WeightsError::NoTensor { name, key, near, count: self.names().len() }
+        WeightsError::NoTensor { name, key, near, count: self.len() }
     }
 }

@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memmap2::Mmap;
-use safetensors::SafeTensors;
 use serde_json::Value;
 
-use super::gguf;
-use super::header::{Described, Header};
-use super::{ElementType, WeightsError};
+use super::header::Described;
+use super::{WeightsError, gguf, safetensors};
 
 /// How a file is told from another one at the same path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,38 +181,9 @@ fn part(path: &Path) -> Result<(Part, HashMap<String, String>), WeightsError> {
     let (tensors, metadata) = if map.starts_with(gguf::MAGIC) {
         gguf::read(&map).map_err(|why| WeightsError::malformed(path, "GGUF", why))?
     } else {
-        safetensors(&map).map_err(|why| WeightsError::malformed(path, "safetensors", why))?
+        safetensors::read(&map).map_err(|why| WeightsError::malformed(path, "safetensors", why))?
     };
     Ok((Part { path: path.to_owned(), identity, file, map, tensors }, metadata))
-}
-
-fn safetensors(bytes: &[u8]) -> Result<Header, String> {
-    let (header, read) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| looks_like(bytes).unwrap_or_else(|| error.to_string()))?;
-    let data = size_of::<u64>() + header;
-    let infos = read.tensors();
-    let mut tensors = Vec::with_capacity(infos.len());
-    for name in read.offset_keys() {
-        let info = infos[&name];
-        let element = ElementType::of(info.dtype)
-            .ok_or_else(|| format!("{name:?} is of a type that is not known: {:?}", info.dtype))?;
-        let (start, end) = info.data_offsets;
-        let bytes = data + start..data + end;
-        tensors.push(Described { name, element, shape: info.shape.clone(), packing: None, bytes });
-    }
-    Ok((tensors, read.metadata().clone().unwrap_or_default()))
-}
-
-/// What a file is instead, where its first bytes tell.
-fn looks_like(bytes: &[u8]) -> Option<String> {
-    const KNOWN: [(&[u8], &str); 4] = [
-        (b"PK\x03\x04", "it looks like a PyTorch checkpoint (a zip archive): convert it first"),
-        (b"\x80\x02", "it looks like a pickled PyTorch checkpoint: convert it first"),
-        (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file that it stands for"),
-        (b"<", "it looks like a web page: the download has failed"),
-    ];
-    let known = KNOWN.iter().find(|(start, _)| bytes.starts_with(start));
-    known.map(|(_, what)| (*what).to_owned())
 }
 
 /// The files that an index names, each with the tensors that it says are there.

@@ -161,7 +161,7 @@ impl Weights {
     fn items(&self) -> Result<Vec<(String, Tensor)>> {
         let held = self.held()?;
         let tensors = held.tensors().into_iter().map(Tensor);
-        Ok(held.names().iter().cloned().zip(tensors).collect())
+        Ok(held.names().map(str::to_owned).zip(tensors).collect())
     }
 
     /// The tensor of this name, or `default`.
@@ -188,7 +188,7 @@ impl Weights {
     }
 
     fn __len__(&self) -> Result<usize> {
-        Ok(self.held()?.names().len())
+        Ok(self.held()?.len())
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyIterator>> {
@@ -213,7 +213,7 @@ impl Weights {
         match self.held() {
             Ok(held) => {
                 let bytes = crate::device::ByteSize(held.nbytes());
-                format!("<Weights {:?}: {} tensors, {bytes}>", self.key, held.names().len())
+                format!("<Weights {:?}: {} tensors, {bytes}>", self.key, held.len())
             }
             Err(_) => format!("<Weights {:?} released>", self.key),
         }
