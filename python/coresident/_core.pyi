@@ -1960,6 +1960,22 @@ class Weights:
     def items(self) -> list[tuple[str, Tensor]]:
         """Names and tensors, in the order of :meth:`keys`. Raises as it does."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """torch's tensors by name, in the order of :meth:`keys`, for
+        ``module.load_state_dict(weights.state_dict(), assign=True)``.
+
+        Each is ``torch.from_dlpack`` of the tensor of that name: the weights' own memory, read-only
+        although torch does not know it. They are made once, and every holder of the weights gets
+        the same tensors in a dict of its own: change none of them in place, not their
+        ``requires_grad`` either. A module that they are assigned to has parameters of its own. Each
+        tensor keeps the weights. Does not wait.
+
+        Raises:
+            ImportError: torch is not installed.
+            BufferError: torch cannot take one of them.
+            ReleasedError: they have been released.
+        """
+
     @overload
     def get(self, name: str) -> Tensor | None:
         """The tensor of this name, or ``default``.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +50,85 @@ def test_a_module_runs_on_the_map_itself(tmp_path: Path) -> None:
     save.save_file(reference.state_dict(), tmp_path / "linear.safetensors")
     weights = co.WeightStore().open("linear", tmp_path / "linear.safetensors")
     module = torch.nn.Linear(8, 4, device="meta")
-    state = {name: torch.from_dlpack(tensor) for name, tensor in weights.items()}
+    state = weights.state_dict()
     module.load_state_dict(state, assign=True)
     weights.release()
     inputs = torch.randn(3, 8)
     assert torch.equal(module(inputs), reference(inputs))
     assert module.weight.data_ptr() == state["weight"].data_ptr()
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["table of functions", "capsules"])
+def test_a_state_dict_has_what_from_dlpack_gives(
+    everything: Any, table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, path = everything
+    if not table:
+        # As torch before 2.10 is.
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    weights = co.WeightStore().open("everything", path)
+    state = weights.state_dict()
+    assert list(state) == weights.keys()
+    for name, expected in tensors.items():
+        seen = torch.from_dlpack(weights[name])
+        assert (state[name].dtype, state[name].shape) == (expected.dtype, expected.shape)
+        assert state[name].data_ptr() == seen.data_ptr()
+        assert torch.equal(state[name].view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_all_holders_have_the_same_tensors_and_each_a_dict_of_its_own(tmp_path: Path) -> None:
+    save.save_file({"a": torch.ones(8)}, tmp_path / "a.safetensors")
+    store = co.WeightStore()
+    one, other = (store.open("a", tmp_path / "a.safetensors") for _ in range(2))
+    state = one.state_dict()
+    assert one.state_dict()["a"] is other.state_dict()["a"] is state["a"]
+    del state["a"]
+    assert list(other.state_dict()) == ["a"]
+    kept = weakref.ref(other.state_dict()["a"])
+    one.release()
+    with pytest.raises(co.ReleasedError, match="released already"):
+        one.state_dict()
+    assert kept() is not None, "the other one still has them"
+    other.release()
+    assert kept() is None
+    assert store.status() == []
+
+
+def test_a_new_version_has_tensors_of_its_own(tmp_path: Path) -> None:
+    save.save_file({"a": torch.ones(8)}, tmp_path / "a.safetensors")
+    store = co.WeightStore()
+    old = store.open("a", tmp_path / "a.safetensors")
+    retired = old.state_dict()["a"]
+    store.invalidate("a")
+    new = store.open("a", tmp_path / "a.safetensors")
+    assert new.state_dict()["a"].data_ptr() != retired.data_ptr()
+    assert old.state_dict()["a"] is retired
+
+
+def test_threads_that_ask_at_once_get_the_same_tensors(tmp_path: Path) -> None:
+    save.save_file({str(n): torch.ones(8) for n in range(300)}, tmp_path / "a.safetensors")
+    for _ in range(20):
+        store, start = co.WeightStore(), threading.Barrier(4)
+
+        def take(store: co.WeightStore = store, start: threading.Barrier = start) -> Any:
+            weights = store.open("a", tmp_path / "a.safetensors")
+            start.wait()
+            return weights, weights.state_dict()
+
+        with ThreadPoolExecutor(4) as pool:
+            taken = [future.result() for future in [pool.submit(take) for _ in range(4)]]
+        assert len({id(state["7"]) for _, state in taken}) == 1
+
+
+def test_a_cycle_through_a_tensor_is_collected(tmp_path: Path) -> None:
+    save.save_file({"a": torch.ones(8)}, tmp_path / "a.safetensors")
+    weights = co.WeightStore().open("a", tmp_path / "a.safetensors")
+    tensor = weights.state_dict()["a"]
+    tensor.weights = weights
+    gone = weakref.ref(weights)
+    del weights, tensor
+    gc.collect()
+    assert gone() is None
 
 
 def dtypes() -> list[Any]:

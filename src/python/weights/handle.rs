@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyList, PyString};
 
+use super::state_dict::{Known, TorchTensors};
 use super::tensor::Tensor;
 use super::{kinds, text};
 use crate::python::argument;
@@ -22,14 +25,19 @@ use crate::weights;
 #[pyclass(frozen, weakref, mapping, module = "coresident", name = "Weights")]
 pub(in crate::python) struct Weights {
     opened: Mutex<Option<weights::Weights>>,
+    /// torch's tensors, once somebody has asked for them here.
+    tensors: Mutex<Option<Py<TorchTensors>>>,
+    known: Known,
     key: String,
     version: u64,
     path: Option<PathBuf>,
 }
 
 impl Weights {
-    pub(super) fn of(opened: weights::Weights) -> Self {
+    pub(super) fn of(opened: weights::Weights, known: &Known) -> Self {
         Self {
+            tensors: Mutex::new(None),
+            known: known.clone(),
             key: opened.key().to_owned(),
             version: opened.version(),
             path: opened.path().map(Path::to_owned),
@@ -99,7 +107,7 @@ impl Weights {
 
     /// Lets go of the file; the last one to do so unmaps it. Again without effect.
     fn release(&self) {
-        let left = self.opened.lock().take();
+        let left = (self.opened.lock().take(), self.tensors.lock().take());
         drop(left);
     }
 
@@ -164,6 +172,27 @@ impl Weights {
         Ok(held.names().map(str::to_owned).zip(tensors).collect())
     }
 
+    /// torch's tensors by name, where the weights have them.
+    fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let held = self.held()?;
+        let kept = self.tensors.lock().as_ref().map(|kept| kept.clone_ref(py));
+        let tensors = match kept {
+            Some(kept) => kept,
+            None => {
+                let tensors = self.known.tensors_of(py, &held)?;
+                let replaced = self.tensors.lock().replace(tensors.clone_ref(py));
+                drop(replaced);
+                if self.opened.lock().is_none() {
+                    // Released by somebody else meanwhile: this object keeps nothing.
+                    let left = self.tensors.lock().take();
+                    drop(left);
+                }
+                tensors
+            }
+        };
+        tensors.get().copied(py)
+    }
+
     /// The tensor of this name, or `default`.
     #[pyo3(signature = (name, default=None))]
     fn get(
@@ -207,6 +236,18 @@ impl Weights {
         _traceback: &Bound<'_, PyAny>,
     ) {
         self.release();
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        match self.tensors.try_lock() {
+            Some(tensors) => tensors.as_ref().map_or(Ok(()), |tensors| visit.call(tensors)),
+            None => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        let left = self.tensors.try_lock().and_then(|mut tensors| tensors.take());
+        drop(left);
     }
 
     fn __repr__(&self) -> String {

@@ -1,6 +1,7 @@
 //! `WeightStore`, the weights in it, and their tensors.
 
 mod handle;
+mod state_dict;
 mod tensor;
 
 use std::collections::{HashMap, HashSet};
@@ -13,6 +14,8 @@ use pyo3::types::{PyMapping, PyString};
 
 pub(super) use handle::Weights;
 pub(super) use tensor::Tensor;
+
+use state_dict::Known;
 
 use super::budget::Budget;
 use super::error::{Error, Result, invalid_type, invalid_value};
@@ -27,6 +30,7 @@ use crate::weights::{self, MemoryKind, Opening, Settings};
 pub(super) struct WeightStore {
     store: weights::WeightStore,
     budget: Option<Py<Budget>>,
+    torch_tensors: Known,
 }
 
 #[pymethods]
@@ -35,7 +39,11 @@ impl WeightStore {
     #[pyo3(signature = (*, budget=None))]
     fn new(budget: Option<Bound<'_, Budget>>) -> Self {
         let ledger = budget.as_ref().map(|budget| budget.get().ledger());
-        Self { store: weights::WeightStore::new(ledger), budget: budget.map(Bound::unbind) }
+        Self {
+            store: weights::WeightStore::new(ledger),
+            budget: budget.map(Bound::unbind),
+            torch_tensors: Known::default(),
+        }
     }
 
     /// The budget in which every byte is reserved; `None` without one.
@@ -46,7 +54,7 @@ impl WeightStore {
 
     /// The weights under a key that is there.
     fn acquire(&self, key: &Bound<'_, PyAny>) -> Result<Weights> {
-        Ok(Weights::of(self.store.acquire(&text("key", key)?)?))
+        Ok(Weights::of(self.store.acquire(&text("key", key)?)?, &self.torch_tensors))
     }
 
     /// The weights at a path under a key: loaded, or those that are there.
@@ -74,7 +82,7 @@ impl WeightStore {
         let opened = patiently(py, terms, |patience| {
             self.store.open(&key, &path, &opening, &owner, patience)
         })?;
-        Ok(Weights::of(opened))
+        Ok(Weights::of(opened, &self.torch_tensors))
     }
 
     /// Tensors that somebody has in memory, under a key; or those that are there.
@@ -107,7 +115,7 @@ impl WeightStore {
         let shared = patiently(py, terms, |patience| {
             self.store.share(&key, given, &opening, &owner, patience)
         })?;
-        Ok(Weights::of(shared))
+        Ok(Weights::of(shared, &self.torch_tensors))
     }
 
     /// Retires a key and everything below it; returns how many keys that were.
