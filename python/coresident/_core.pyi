@@ -2160,6 +2160,9 @@ class Lane:
 def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Device:
     """Internal: the device that was pickled."""
 
+def about_to_fork() -> None:
+    """Internal: tells the core that the process forks."""
+
 def entered_child() -> None:
     """Internal: tells the core that this is a forked child."""
 

@@ -174,6 +174,14 @@ impl Reservation {
         self.checked("filling", filled, noted)
     }
 
+    /// Says what it is for from now on.
+    pub fn rename(&self, purpose: &str) {
+        if self.shared.birth.is_here() {
+            let before = self.shared.state.lock().rename(self.place, purpose.to_owned());
+            drop(before);
+        }
+    }
+
     /// Takes it out of the wait-for graph: nobody in particular will release it.
     pub fn disown(&self) {
         if self.shared.birth.is_here() {

@@ -275,6 +275,11 @@ impl State {
         self.entry_mut(place)?.wish.owner.take()
     }
 
+    /// Says what a reservation is for; returns what was said before.
+    pub(super) fn rename(&mut self, place: Place, purpose: String) -> Option<String> {
+        self.entry_mut(place)?.wish.purpose.replace(purpose)
+    }
+
     /// Notes how many of a reservation's bytes are in memory now.
     ///
     /// Returns its bytes if it has fewer than that.

@@ -138,6 +138,12 @@ pub(super) fn entered_child() {
     wait::entered_child();
 }
 
+/// Tells the core that the process forks.
+#[pyfunction]
+pub(super) fn about_to_fork() {
+    wait::about_to_fork();
+}
+
 /// Releases what the code of this thread still holds: its end has come.
 #[pyfunction]
 pub(super) fn release_this_thread() {

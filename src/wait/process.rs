@@ -8,6 +8,7 @@ use super::graph::{self, Resource};
 use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+static FORKS: AtomicU64 = AtomicU64::new(0);
 /// The thread that ends the interpreter; 0 before that.
 static EXITING: AtomicU64 = AtomicU64::new(0);
 
@@ -63,6 +64,17 @@ fn resources() -> MutexGuard<'static, Resources> {
 /// How many forks lie between the first process and this one.
 pub(super) fn generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
+}
+
+/// How often this process has forked, as far as it was told.
+#[must_use]
+pub fn forks() -> u64 {
+    FORKS.load(Ordering::SeqCst)
+}
+
+/// To be called right before `fork`.
+pub fn about_to_fork() {
+    FORKS.fetch_add(1, Ordering::SeqCst);
 }
 
 /// To be called in a child process right after `fork`: whatever was made before is refused there.

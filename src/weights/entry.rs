@@ -3,19 +3,23 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use indexmap::IndexMap;
 
+use super::header::Described;
 use super::memory::{Memory, MemoryKind};
 use super::placed::{Placed, copy_elements};
 use super::reaper::{self, Remains};
+use super::region::Region;
 use super::slab;
 use super::source::{Identity, Part, Source};
+use super::spare::Spares;
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
 use crate::sync::{AtomicBool, Ordering};
+use crate::wait::forks;
 
 /// What a caller says of the weights beside where they are: `dtype`, `fp16`. Two who mean the same key
 /// must agree.
@@ -80,9 +84,10 @@ pub(super) struct Entry {
     /// How long a byte took to come, to tell what is cheap to bring back.
     pub(super) seconds_per_byte: f64,
     pub(super) retired: AtomicBool,
-    // Dropped before the reservation: the bytes are given back once they are free.
+    /// Who gets the slab in the end, and how often the process had forked when it was filled.
+    spares: Weak<Spares>,
+    pub(super) forks: u64,
     memories: Vec<Memory>,
-    /// Held, and dropped last.
     reserved: Option<Reservation>,
 }
 
@@ -97,23 +102,34 @@ pub(super) struct Draft {
 impl Draft {
     /// Bytes that tensors read from `source` will take.
     pub(super) fn bytes_of_source(&self, source: &Source) -> u64 {
-        let of_part = |part: &Part| {
-            if self.private { slab::places(part).1 } else { data_of(part).len() }
-        };
-        source.parts.iter().map(|part| of_part(part) as u64).sum()
+        if self.private {
+            return slab::places(&source.parts).1 as u64;
+        }
+        source.parts.iter().map(|part| data_of(part).len() as u64).sum()
     }
 
-    /// The entry of the tensors in `source`, mapped or copied.
-    pub(super) fn read(self, source: Source, version: u64) -> Result<Entry, WeightsError> {
-        let kind = if self.private { MemoryKind::Slab } else { MemoryKind::Mapped };
+    /// The entry of the tensors in `source`, copied to `slab` or else mapped.
+    pub(super) fn read(
+        self,
+        source: Source,
+        slab: Option<Region>,
+        version: u64,
+    ) -> Result<Entry, WeightsError> {
+        let kind = if slab.is_some() { MemoryKind::Slab } else { MemoryKind::Mapped };
         let mut contents = Contents {
             kinds: vec![(kind, self.bytes_of_source(&source))],
             index: source.index,
             metadata: source.metadata,
             ..Contents::default()
         };
+        let mut places = None;
+        if let Some(region) = slab {
+            let (starts, _) = slab::places(&source.parts);
+            contents.memories.push(slab::filled(region, &source.parts, &starts)?);
+            places = Some(starts.into_iter());
+        }
         for part in source.parts {
-            contents.add(part, self.private)?;
+            contents.add(part, places.as_mut());
         }
         Ok(self.entry(version, contents))
     }
@@ -126,11 +142,16 @@ impl Draft {
         covered(tensors.iter().map(Given::span).collect())
     }
 
-    /// The entry of a sealed copy of tensors that somebody else has.
-    pub(super) fn copied(self, tensors: Vec<Given>, version: u64) -> Result<Entry, WeightsError> {
+    /// The entry of a sealed copy, in `slab`, of tensors that somebody else has.
+    pub(super) fn copied(
+        self,
+        tensors: Vec<Given>,
+        slab: Region,
+        version: u64,
+    ) -> Result<Entry, WeightsError> {
         let (places, length) = slab::places_of(&tensors);
-        let memory = slab::copied(&tensors, &places, length)
-            .map_err(|why| WeightsError::NoMemory { key: self.key.clone(), why: Arc::new(why) })?;
+        let memory = slab::copied(slab, &tensors, &places)
+            .map_err(|why| WeightsError::no_memory(&self.key, why))?;
         let mut contents = Contents {
             kinds: vec![(MemoryKind::Slab, length as u64)],
             memories: vec![memory],
@@ -180,6 +201,8 @@ impl Draft {
             kinds,
             seconds_per_byte: 0.0,
             retired: AtomicBool::new(false),
+            spares: Weak::new(),
+            forks: forks(),
             memories,
             reserved: None,
         }
@@ -198,33 +221,21 @@ struct Contents {
 }
 
 impl Contents {
-    /// Adds one file, mapped or copied.
-    fn add(&mut self, part: Part, copied: bool) -> Result<(), WeightsError> {
-        let at = self.memories.len();
-        let (mut slab, mut places) = (None, None);
-        if copied {
-            let (starts, length) = slab::places(&part);
-            slab = Some(slab::filled(&part, &starts, length)?);
-            places = Some(starts);
-        }
-        for (number, tensor) in part.tensors.into_iter().enumerate() {
-            let tensor_at = |places: &Vec<usize>| places[number];
-            self.tensors.insert(
-                tensor.name,
-                Placed {
-                    element: tensor.element,
-                    shape: tensor.shape,
-                    strides: None,
-                    packing: tensor.packing,
-                    memory: at,
-                    offset: places.as_ref().map_or(tensor.bytes.start, tensor_at),
-                    nbytes: tensor.bytes.len(),
-                },
-            );
+    /// Adds one file: copied to `places` in the slab, or else mapped.
+    fn add(&mut self, part: Part, mut places: Option<&mut std::vec::IntoIter<usize>>) {
+        let mapped = places.is_none();
+        let memory = if mapped { self.memories.len() } else { 0 };
+        for Described { name, element, shape, packing, bytes } in part.tensors {
+            let place = places.as_mut().and_then(Iterator::next);
+            let (offset, nbytes) = (place.unwrap_or(bytes.start), bytes.len());
+            let strides = None;
+            let tensor = Placed { element, shape, strides, packing, memory, offset, nbytes };
+            self.tensors.insert(name, tensor);
         }
         self.sources.push((part.path, part.identity));
-        self.memories.push(slab.unwrap_or_else(|| Memory::mapped(part.map, part.file)));
-        Ok(())
+        if mapped {
+            self.memories.push(Memory::mapped(part.map, part.file));
+        }
     }
 }
 
@@ -249,8 +260,17 @@ fn data_of(part: &Part) -> Range<usize> {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if self.nbytes >= reaper::LARGE && !self.memories.is_empty() {
-            self.remains().let_go();
+        let remains = self.remains();
+        if remains.memories.is_empty() {
+            return;
+        }
+        let left = match self.spares.upgrade() {
+            Some(spares) => remains.leave_to(&spares, self.forks),
+            None => Some(remains),
+        };
+        match left {
+            Some(left) if self.nbytes >= reaper::LARGE => left.let_go(),
+            left => drop(left),
         }
     }
 }
@@ -261,7 +281,14 @@ impl Entry {
         Remains { memories: std::mem::take(&mut self.memories), reserved: self.reserved.take() }
     }
 
-    pub(super) fn charged(mut self, reservation: Option<Reservation>, took: Duration) -> Self {
+    /// With what was reserved for it, how long it took, and to whom its slab is left in the end.
+    pub(super) fn charged(
+        mut self,
+        reservation: Option<Reservation>,
+        took: Duration,
+        spares: &Arc<Spares>,
+    ) -> Self {
+        self.spares = Arc::downgrade(spares);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let bytes = self.nbytes.max(1) as f64;
         self.seconds_per_byte = took.as_secs_f64() / bytes;

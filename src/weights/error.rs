@@ -108,6 +108,10 @@ impl WeightsError {
         Self::Unreadable { path: path.to_owned(), why: Arc::new(why) }
     }
 
+    pub(super) fn no_memory(key: &str, why: io::Error) -> Self {
+        Self::NoMemory { key: key.to_owned(), why: Arc::new(why) }
+    }
+
     pub(super) fn malformed(path: &Path, format: &'static str, why: impl Into<String>) -> Self {
         Self::Malformed { path: path.to_owned(), format, why: why.into() }
     }

@@ -6,6 +6,8 @@ use std::fs::File;
 
 use memmap2::Mmap;
 
+use super::region::Sealed;
+
 /// What holds bytes in host memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MemoryKind {
@@ -41,7 +43,7 @@ pub struct Memory {
 /// What keeps the memory, until it is dropped.
 enum Keeper {
     Map { map: Mmap, file: File },
-    Slab { _map: Mmap },
+    Slab { region: Sealed },
     Foreign { _owner: Box<dyn Any + Send + Sync> },
 }
 
@@ -60,10 +62,19 @@ impl Memory {
         Self { kind: MemoryKind::Mapped, start, length, keeper: Keeper::Map { map, file } }
     }
 
-    /// Sealed memory, of which the first `skipped` bytes are not used.
-    pub(super) fn slab(map: Mmap, skipped: usize) -> Self {
-        let (start, length) = (map[skipped..].as_ptr(), map.len() - skipped);
-        Self { kind: MemoryKind::Slab, start, length, keeper: Keeper::Slab { _map: map } }
+    /// Sealed memory of our own.
+    pub(super) fn slab(region: Sealed) -> Self {
+        let bytes = region.bytes();
+        let (start, length) = (bytes.as_ptr(), bytes.len());
+        Self { kind: MemoryKind::Slab, start, length, keeper: Keeper::Slab { region } }
+    }
+
+    /// The sealed memory of our own, if it is that.
+    pub(super) fn into_slab(self) -> Option<Sealed> {
+        match self.keeper {
+            Keeper::Slab { region } => Some(region),
+            _ => None,
+        }
     }
 
     /// Memory that `owner` keeps where it is. It is never looked at as bytes, because its owner may

@@ -45,9 +45,11 @@ mod memory;
 mod placed;
 mod prefetch;
 mod reaper;
+mod region;
 mod safetensors;
 mod slab;
 mod source;
+mod spare;
 mod store;
 mod tensor;
 

@@ -3,7 +3,8 @@
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use super::memory::Memory;
+use super::memory::{Memory, MemoryKind};
+use super::spare::Spares;
 use crate::budget::Reservation;
 use crate::sync::Mutex;
 use crate::wait::PerProcess;
@@ -19,6 +20,19 @@ pub(super) struct Remains {
 }
 
 impl Remains {
+    /// Leaves a slab and its bytes to the next load. What else there is comes back.
+    pub(super) fn leave_to(mut self, spares: &Spares, forks: u64) -> Option<Self> {
+        if let (Some(reserved), [only]) = (self.reserved.take(), self.memories.as_slice()) {
+            if only.kind() == MemoryKind::Slab {
+                let slab = self.memories.pop().and_then(Memory::into_slab)?;
+                spares.keep(slab, reserved, forks);
+                return None;
+            }
+            self.reserved = Some(reserved);
+        }
+        Some(self)
+    }
+
     /// Lets go of them behind the caller's back; where no thread can be started, at once.
     pub(super) fn let_go(self) {
         if let Err(unsent) = send(self) {

@@ -8,7 +8,10 @@ use std::time::Instant;
 use super::entry::{Draft, Entry, Given, Settings};
 use super::flight::{Flight, Outcome};
 use super::memory::MemoryKind;
+use super::reaper::Remains;
+use super::region::Region;
 use super::source::{Identity, Source, files, is_remote};
+use super::spare::Spares;
 use super::{Weights, WeightsError};
 use crate::budget::{Budget, Evictor, Reservation};
 use crate::sync::{AtomicU64, Mutant, Mutex, Ordering, planted};
@@ -23,6 +26,7 @@ struct Shared {
     budget: Option<Budget>,
     slots: Mutex<Slots>,
     versions: AtomicU64,
+    spares: Arc<Spares>,
     /// The number of this store's evictor with its budget.
     evictor: AtomicU64,
 }
@@ -107,6 +111,7 @@ impl WeightStore {
             budget,
             slots: Mutex::new(Slots::default()),
             versions: AtomicU64::new(0),
+            spares: Arc::default(),
             evictor: AtomicU64::new(0),
         });
         if let Some(budget) = &shared.budget {
@@ -161,10 +166,10 @@ impl WeightStore {
             Found::Ours(landing, patience) => landing.load(|| {
                 let source = Source::read(path)?;
                 let bytes = draft.bytes_of_source(&source);
-                let reservation = self.0.charge(key, (bytes, 0), owner, &patience)?;
+                let (slab, reserved) = self.0.room(&draft, (bytes, 0), owner, &patience)?;
                 let started = Instant::now();
-                let entry = draft.read(source, self.0.next_version())?;
-                Ok(entry.charged(reservation, started.elapsed()))
+                let entry = draft.read(source, slab, self.0.next_version())?;
+                Ok(entry.charged(reserved, started.elapsed(), &self.0.spares))
             }),
         }
     }
@@ -198,14 +203,13 @@ impl WeightStore {
                 let bytes = draft.bytes_of_given(&tensors);
                 // Somebody has them in memory already, if they are not to be copied.
                 let filled = if private { 0 } else { bytes };
-                let reservation = self.0.charge(key, (bytes, filled), owner, &patience)?;
+                let (slab, reserved) = self.0.room(&draft, (bytes, filled), owner, &patience)?;
                 let (started, version) = (Instant::now(), self.0.next_version());
-                let entry = if private {
-                    draft.copied(tensors, version)?
-                } else {
-                    draft.given(tensors, version)
+                let entry = match slab {
+                    Some(slab) => draft.copied(tensors, slab, version)?,
+                    None => draft.given(tensors, version),
                 };
-                Ok(entry.charged(reservation, started.elapsed()))
+                Ok(entry.charged(reserved, started.elapsed(), &self.0.spares))
             }),
         }
     }
@@ -254,7 +258,17 @@ impl WeightStore {
     /// [`WeightsError::Forked`].
     pub fn clear(&self) -> Result<u64, WeightsError> {
         self.0.birth.check("weight store")?;
-        Ok(self.0.evict(u64::MAX))
+        Ok(self.0.spares.give_back(u64::MAX) + self.0.evict(u64::MAX, Fate::GivenBack))
+    }
+
+    /// Bytes of slabs that hold nothing now, and are kept for the next load until the budget wants
+    /// them.
+    ///
+    /// # Errors
+    /// [`WeightsError::Forked`].
+    pub fn spare(&self) -> Result<u64, WeightsError> {
+        self.0.birth.check("weight store")?;
+        Ok(self.0.spares.nbytes())
     }
 
     /// All weights that are there, and those that are retired but still used, by key and version.
@@ -381,9 +395,58 @@ impl Shared {
         Ok(Some(reservation))
     }
 
+    /// Reserves bytes; and has memory for them, if the weights are to lie in the store's own.
+    fn room(
+        &self,
+        draft: &Draft,
+        bytes: (u64, u64),
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<(Option<Region>, Option<Reservation>), WeightsError> {
+        let Draft { key, private, .. } = draft;
+        if !private {
+            return Ok((None, self.charge(key, bytes, owner, patience)?));
+        }
+        if let Some((region, reserved)) = self.recycled(key, bytes.0, owner) {
+            return Ok((Some(region), Some(reserved)));
+        }
+        let reserved = self.charge(key, bytes, owner, patience)?;
+        let length = usize::try_from(bytes.0).unwrap_or(usize::MAX);
+        let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
+        Ok((Some(region), reserved))
+    }
+
+    /// A slab that nobody uses, and its bytes: one that is spare, or that of weights which would have
+    /// to go anyway. Nobody who waits for bytes is overtaken.
+    fn recycled(&self, key: &str, bytes: u64, owner: &Owner) -> Option<(Region, Reservation)> {
+        let budget = self.budget.as_ref().filter(|budget| !budget.is_wanted())?;
+        if bytes > budget.limit() {
+            return None;
+        }
+        let missing = bytes.saturating_sub(budget.free() + self.spares.nbytes());
+        if missing > 0 {
+            self.evict(missing, Fate::Spare);
+        }
+        let (region, reserved) = self.spares.take(bytes)?.reopen().ok()?;
+        let has = reserved.bytes();
+        if bytes > has {
+            // At once, or else in line without it: it might be what those wait for who come before.
+            let more = || budget.reserve_at_once(bytes - has, Some(key), owner).ok().flatten();
+            let extra = more().or_else(|| {
+                self.spares.give_back(u64::MAX);
+                more()
+            })?;
+            reserved.absorb(&extra).ok()?;
+        }
+        let region = region.resized(usize::try_from(bytes).ok()?).ok()?;
+        reserved.shrink(has.saturating_sub(bytes)).ok()?;
+        reserved.rename(key);
+        Some((region, reserved))
+    }
+
     /// Lets go of weights that nobody uses, the cheapest to bring back first, until so many bytes are
     /// free. Returns how many.
-    fn evict(&self, wanted: u64) -> u64 {
+    fn evict(&self, wanted: u64, slabs: Fate) -> u64 {
         let mut slots = self.slots.lock();
         // Under this lock nobody gets hold of weights that only the store has.
         let mut unused: Vec<(f64, String)> = slots
@@ -414,11 +477,23 @@ impl Shared {
             if let Slot::Live { kept: Some(entry), .. } = slot
                 && let Some(mut entry) = Arc::into_inner(entry)
             {
-                entry.remains().give_back();
+                let remains = entry.remains();
+                let left = match slabs {
+                    Fate::Spare => remains.leave_to(&self.spares, entry.forks),
+                    Fate::GivenBack => Some(remains),
+                };
+                left.into_iter().for_each(Remains::give_back);
             }
         }
         freed
     }
+}
+
+/// What becomes of the slabs of weights that the store lets go of.
+#[derive(Clone, Copy)]
+enum Fate {
+    GivenBack,
+    Spare,
 }
 
 /// Gives the budget what nobody uses.
@@ -427,7 +502,8 @@ struct Unreferenced(Weak<Shared>);
 impl Evictor for Unreferenced {
     fn evict(&self, bytes: u64) {
         if let Some(shared) = self.0.upgrade() {
-            shared.evict(bytes);
+            let spare = shared.spares.give_back(bytes);
+            shared.evict(bytes - spare.min(bytes), Fate::GivenBack);
         }
     }
 }

@@ -126,7 +126,7 @@ def test_a_private_copy_is_its_own(model: Path) -> None:
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert array.ctypes.data % 64 == 0
     assert weights.kinds == {"slab": 24}
-    assert store.stats() == {"mapped": 0, "slab": 24, "foreign": 0, "pinned": 0}
+    assert store.stats() == {"mapped": 0, "slab": 24, "foreign": 0, "pinned": 0, "spare": 0}
     with pytest.raises(ValueError, match="read-only"):
         array[0, 0] = 7
 

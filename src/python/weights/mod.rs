@@ -142,6 +142,7 @@ impl WeightStore {
         for (kind, bytes) in self.store.status()?.into_iter().flat_map(|status| status.kinds) {
             *all.entry(kind.to_string()).or_default() += bytes;
         }
+        all.insert("spare".to_owned(), self.store.spare()?);
         Ok(all)
     }
 

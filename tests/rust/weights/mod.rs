@@ -5,6 +5,7 @@ mod folders;
 mod loads;
 mod memory;
 mod parsers;
+mod slabs;
 mod versions;
 
 use std::path::{Path, PathBuf};
