@@ -1,0 +1,140 @@
+//! Bytes for weights, and memory for those of the store's own: reserved, used again, given back.
+
+use std::sync::{Arc, Weak};
+
+use super::WeightsError;
+use super::entry::Draft;
+use super::reaper::Remains;
+use super::region::Region;
+use super::shelf::{Shared, Slot};
+use crate::budget::{Evictor, Reservation};
+use crate::sync::{Mutant, planted};
+use crate::wait::{Owner, Patience};
+
+/// What becomes of the slabs of weights that the store lets go of.
+#[derive(Clone, Copy)]
+pub(super) enum Fate {
+    GivenBack,
+    Spare,
+}
+
+/// Gives the budget what nobody uses.
+pub(super) struct Unreferenced(pub(super) Weak<Shared>);
+
+impl Evictor for Unreferenced {
+    fn evict(&self, bytes: u64) {
+        if let Some(shared) = self.0.upgrade() {
+            let spare = shared.spares.give_back(bytes);
+            shared.evict(bytes - spare.min(bytes), Fate::GivenBack);
+        }
+    }
+}
+
+impl Shared {
+    /// Reserves bytes, of which some are in memory already, for the weights to have.
+    fn charge(
+        &self,
+        key: &str,
+        (bytes, filled): (u64, u64),
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Option<Reservation>, WeightsError> {
+        let Some(budget) = &self.budget else { return Ok(None) };
+        let reservation = budget.reserve_filled(bytes, filled, Some(key), owner, patience)?;
+        reservation.disown();
+        Ok(Some(reservation))
+    }
+
+    /// Reserves bytes; and has memory for them, if the weights are to lie in the store's own.
+    pub(super) fn room(
+        &self,
+        draft: &Draft,
+        bytes: (u64, u64),
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<(Option<Region>, Option<Reservation>), WeightsError> {
+        let Draft { key, private, .. } = draft;
+        if !private {
+            return Ok((None, self.charge(key, bytes, owner, patience)?));
+        }
+        if let Some((region, reserved)) = self.recycled(key, bytes.0, owner) {
+            return Ok((Some(region), Some(reserved)));
+        }
+        let reserved = self.charge(key, bytes, owner, patience)?;
+        let length = usize::try_from(bytes.0).unwrap_or(usize::MAX);
+        let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
+        Ok((Some(region), reserved))
+    }
+
+    /// A slab that nobody uses, and its bytes: one that is spare, or that of weights which would have
+    /// to go anyway. Nobody who waits for bytes is overtaken.
+    fn recycled(&self, key: &str, bytes: u64, owner: &Owner) -> Option<(Region, Reservation)> {
+        let budget = self.budget.as_ref().filter(|budget| !budget.is_wanted())?;
+        if bytes > budget.limit() {
+            return None;
+        }
+        let missing = bytes.saturating_sub(budget.free() + self.spares.nbytes());
+        if missing > 0 {
+            self.evict(missing, Fate::Spare);
+        }
+        let (region, reserved) = self.spares.take(bytes)?.reopen().ok()?;
+        let has = reserved.bytes();
+        if bytes > has {
+            // At once, or else in line without it: it might be what those wait for who come before.
+            let more = || budget.reserve_at_once(bytes - has, Some(key), owner).ok().flatten();
+            let extra = more().or_else(|| {
+                self.spares.give_back(u64::MAX);
+                more()
+            })?;
+            reserved.absorb(&extra).ok()?;
+        }
+        let region = region.resized(usize::try_from(bytes).ok()?).ok()?;
+        reserved.shrink(has.saturating_sub(bytes)).ok()?;
+        reserved.rename(key);
+        Some((region, reserved))
+    }
+
+    /// Lets go of weights that nobody uses, the cheapest to bring back first, until so many bytes are
+    /// free. Returns how many.
+    pub(super) fn evict(&self, wanted: u64, slabs: Fate) -> u64 {
+        let mut slots = self.slots.lock();
+        // Under this lock nobody gets hold of weights that only the store has.
+        let mut unused: Vec<(f64, String)> = slots
+            .by_key
+            .iter()
+            .filter_map(|(key, slot)| match slot {
+                Slot::Live { kept: Some(entry), .. }
+                    if Arc::strong_count(entry) == 1 || planted(Mutant::EvictsWhatIsUsed) =>
+                {
+                    Some((entry.seconds_per_byte, key.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        unused.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut freed, mut gone) = (0_u64, Vec::new());
+        for (_, key) in unused {
+            if freed >= wanted {
+                break;
+            }
+            if let Some(slot) = slots.by_key.remove(&key) {
+                freed += slot.live().map_or(0, |entry| entry.nbytes);
+                gone.push(slot);
+            }
+        }
+        drop(slots);
+        for slot in gone {
+            if let Slot::Live { kept: Some(entry), .. } = slot
+                && let Some(mut entry) = Arc::into_inner(entry)
+            {
+                let remains = entry.remains();
+                let left = match slabs {
+                    Fate::Spare => remains.leave_to(&self.spares, entry.forks),
+                    Fate::GivenBack => Some(remains),
+                };
+                left.into_iter().for_each(Remains::give_back);
+            }
+        }
+        freed
+    }
+}
