@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def memory() -> dict[str, int]:
 def touch(tensors: list[Any]) -> None:
     """Reads one byte of every page."""
     for tensor in tensors:
-        tensor.view(-1)[::1024].sum()
+        if hasattr(tensor, "view"):
+            tensor.view(-1)[::1024].sum()
 
 
 # Ways to have one model on so many devices: each returns everything that must stay alive.
@@ -46,26 +48,24 @@ def touch(tensors: list[Any]) -> None:
 
 def coresident(path: Path, devices: int) -> list[Any]:
     import coresident as co
-    import torch
 
     store = co.WeightStore()
     kept: list[Any] = [store]
     for _ in range(devices):
         weights = store.open("model", path)
         weights.prefetch()
-        kept.append([torch.from_dlpack(tensor) for tensor in weights.values()])
+        kept.append([weights, *weights.state_dict().values()])
     return kept
 
 
 def coresident_copy(path: Path, devices: int) -> list[Any]:
     import coresident as co
-    import torch
 
     store = co.WeightStore()
     kept: list[Any] = [store]
     for _ in range(devices):
         weights = store.open("model", path, copy=True)
-        kept.append([torch.from_dlpack(tensor) for tensor in weights.values()])
+        kept.append([weights, *weights.state_dict().values()])
     return kept
 
 
@@ -134,12 +134,29 @@ def measure(way: str, path: Path, devices: int) -> dict[str, float]:
     }
 
 
+def in_another_process(path: Path, _devices: int) -> list[Any]:
+    source = "import sys, coresident as co; co.WeightStore().open('m', sys.argv[1], copy=True)"
+    subprocess.run([sys.executable, "-c", source, str(path)], check=True)
+    return []
+
+
+# Whatever these do to a thread of this process is the machine's doing: the first for comparison.
+WATCHED = {**WAYS, "copy=True, in another process": in_another_process}
+AGAIN = "coresident, copy=True, slab used again"
+
+
 def stalls(way: str, path: Path) -> dict[str, float]:
-    """The longest that another thread was kept from the interpreter while one way loads."""
+    """The longest that another thread was kept from running Python while one way loads, and how
+    often that was more than a millisecond."""
+    import coresident as co
     import safetensors.torch  # noqa: F401
     import torch  # noqa: F401
 
-    longest, over = [0.0], threading.Event()
+    load = WATCHED.get(way)
+    if way == AGAIN:
+        store = spare_slab(path)
+        load = lambda path, _: [store.open("next", path, copy=True)]  # noqa: E731
+    longest, over = [0.0, 0], threading.Event()
     # Two threads that run Python take turns of this length: what is longer, a library has held.
     sys.setswitchinterval(1e-4)
 
@@ -148,14 +165,54 @@ def stalls(way: str, path: Path) -> dict[str, float]:
         while not over.is_set():
             now = time.perf_counter()
             longest[0] = max(longest[0], now - last)
+            longest[1] += now - last > 1e-3
             last = now
 
     thread = threading.Thread(target=watch)
     thread.start()
-    kept = WAYS[way](path, 1)
+    kept = load(path, 1)
     over.set()
     thread.join()
-    return {"stall": longest[0], "kept": len(kept)}
+    assert co
+    return {"stall": longest[0], "often": longest[1], "kept": len(kept)}
+
+
+def spare_slab(path: Path) -> Any:
+    """A store with a slab that has held the model, and holds nothing now."""
+    import coresident as co
+
+    store = co.WeightStore(budget=co.Budget("ram", 2 * path.stat().st_size, probe=False))
+    store.open("model", path, copy=True).release()
+    store.invalidate("model")
+    return store
+
+
+def slabs(path: Path) -> dict[str, float]:
+    """Seconds to fill a slab with the model: a new one, one that is used again, and the same reads
+    into memory that is there already, with nothing of anybody."""
+    import numpy
+
+    times: dict[str, float] = {}
+    started = time.perf_counter()
+    store = spare_slab(path)
+    times["new"] = time.perf_counter() - started
+    started = time.perf_counter()
+    kept = store.open("next", path, copy=True)
+    times["again"] = time.perf_counter() - started
+    kept.release()
+    store.clear()
+    buffer = memoryview(numpy.ones(path.stat().st_size, "uint8"))
+    with path.open("rb") as file:
+        reads = range(0, len(buffer), 8 << 20)
+
+        def read(start: int) -> int:
+            return os.preadv(file.fileno(), [buffer[start : start + (8 << 20)]], start)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            started = time.perf_counter()
+            assert sum(pool.map(read, reads)) == len(buffer)
+            times["raw"] = time.perf_counter() - started
+    return times
 
 
 def at_once(way: str, path: Path, threads: int) -> dict[str, float]:
@@ -292,6 +349,7 @@ def main() -> None:
         task, *arguments = options.child
         tasks: dict[str, Callable[..., Any]] = {
             "measure": lambda way, path, n: measure(way, Path(path), int(n)),
+            "slabs": lambda path: slabs(Path(path)),
             "stalls": lambda way, path: stalls(way, Path(path)),
             "at_once": lambda way, path, n: at_once(way, Path(path), int(n)),
             "warm": lambda nbytes: warm(int(nbytes)),
@@ -337,8 +395,16 @@ def show(path: Path, nbytes: int, out: Path) -> str:
     lines.append(f"Raw map and touch of the file: {raw:.3f} s.\n")
     together = processes(path, 4)
     lines.append(f"Four processes, each with it mapped: {together / nbytes:.3f} models together.\n")
-    stalled = [("way", "longest stall of another thread")]
-    stalled += [(way, f"{child('stalls', way, path)['stall'] * 1e3:.1f} ms") for way in WAYS]
+    times = child("slabs", path)
+    filled = [("filling a slab of 1 model", "seconds", "of the speed of the reads alone")]
+    for what, name in (("new", "new"), ("used again", "again"), ("the reads alone", "raw")):
+        seconds = times[name]
+        filled.append((what, f"{seconds:.2f}", f"{times['raw'] / seconds:.0%}"))
+    lines.append(table(filled))
+    stalled = [("way", "longest stall of another thread", "stalls over 1 ms")]
+    for way in (*WATCHED, AGAIN):
+        found = child("stalls", way, path)
+        stalled.append((way, f"{found['stall'] * 1e3:.1f} ms", f"{found['often']:.0f}"))
     lines.append(table(stalled))
     wanted = [("four threads at once", "seconds", "of one thread's", "anonymous, in models")]
     for way in ("coresident, copy=True", "load_file and clone"):

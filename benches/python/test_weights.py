@@ -95,3 +95,74 @@ class TestOpen:
                 weights.keys()
 
         timed_call(run)
+
+
+@pytest.mark.benchmark(group="acquire and release on 4 threads, 99th percentile")
+class TestAcquireAmongFour:
+    def test_ours_acquire_among_4(self, timed_p99, model):
+        store = co.WeightStore()
+        _kept = store.open("model", model)
+        timed_p99(lambda: store.acquire("model").release())
+
+    def test_peer_refcount_among_4(self, timed_p99, model):
+        store = CountedStore()
+        store.put("model", object())
+
+        def acquire():
+            with store.acquire("model"):
+                pass
+
+        timed_p99(acquire)
+
+
+@pytest.mark.benchmark(group="2,000 tensors to torch")
+class TestToTorch:
+    def test_ours_first_state_dict(self, benchmark, model):
+        torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+        assert torch
+        store = co.WeightStore()
+        _kept = store.open("model", model)
+        benchmark.extra_info.update(calls=1, figure="median")
+        # Each round has weights of its own, which nobody has asked before.
+        setup = lambda: ((store.acquire("model"),), {})  # noqa: E731
+        benchmark.pedantic(lambda weights: weights.state_dict() and None, setup=setup, rounds=200)
+
+    def test_ours_next_state_dict(self, timed_call, model):
+        pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+        store = co.WeightStore()
+        first = store.open("model", model)
+        _kept = first.state_dict()
+        timed_call(lambda: store.acquire("model").state_dict())
+
+    def test_peer_from_dlpack_each(self, timed_call, model):
+        torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+        weights = co.WeightStore().open("model", model)
+        names = weights.keys()
+        timed_call(lambda: {name: torch.from_dlpack(weights[name]) for name in names})
+
+    def test_peer_get_tensor_each(self, timed_call, model):
+        pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+        with safetensors.safe_open(model, "pt") as weights:
+            names = list(weights.keys())
+            timed_call(lambda: {name: weights.get_tensor(name) for name in names})
+
+
+@pytest.mark.benchmark(group="release")
+class TestRelease:
+    @pytest.mark.parametrize("copy", [False, True], ids=["mapped", "slab"])
+    def test_ours_release_of_a_large_one(self, benchmark, tmp_path_factory, copy):
+        path = tmp_path_factory.mktemp("large") / "model.safetensors"
+        save = pytest.importorskip("safetensors.numpy", reason="comes with the test extra")
+        save.save_file({"a": numpy.ones(300 << 20, "uint8")}, path)
+        store = co.WeightStore(budget=co.Budget("ram", "2GiB", probe=False))
+
+        def setup():
+            store.invalidate("model")
+            weights = store.open("model", path, copy=copy)
+            weights.prefetch()
+            # Only this holder has them.
+            store.invalidate("model")
+            return (weights,), {}
+
+        benchmark.extra_info.update(calls=1, figure="median")
+        benchmark.pedantic(lambda weights: weights.release(), setup=setup, rounds=20)

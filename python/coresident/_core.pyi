@@ -1711,7 +1711,7 @@ class WeightStore:
             copy: Whether to copy the tensors into sealed memory of the store's own, read by several
                 threads, instead of mapping the files. ``None`` copies what is on a network's file
                 system, where a map would end the process when the network fails.
-            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            timeout: Seconds to wait, also for the copy; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 
         Returns:
@@ -1796,7 +1796,7 @@ class WeightStore:
         """
 
     def clear(self) -> int:
-        """Lets go of all weights that nobody uses.
+        """Lets go of all weights that nobody uses, and of spare slabs.
 
         Returns:
             Their bytes.
@@ -1818,6 +1818,9 @@ class WeightStore:
         Returns:
             ``'mapped'`` files, ``'slab'`` for sealed memory of the store's own, ``'foreign'`` for
             memory of those who shared it, and ``'pinned'`` for such that is locked for a GPU.
+            ``'spare'`` are slabs that hold nothing now and are filled again by the next load; their
+            bytes stay reserved until the budget wants them or :meth:`clear` is called. Without a
+            budget there are none.
 
         Raises:
             ForkedError: the store was made before a fork.

@@ -12,14 +12,13 @@ use super::header::Described;
 use super::memory::{Memory, MemoryKind};
 use super::placed::{Placed, copy_elements};
 use super::reaper::{self, Remains};
-use super::region::Region;
-use super::slab;
+use super::slab::{self, Room};
 use super::source::{Identity, Part, Source};
 use super::spare::Spares;
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
 use crate::sync::{AtomicBool, Ordering};
-use crate::wait::forks;
+use crate::wait::{Patience, forks};
 
 /// What a caller says of the weights beside where they are: `dtype`, `fp16`. Two who mean the same key
 /// must agree.
@@ -54,9 +53,10 @@ impl Given {
         start..start + self.memory.len()
     }
 
-    /// Copies its elements, row-major.
-    pub(super) fn copy_to(&self, bytes: &mut [u8]) {
-        let start = self.memory.start().wrapping_add(self.offset);
+    /// Copies its elements, row-major; of one that is row-major itself, as many as `bytes` has, from
+    /// the one on that lies so many bytes behind the first.
+    pub(super) fn copy_to(&self, from: usize, bytes: &mut [u8]) {
+        let start = self.memory.start().wrapping_add(self.offset + from);
         // SAFETY: whoever made this said where the elements lie, in memory that it keeps.
         #[expect(unsafe_code, reason = "a copy out of memory that is somebody else's")]
         unsafe {
@@ -91,7 +91,7 @@ pub(super) struct Entry {
     reserved: Option<Reservation>,
 }
 
-/// Everything of an entry but how long it took and what was reserved for it.
+/// Everything of an entry but its contents.
 pub(super) struct Draft {
     pub(super) key: String,
     pub(super) path: Option<PathBuf>,
@@ -108,30 +108,55 @@ impl Draft {
         source.parts.iter().map(|part| data_of(part).len() as u64).sum()
     }
 
-    /// The entry of the tensors in `source`, copied to `slab` or else mapped.
-    pub(super) fn read(
+    /// The entry of the tensors in `source`, mapped.
+    pub(super) fn mapped(
         self,
         source: Source,
-        slab: Option<Region>,
+        reserved: Option<Reservation>,
         version: u64,
-    ) -> Result<Entry, WeightsError> {
-        let kind = if slab.is_some() { MemoryKind::Slab } else { MemoryKind::Mapped };
+    ) -> Entry {
         let mut contents = Contents {
-            kinds: vec![(kind, self.bytes_of_source(&source))],
+            kinds: vec![(MemoryKind::Mapped, self.bytes_of_source(&source))],
             index: source.index,
             metadata: source.metadata,
             ..Contents::default()
         };
-        let mut places = None;
-        if let Some(region) = slab {
-            let (starts, _) = slab::places(&source.parts);
-            contents.memories.push(slab::filled(region, &source.parts, &starts)?);
-            places = Some(starts.into_iter());
+        for Part { path, identity, file, map, tensors } in source.parts {
+            let at = contents.memories.len();
+            let places = tensors.iter().map(|tensor| tensor.bytes.start).collect();
+            contents.describe(tensors, at, places);
+            contents.sources.push((path, identity));
+            contents.memories.push(Memory::mapped(map, file));
         }
-        for part in source.parts {
-            contents.add(part, places.as_mut());
+        self.entry(version, contents, reserved)
+    }
+
+    /// The entry of the tensors in `source`, copied to a slab.
+    pub(super) fn read(
+        self,
+        source: Source,
+        room: Room,
+        version: u64,
+        patience: &Patience<'_>,
+    ) -> Result<Entry, WeightsError> {
+        let (places, length) = slab::places(&source.parts);
+        let mut contents = Contents {
+            kinds: vec![(MemoryKind::Slab, length as u64)],
+            index: source.index,
+            metadata: source.metadata,
+            ..Contents::default()
+        };
+        let pieces = slab::pieces(&source.parts, &places);
+        let (mut places, mut files) = (places.into_iter(), Vec::new());
+        for Part { path, identity, file, tensors, .. } in source.parts {
+            let places = places.by_ref().take(tensors.len()).collect();
+            contents.describe(tensors, 0, places);
+            contents.sources.push((path.clone(), identity));
+            files.push((file, path));
         }
-        Ok(self.entry(version, contents))
+        let (memory, reserved) = slab::read(&self.key, room, pieces, files, patience)?;
+        contents.memories.push(memory);
+        Ok(self.entry(version, contents, reserved))
     }
 
     /// Bytes that given tensors will take.
@@ -142,33 +167,36 @@ impl Draft {
         covered(tensors.iter().map(Given::span).collect())
     }
 
-    /// The entry of a sealed copy, in `slab`, of tensors that somebody else has.
+    /// The entry of a sealed copy of tensors that somebody else has.
     pub(super) fn copied(
         self,
         tensors: Vec<Given>,
-        slab: Region,
+        room: Room,
         version: u64,
+        patience: &Patience<'_>,
     ) -> Result<Entry, WeightsError> {
         let (places, length) = slab::places_of(&tensors);
-        let memory = slab::copied(slab, &tensors, &places)
-            .map_err(|why| WeightsError::no_memory(&self.key, why))?;
-        let mut contents = Contents {
-            kinds: vec![(MemoryKind::Slab, length as u64)],
-            memories: vec![memory],
-            ..Contents::default()
-        };
-        for (given, offset) in tensors.into_iter().zip(places) {
-            let nbytes = given.nbytes();
-            let Given { name, element, shape, .. } = given;
+        let mut contents =
+            Contents { kinds: vec![(MemoryKind::Slab, length as u64)], ..Contents::default() };
+        for (given, &offset) in tensors.iter().zip(&places) {
+            let Given { element, shape, .. } = given;
+            let (element, shape, nbytes) = (*element, shape.clone(), given.nbytes());
             let (strides, packing) = (None, None);
             let tensor = Placed { element, shape, strides, packing, memory: 0, offset, nbytes };
-            contents.tensors.insert(name, tensor);
+            contents.tensors.insert(given.name.clone(), tensor);
         }
-        Ok(self.entry(version, contents))
+        let (memory, reserved) = slab::copied(&self.key, room, tensors, &places, patience)?;
+        contents.memories.push(memory);
+        Ok(self.entry(version, contents, reserved))
     }
 
     /// The entry of tensors that lie where somebody else has them.
-    pub(super) fn given(self, tensors: Vec<Given>, version: u64) -> Entry {
+    pub(super) fn given(
+        self,
+        tensors: Vec<Given>,
+        reserved: Option<Reservation>,
+        version: u64,
+    ) -> Entry {
         let mut spans: HashMap<MemoryKind, Vec<Range<usize>>> = HashMap::new();
         let mut contents = Contents::default();
         for given in tensors {
@@ -182,10 +210,10 @@ impl Draft {
             contents.memories.push(memory);
         }
         contents.kinds = spans.into_iter().map(|(kind, spans)| (kind, covered(spans))).collect();
-        self.entry(version, contents)
+        self.entry(version, contents, reserved)
     }
 
-    fn entry(self, version: u64, contents: Contents) -> Entry {
+    fn entry(self, version: u64, contents: Contents, reserved: Option<Reservation>) -> Entry {
         let Contents { index, sources, tensors, memories, metadata, kinds } = contents;
         Entry {
             key: self.key,
@@ -204,7 +232,7 @@ impl Draft {
             spares: Weak::new(),
             forks: forks(),
             memories,
-            reserved: None,
+            reserved,
         }
     }
 }
@@ -221,20 +249,13 @@ struct Contents {
 }
 
 impl Contents {
-    /// Adds one file: copied to `places` in the slab, or else mapped.
-    fn add(&mut self, part: Part, mut places: Option<&mut std::vec::IntoIter<usize>>) {
-        let mapped = places.is_none();
-        let memory = if mapped { self.memories.len() } else { 0 };
-        for Described { name, element, shape, packing, bytes } in part.tensors {
-            let place = places.as_mut().and_then(Iterator::next);
-            let (offset, nbytes) = (place.unwrap_or(bytes.start), bytes.len());
-            let strides = None;
+    /// Adds the tensors of one file, which lie at `places` in one of the stretches of memory.
+    fn describe(&mut self, tensors: Vec<Described>, memory: usize, places: Vec<usize>) {
+        for (described, offset) in tensors.into_iter().zip(places) {
+            let Described { name, element, shape, packing, bytes } = described;
+            let (strides, nbytes) = (None, bytes.len());
             let tensor = Placed { element, shape, strides, packing, memory, offset, nbytes };
             self.tensors.insert(name, tensor);
-        }
-        self.sources.push((part.path, part.identity));
-        if mapped {
-            self.memories.push(Memory::mapped(part.map, part.file));
         }
     }
 }
@@ -281,25 +302,20 @@ impl Entry {
         Remains { memories: std::mem::take(&mut self.memories), reserved: self.reserved.take() }
     }
 
-    /// With what was reserved for it, how long it took, and to whom its slab is left in the end.
-    pub(super) fn charged(
-        mut self,
-        reservation: Option<Reservation>,
-        took: Duration,
-        spares: &Arc<Spares>,
-    ) -> Self {
+    /// Says how long it took, and to whom its slab is left in the end; and the budget, what of it is in
+    /// memory now.
+    pub(super) fn loaded(mut self, took: Duration, spares: &Arc<Spares>) -> Self {
         self.spares = Arc::downgrade(spares);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let bytes = self.nbytes.max(1) as f64;
         self.seconds_per_byte = took.as_secs_f64() / bytes;
-        if let Some(reservation) = &reservation {
+        if let Some(reservation) = &self.reserved {
             // What is mapped can be dropped by the system: a probe sees it as free.
             let mapped = |(kind, _): &&(MemoryKind, u64)| *kind != MemoryKind::Mapped;
             let filled = self.kinds.iter().filter(mapped).map(|(_, bytes)| bytes).sum();
             // Nobody else has the reservation, and these are bytes of it.
             let _ = reservation.fill(filled);
         }
-        self.reserved = reservation;
         self
     }
 

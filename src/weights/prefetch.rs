@@ -3,21 +3,16 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::WeightsError;
+use super::crew::{self, Work};
 use super::entry::Entry;
 use super::memory::Memory;
 use super::slab::read_exact_at;
-use crate::sync::Mutex;
-use crate::wait::{Birth, Parker, Patience, WaitError, Wake};
+use crate::wait::Patience;
 
 /// How much a thread populates between two looks at whether it is still wanted.
 const PIECE: usize = 16 << 20;
-/// How often progress is told.
-const TICK: Duration = Duration::from_millis(50);
 
 /// A stretch of one mapped file.
 struct Piece {
@@ -26,16 +21,10 @@ struct Piece {
     length: usize,
 }
 
-/// What the threads and the caller share.
-struct Work {
+/// All of what is mapped.
+struct Populate {
     entry: Arc<Entry>,
     pieces: Vec<Piece>,
-    next: AtomicUsize,
-    done: AtomicU64,
-    stopped: AtomicBool,
-    working: AtomicUsize,
-    failed: Mutex<Option<WeightsError>>,
-    parker: Arc<Parker>,
 }
 
 /// Reads all of what is mapped. `progress` is told the bytes that are there, and all of them.
@@ -45,45 +34,9 @@ pub(super) fn prefetch(
     patience: &Patience<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), WeightsError> {
-    let pieces: Vec<Piece> = entry.memories().iter().enumerate().flat_map(pieces_of).collect();
-    let total: u64 = pieces.iter().map(|piece| piece.length as u64).sum();
-    let threads = threads.clamp(1, pieces.len().max(1));
-    let work = Arc::new(Work {
-        entry: entry.clone(),
-        pieces,
-        next: AtomicUsize::new(0),
-        done: AtomicU64::new(0),
-        stopped: AtomicBool::new(false),
-        working: AtomicUsize::new(0),
-        failed: Mutex::new(None),
-        parker: Parker::new(),
-    });
-    let waker: Arc<dyn Wake> = work.parker.clone();
-    let _listening = patience.cancel.map(|token| token.listen(waker));
-    for _ in 0..threads {
-        work.working.fetch_add(1, Ordering::AcqRel);
-        let shared = work.clone();
-        let builder = thread::Builder::new().name("coresident prefetch".to_owned());
-        if builder.spawn(move || shared.run()).is_err() {
-            // As many as there can be; without any, the caller does it.
-            if work.working.load(Ordering::Acquire) == 1 {
-                work.run();
-            } else {
-                work.working.fetch_sub(1, Ordering::AcqRel);
-            }
-            break;
-        }
-    }
-    let waited = work.wait(total, patience, progress);
-    work.stopped.store(true, Ordering::Relaxed);
-    waited?;
-    match work.failed.lock().take() {
-        Some(error) => Err(error),
-        None => {
-            progress(total, total);
-            Ok(())
-        }
-    }
+    let pieces = entry.memories().iter().enumerate().flat_map(pieces_of).collect();
+    let work = Arc::new(Populate { entry: entry.clone(), pieces });
+    crew::complete(&work, threads, patience, progress)
 }
 
 fn pieces_of((memory, stretch): (usize, &Memory)) -> Vec<Piece> {
@@ -93,28 +46,33 @@ fn pieces_of((memory, stretch): (usize, &Memory)) -> Vec<Piece> {
     (0..length).step_by(PIECE).map(piece).collect()
 }
 
-impl Work {
-    fn run(&self) {
-        while let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            if self.stopped.load(Ordering::Relaxed) {
-                break;
-            }
-            if let Err(why) = self.populate(piece) {
-                let path = self.entry.path_of(piece.memory);
-                let error = match why {
-                    None => WeightsError::Cut { path: path.to_owned() },
-                    Some(why) => WeightsError::unreadable(path, why),
-                };
-                self.stopped.store(true, Ordering::Relaxed);
-                self.failed.lock().get_or_insert(error);
-                break;
-            }
-            self.done.fetch_add(piece.length as u64, Ordering::Relaxed);
-        }
-        self.working.fetch_sub(1, Ordering::AcqRel);
-        self.parker.wake();
+impl Work for Populate {
+    fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
+    fn nbytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.length as u64).sum()
+    }
+
+    fn run(&self, piece: usize) -> Result<u64, WeightsError> {
+        let piece = &self.pieces[piece];
+        self.populate(piece).map_err(|why| {
+            let path = self.entry.path_of(piece.memory);
+            match why {
+                None => WeightsError::Cut { path: path.to_owned() },
+                Some(why) => WeightsError::unreadable(path, why),
+            }
+        })?;
+        Ok(piece.length as u64)
+    }
+
+    fn wants(&self) -> String {
+        format!("the weights {:?} to be read", self.entry.key)
+    }
+}
+
+impl Populate {
     /// Brings a stretch into memory. `Err(None)` means that the file has no such bytes any more.
     fn populate(&self, piece: &Piece) -> Result<(), Option<io::Error>> {
         let Some((map, file)) = self.entry.memory(piece.memory).map() else { return Ok(()) };
@@ -132,35 +90,6 @@ impl Work {
         }
         let _ = map;
         read(file, piece)
-    }
-
-    fn wait(
-        &self,
-        total: u64,
-        patience: &Patience<'_>,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), WeightsError> {
-        let (started, birth) = (Instant::now(), Birth::default());
-        let wants = || format!("the weights {:?} to be read", self.entry.key);
-        while self.working.load(Ordering::Acquire) > 0 {
-            if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
-                return Err(WaitError::Cancelled { wants: wants(), reason: token.reason() }.into());
-            }
-            if let Some(after) = patience.timeout.filter(|timeout| started.elapsed() >= *timeout) {
-                let (wants, held) = (wants(), String::new());
-                return Err(WaitError::Timeout { wants, held, after }.into());
-            }
-            let tick = patience.interrupt.slice().map_or(TICK, |slice| slice.min(TICK));
-            let left = patience.timeout.map_or(tick, |all| all.saturating_sub(started.elapsed()));
-            self.parker.park(Some(Instant::now() + tick.min(left)));
-            if patience.interrupt.interrupted() {
-                return Err(WaitError::Interrupted.into());
-            }
-            progress(self.done.load(Ordering::Relaxed), total);
-            // Forked by what was just called: the threads are the parent's.
-            birth.check("wait")?;
-        }
-        Ok(())
     }
 }
 

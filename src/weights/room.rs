@@ -1,12 +1,14 @@
 //! Bytes for weights, and memory for those of the store's own: reserved, used again, given back.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::WeightsError;
-use super::entry::Draft;
+use super::entry::Entry;
 use super::reaper::Remains;
 use super::region::Region;
 use super::shelf::{Shared, Slot};
+use super::slab::Room;
 use crate::budget::{Evictor, Reservation};
 use crate::sync::{Mutant, planted};
 use crate::wait::{Owner, Patience};
@@ -32,7 +34,7 @@ impl Evictor for Unreferenced {
 
 impl Shared {
     /// Reserves bytes, of which some are in memory already, for the weights to have.
-    fn charge(
+    pub(super) fn charge(
         &self,
         key: &str,
         (bytes, filled): (u64, u64),
@@ -45,30 +47,26 @@ impl Shared {
         Ok(Some(reservation))
     }
 
-    /// Reserves bytes; and has memory for them, if the weights are to lie in the store's own.
+    /// Memory of the store's own, and so many bytes reserved for it.
     pub(super) fn room(
         &self,
-        draft: &Draft,
-        bytes: (u64, u64),
+        key: &str,
+        bytes: u64,
         owner: &Owner,
         patience: &Patience<'_>,
-    ) -> Result<(Option<Region>, Option<Reservation>), WeightsError> {
-        let Draft { key, private, .. } = draft;
-        if !private {
-            return Ok((None, self.charge(key, bytes, owner, patience)?));
+    ) -> Result<Room, WeightsError> {
+        if let Some(room) = self.recycled(key, bytes, owner) {
+            return Ok(room);
         }
-        if let Some((region, reserved)) = self.recycled(key, bytes.0, owner) {
-            return Ok((Some(region), Some(reserved)));
-        }
-        let reserved = self.charge(key, bytes, owner, patience)?;
-        let length = usize::try_from(bytes.0).unwrap_or(usize::MAX);
+        let reserved = self.charge(key, (bytes, 0), owner, patience)?;
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
-        Ok((Some(region), reserved))
+        Ok(Room { region, reserved })
     }
 
     /// A slab that nobody uses, and its bytes: one that is spare, or that of weights which would have
     /// to go anyway. Nobody who waits for bytes is overtaken.
-    fn recycled(&self, key: &str, bytes: u64, owner: &Owner) -> Option<(Region, Reservation)> {
+    fn recycled(&self, key: &str, bytes: u64, owner: &Owner) -> Option<Room> {
         let budget = self.budget.as_ref().filter(|budget| !budget.is_wanted())?;
         if bytes > budget.limit() {
             return None;
@@ -77,7 +75,8 @@ impl Shared {
         if missing > 0 {
             self.evict(missing, Fate::Spare);
         }
-        let (region, reserved) = self.spares.take(bytes)?.reopen().ok()?;
+        let room = self.spares.take(bytes)?.reopen().ok()?;
+        let reserved = room.reserved.as_ref()?;
         let has = reserved.bytes();
         if bytes > has {
             // At once, or else in line without it: it might be what those wait for who come before.
@@ -88,10 +87,16 @@ impl Shared {
             })?;
             reserved.absorb(&extra).ok()?;
         }
-        let region = region.resized(usize::try_from(bytes).ok()?).ok()?;
+        let room = room.resized(usize::try_from(bytes).ok()?).ok()?;
+        let reserved = room.reserved.as_ref()?;
         reserved.shrink(has.saturating_sub(bytes)).ok()?;
         reserved.rename(key);
-        Some((region, reserved))
+        Some(room)
+    }
+
+    /// The end of a load that began then.
+    pub(super) fn loaded(&self, (entry, started): (Entry, Instant)) -> Entry {
+        entry.loaded(started.elapsed(), &self.spares)
     }
 
     /// Lets go of weights that nobody uses, the cheapest to bring back first, until so many bytes are

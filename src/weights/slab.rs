@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
+use super::crew::{self, Work};
 use super::memory::Memory;
 use super::region::Region;
 use super::source::Part;
 use super::{Given, WeightsError};
+use crate::budget::Reservation;
+use crate::wait::Patience;
 
 /// Where tensors begin in a slab: as wide loads, and torch's own allocations, have it.
 const TENSOR: usize = 64;
@@ -39,86 +42,174 @@ pub(super) fn places_of(tensors: &[Given]) -> (Vec<usize>, usize) {
     laid_out(tensors.iter().map(Given::nbytes))
 }
 
-/// A sealed copy of tensors that somebody has in memory, at `places`.
-pub(super) fn copied(
-    mut region: Region,
-    tensors: &[Given],
-    places: &[usize],
-) -> io::Result<Memory> {
-    let bytes = region.bytes();
-    for (tensor, &place) in tensors.iter().zip(places) {
-        tensor.copy_to(&mut bytes[place..place + tensor.nbytes()]);
+/// Memory for a slab, and what is reserved for it.
+pub(super) struct Room {
+    // Dropped first: the bytes are given back once they are free.
+    pub(super) region: Region,
+    pub(super) reserved: Option<Reservation>,
+}
+
+impl Room {
+    /// The same with so many bytes of memory, of whatever content.
+    pub(super) fn resized(self, length: usize) -> io::Result<Self> {
+        Ok(Self { region: self.region.resized(length)?, reserved: self.reserved })
     }
-    Ok(Memory::slab(region.seal()?))
-}
 
-/// A sealed copy of the tensors of all parts at `places`, read by several threads.
-pub(super) fn filled(
-    mut region: Region,
-    parts: &[Part],
-    places: &[usize],
-) -> Result<Memory, WeightsError> {
-    read(pieces(region.bytes(), parts, places))?;
-    let first = parts.first().map_or(Path::new(""), |part| &part.path);
-    let sealed = region.seal().map_err(|why| WeightsError::unreadable(first, why))?;
-    Ok(Memory::slab(sealed))
-}
-
-/// One piece of a file, and where it goes.
-struct Piece<'a> {
-    part: &'a Part,
-    to: &'a mut [u8],
-    from: u64,
-}
-
-fn pieces<'a>(mut slab: &'a mut [u8], parts: &'a [Part], places: &[usize]) -> Vec<Piece<'a>> {
-    let (mut pieces, mut reached) = (Vec::new(), 0);
-    let tensors =
-        parts.iter().flat_map(|part| part.tensors.iter().map(move |tensor| (part, tensor)));
-    for (&place, (part, tensor)) in places.iter().zip(tensors) {
-        let range = &tensor.bytes;
-        let (_, rest) = slab.split_at_mut(place - reached);
-        let (own, rest) = rest.split_at_mut(range.len());
-        (slab, reached) = (rest, place + range.len());
-        let starts = (range.start as u64..).step_by(PIECE);
-        let piece = |(to, from)| Piece { part, to, from };
-        pieces.extend(own.chunks_mut(PIECE).zip(starts).map(piece));
+    /// Ends all writing.
+    fn seal(self) -> io::Result<(Memory, Option<Reservation>)> {
+        Ok((Memory::slab(self.region.seal()?), self.reserved))
     }
-    pieces
 }
 
-/// Reads all pieces; several threads share them.
-fn read(pieces: Vec<Piece<'_>>) -> Result<(), WeightsError> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let threads = threads.min(pieces.len());
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let pieces: Vec<_> =
-        pieces.into_iter().map(|piece| std::sync::Mutex::new(Some(piece))).collect();
-    let work = || -> Result<(), WeightsError> {
-        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let piece = piece.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            if let Some(piece) = piece.filter(|_| !failed.load(Ordering::Relaxed)) {
-                piece.read().inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-            }
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        others.into_iter().fold(own, |outcome, other| {
-            outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+/// A piece of what is copied, and where it goes.
+pub(super) struct Piece {
+    /// Which of the files or tensors.
+    source: usize,
+    /// Where in it.
+    from: usize,
+    /// Where in the slab.
+    to: usize,
+    length: usize,
+}
+
+impl Piece {
+    /// The pieces of so many bytes.
+    fn of(source: usize, from: usize, to: usize, length: usize) -> impl Iterator<Item = Self> {
+        (0..length).step_by(PIECE).map(move |at| {
+            let length = PIECE.min(length - at);
+            Self { source, from: from + at, to: to + at, length }
         })
-    })
+    }
 }
 
-impl Piece<'_> {
-    fn read(self) -> Result<(), WeightsError> {
-        let Part { file, path, .. } = self.part;
-        read_exact_at(file, self.to, self.from).map_err(|why| match why.kind() {
+/// The pieces of the tensors of all parts, of which each goes to its place.
+pub(super) fn pieces(parts: &[Part], places: &[usize]) -> Vec<Piece> {
+    let tensors = parts.iter().enumerate().flat_map(|(number, part)| {
+        part.tensors.iter().map(move |tensor| (number, tensor.bytes.start, tensor.bytes.len()))
+    });
+    let pieces = tensors.zip(places);
+    pieces.flat_map(|((source, from, length), &to)| Piece::of(source, from, to, length)).collect()
+}
+
+/// What a slab is filled from.
+trait Source: Send + Sync + 'static {
+    /// Copies a piece to `to`, which is as long.
+    fn copy(&self, piece: &Piece, to: &mut [u8]) -> Result<(), WeightsError>;
+}
+
+/// A slab that is being filled.
+struct Filling<S> {
+    key: String,
+    room: Room,
+    /// Where the slab begins.
+    start: *mut u8,
+    pieces: Vec<Piece>,
+    source: S,
+}
+
+// SAFETY: `start` points into the memory of `room`, which is Send and Sync, and is only written through
+// it: by whoever runs a piece, to that piece's own bytes.
+#[expect(unsafe_code, reason = "a pointer stands for memory that several threads write")]
+unsafe impl<S: Send> Send for Filling<S> {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "a pointer stands for memory that several threads write")]
+unsafe impl<S: Sync> Sync for Filling<S> {}
+
+impl<S: Source> Work for Filling<S> {
+    fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    fn nbytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.length as u64).sum()
+    }
+
+    fn run(&self, piece: usize) -> Result<u64, WeightsError> {
+        let piece = &self.pieces[piece];
+        // SAFETY: the pieces lie in the slab, side by side, and each is run once.
+        #[expect(unsafe_code, reason = "several threads write one slab")]
+        let to = unsafe { std::slice::from_raw_parts_mut(self.start.add(piece.to), piece.length) };
+        self.source.copy(piece, to)?;
+        Ok(piece.length as u64)
+    }
+
+    fn wants(&self) -> String {
+        format!("the weights {:?} to be copied", self.key)
+    }
+}
+
+/// Fills a slab and seals it.
+fn filled<S: Source>(
+    key: &str,
+    mut room: Room,
+    pieces: Vec<Piece>,
+    source: S,
+    patience: &Patience<'_>,
+) -> Result<(Memory, Option<Reservation>), WeightsError> {
+    let slab = room.region.bytes();
+    let end = pieces.iter().map(|piece| piece.to + piece.length).max().unwrap_or(0);
+    assert!(end <= slab.len(), "a slab has room for what goes there");
+    let start = slab.as_mut_ptr();
+    let work = Arc::new(Filling { key: key.to_owned(), room, start, pieces, source });
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    crew::complete(&work, threads, patience, &mut |_, _| {})?;
+    let Some(Filling { room, .. }) = Arc::into_inner(work) else {
+        unreachable!("nobody else has the work when it is complete")
+    };
+    room.seal().map_err(|why| WeightsError::no_memory(key, why))
+}
+
+/// A sealed copy of pieces of files.
+pub(super) fn read(
+    key: &str,
+    room: Room,
+    pieces: Vec<Piece>,
+    files: Vec<(File, PathBuf)>,
+    patience: &Patience<'_>,
+) -> Result<(Memory, Option<Reservation>), WeightsError> {
+    filled(key, room, pieces, Files(files), patience)
+}
+
+struct Files(Vec<(File, PathBuf)>);
+
+impl Source for Files {
+    fn copy(&self, piece: &Piece, to: &mut [u8]) -> Result<(), WeightsError> {
+        let (file, path) = &self.0[piece.source];
+        read_exact_at(file, to, piece.from as u64).map_err(|why| match why.kind() {
             io::ErrorKind::UnexpectedEof => WeightsError::Cut { path: path.clone() },
             _ => WeightsError::unreadable(path, why),
         })
+    }
+}
+
+/// A sealed copy of tensors that somebody has in memory, at `places`.
+pub(super) fn copied(
+    key: &str,
+    room: Room,
+    tensors: Vec<Given>,
+    places: &[usize],
+    patience: &Patience<'_>,
+) -> Result<(Memory, Option<Reservation>), WeightsError> {
+    let pieces = tensors.iter().zip(places).enumerate().flat_map(|(source, (tensor, &to))| {
+        let length = tensor.nbytes();
+        let whole = Some(Piece { source, from: 0, to, length }).filter(|piece| piece.length > 0);
+        // What is not row-major is gathered at once.
+        let (whole, parted) = match tensor.strides {
+            Some(_) => (whole, 0),
+            None => (None, length),
+        };
+        whole.into_iter().chain(Piece::of(source, 0, to, parted))
+    });
+    let pieces = pieces.collect();
+    filled(key, room, pieces, Tensors(tensors), patience)
+}
+
+struct Tensors(Vec<Given>);
+
+impl Source for Tensors {
+    fn copy(&self, piece: &Piece, to: &mut [u8]) -> Result<(), WeightsError> {
+        self.0[piece.source].copy_to(piece.from, to);
+        Ok(())
     }
 }
 

@@ -1,7 +1,10 @@
 //! Slabs that hold nothing any more, kept for the next load: they have their pages already, which the
 //! system would have to find and clear. Their bytes stay reserved meanwhile.
 
-use super::region::{Region, Sealed};
+use std::io;
+
+use super::region::Sealed;
+use super::slab::Room;
 use crate::budget::Reservation;
 use crate::sync::Mutex;
 use crate::wait::{Birth, forks};
@@ -21,8 +24,8 @@ impl Spare {
     }
 
     /// The memory, to be filled again, and what is reserved for it.
-    pub(super) fn reopen(self) -> std::io::Result<(Region, Reservation)> {
-        Ok((self.region.reopen()?, self.reserved))
+    pub(super) fn reopen(self) -> io::Result<Room> {
+        Ok(Room { region: self.region.reopen()?, reserved: Some(self.reserved) })
     }
 }
 

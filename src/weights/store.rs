@@ -118,12 +118,19 @@ impl WeightStore {
             Found::Live(entry) if entry.is_same_source(&files, &draft)? => Ok(Weights(entry)),
             Found::Live(entry) => Err(entry.is_other_source(path, &draft)),
             Found::Ours(landing, patience) => landing.load(|| {
-                let source = Source::read(path)?;
+                let (began, source) = (Instant::now(), Source::read(path)?);
                 let bytes = draft.bytes_of_source(&source);
-                let (slab, reserved) = self.0.room(&draft, (bytes, 0), owner, &patience)?;
-                let started = Instant::now();
-                let entry = draft.read(source, slab, self.0.next_version())?;
-                Ok(entry.charged(reserved, started.elapsed(), &self.0.spares))
+                let loaded = if private {
+                    let room = self.0.room(key, bytes, owner, &patience)?;
+                    let (started, version) = (Instant::now(), self.0.next_version());
+                    let entry = draft.read(source, room, version, &patience.since(began))?;
+                    (entry, started)
+                } else {
+                    let reserved = self.0.charge(key, (bytes, 0), owner, &patience)?;
+                    let (started, version) = (Instant::now(), self.0.next_version());
+                    (draft.mapped(source, reserved, version), started)
+                };
+                Ok(self.0.loaded(loaded))
             }),
         }
     }
@@ -154,16 +161,19 @@ impl WeightStore {
                 Ok(Weights(entry))
             }
             Found::Ours(landing, patience) => landing.load(|| {
-                let bytes = draft.bytes_of_given(&tensors);
-                // Somebody has them in memory already, if they are not to be copied.
-                let filled = if private { 0 } else { bytes };
-                let (slab, reserved) = self.0.room(&draft, (bytes, filled), owner, &patience)?;
-                let (started, version) = (Instant::now(), self.0.next_version());
-                let entry = match slab {
-                    Some(slab) => draft.copied(tensors, slab, version)?,
-                    None => draft.given(tensors, version),
+                let (began, bytes) = (Instant::now(), draft.bytes_of_given(&tensors));
+                let loaded = if private {
+                    let room = self.0.room(key, bytes, owner, &patience)?;
+                    let (started, version) = (Instant::now(), self.0.next_version());
+                    let entry = draft.copied(tensors, room, version, &patience.since(began))?;
+                    (entry, started)
+                } else {
+                    // Somebody has them in memory already.
+                    let reserved = self.0.charge(key, (bytes, bytes), owner, &patience)?;
+                    let (started, version) = (Instant::now(), self.0.next_version());
+                    (draft.given(tensors, reserved, version), started)
                 };
-                Ok(entry.charged(reserved, started.elapsed(), &self.0.spares))
+                Ok(self.0.loaded(loaded))
             }),
         }
     }

@@ -145,6 +145,23 @@ fn a_load_that_fails_gives_its_slab_and_its_bytes_back() {
 }
 
 #[test]
+fn a_copy_that_is_given_up_ends_at_once_and_leaves_nothing_behind() {
+    let written = Written::new("given-up", &one_tensor("a", &vec![3; 64 << 20]));
+    let (budget, store) = store_of(100 << 20);
+    let token = CancelToken::new();
+    token.cancel(Some("enough".to_owned()));
+    let opening = Opening { private: Some(true), ..Opening::default() };
+    for patience in [Patience::FOREVER.or_cancelled(&token), Patience::at_most(Duration::ZERO)] {
+        let told = refusal(store.open("m", &written.0, &opening, &this_thread("main"), &patience));
+        assert!(told.contains(r#"the weights "m" to be copied"#), "{told}");
+        assert!(store.status().unwrap().is_empty());
+        // The threads end after the piece that they are at.
+        until(|| budget.used() == 0);
+    }
+    assert_eq!(privately(&store, "m", &written.0).unwrap().nbytes(), 64 << 20);
+}
+
+#[test]
 fn threads_that_load_leave_and_clear_at_random_never_see_the_bytes_of_others() {
     let (budget, store) = store_of(400_000);
     let files = [10, 20_000, 70_000, 130_000, 200_000].map(|length: usize| {
