@@ -16,6 +16,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) const LITTLE: u64 = 8 << 20;
 /// By how much the threads are nicer than the caller's: who has something to do on a busy machine does
 /// not wait for a copy's time slice to end.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
 /// What is to be done.

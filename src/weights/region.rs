@@ -55,11 +55,21 @@ impl Region {
     }
 
     /// Makes it so long, of whatever content: keeps its pages, and gives back those that are too many.
-    pub(super) fn resized(mut self, length: usize) -> io::Result<Self> {
+    pub(super) fn resized(self, length: usize) -> io::Result<Self> {
         if length == self.length {
             return Ok(self);
         }
         #[cfg(target_os = "linux")]
+        if self.file.is_some() {
+            return self.remapped(length);
+        }
+        drop(self);
+        Self::fresh(length)
+    }
+
+    /// The same with its file.
+    #[cfg(target_os = "linux")]
+    fn remapped(mut self, length: usize) -> io::Result<Self> {
         if let Some(file) = &self.file {
             use rustix::fs::{FallocateFlags, fallocate};
             let whole = whole(length)?;
@@ -83,10 +93,8 @@ impl Region {
             let start = self.map.as_ptr().align_offset(ALIGNMENT);
             punch(0, start)?;
             punch((start + length).next_multiple_of(4096), whole)?;
-            return Ok(self);
         }
-        drop(self);
-        Self::fresh(length)
+        Ok(self)
     }
 
     /// Ends all writing.
