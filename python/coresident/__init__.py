@@ -21,6 +21,7 @@ from coresident._core import (
     LockGuard,
     LockStatus,
     LockUser,
+    PrivateWeights,
     Reservation,
     Tensor,
     Ticket,
@@ -61,6 +62,7 @@ from coresident.errors import (
     WeightsFileNotFoundError,
     WeightsInUseError,
     WeightsMemoryError,
+    WeightsNotMappedError,
     WeightsNotOpenError,
 )
 from coresident.runtime import Runtime
@@ -93,6 +95,7 @@ __all__ = [
     "LockStatus",
     "LockUser",
     "MalformedWeightsError",
+    "PrivateWeights",
     "ReleasedError",
     "Reservation",
     "Runtime",
@@ -108,6 +111,7 @@ __all__ = [
     "WeightsFileNotFoundError",
     "WeightsInUseError",
     "WeightsMemoryError",
+    "WeightsNotMappedError",
     "WeightsNotOpenError",
     "WeightsStatus",
     "WorkerPool",

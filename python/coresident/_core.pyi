@@ -60,6 +60,7 @@ __all__ = [
     "LockGuard",
     "LockStatus",
     "LockUser",
+    "PrivateWeights",
     "Request",
     "Reservation",
     "Tensor",
@@ -72,6 +73,7 @@ __all__ = [
     "WorkerPool",
     "WorkerStatus",
     "__version__",
+    "about_to_fork",
     "current_cancel_token",
     "current_device",
     "devices",
@@ -1979,6 +1981,18 @@ class Weights:
             ReleasedError: they have been released.
         """
 
+    def private(self) -> PrivateWeights:
+        """A map of the same bytes of the caller's own, which may be written.
+
+        What is not written is the same memory, in host memory once; what is written is copied, a
+        page at a time, and nobody else sees it. Does not wait.
+
+        Raises:
+            WeightsNotMappedError: they were shared from memory of others, without ``copy=True``.
+            WeightsMemoryError: the system refuses another map.
+            ReleasedError: they have been released.
+        """
+
     @overload
     def get(self, name: str) -> Tensor | None:
         """The tensor of this name, or ``default``.
@@ -2012,6 +2026,43 @@ class Weights:
         /,
     ) -> None:
         """Releases them."""
+
+@final
+class PrivateWeights:
+    """The bytes of some weights, for one who may write them. Keeps the weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's tensors by name, new ones each time, over the same private memory. Does not wait.
+
+        A tensor that is not aligned in its file, as in some old ones, is a copy: what is written to
+        it is neither found nor undone.
+
+        Raises:
+            ImportError: torch is not installed.
+            BufferError: torch cannot take one of them.
+        """
+
+    def changed(self) -> list[str]:
+        """The names of the tensors that are no longer what the weights are, whoever wrote them and
+        however. Does not wait.
+
+        On Linux it costs a look at the page tables, and a comparison of the pages that were written;
+        elsewhere a comparison of everything.
+
+        Raises:
+            WeightsMemoryError: the system does not tell.
+        """
+
+    def restore(self) -> list[str]:
+        """Makes all tensors what the weights are again, in place, and gives back the memory of what
+        was written. Nobody should be writing meanwhile. Does not wait.
+
+        Returns:
+            The names of the tensors that had been changed.
+
+        Raises:
+            WeightsMemoryError: the system does not tell which.
+        """
 
 @final
 class Tensor:

@@ -224,6 +224,18 @@ class UnshareableTensorError(CoresidentError, ValueError):
         self.name = name
 
 
+class WeightsNotMappedError(CoresidentError, ValueError):
+    """Weights of which there can be no private map: they lie in memory of others.
+
+    Attributes:
+        key: Their key.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class TensorNotFoundError(CoresidentError, KeyError):
     """A name that no tensor of these weights has.
 

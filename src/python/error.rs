@@ -217,6 +217,9 @@ impl From<WeightsError> for Error {
             WeightsError::NoMemory { key, .. } => {
                 raise("WeightsMemoryError", &message, |fields| fields.set_item("key", key))
             }
+            WeightsError::NotPrivate { key } => {
+                raise("WeightsNotMappedError", &message, |fields| fields.set_item("key", key))
+            }
             WeightsError::NotOpen { key } => {
                 raise("WeightsNotOpenError", &message, |fields| fields.set_item("key", key))
             }

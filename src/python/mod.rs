@@ -61,7 +61,7 @@ mod _core {
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]
-    use super::weights::{Tensor, WeightStore, Weights, WeightsStatus};
+    use super::weights::{PrivateWeights, Tensor, WeightStore, Weights, WeightsStatus};
     #[pymodule_export]
     use super::worker::{Lane, Ticket, WorkerPool, WorkerStatus};
 

@@ -84,6 +84,12 @@ pub enum WeightsError {
         /// How many there are.
         count: usize,
     },
+    /// Weights in somebody else's memory, of which there can be no private map.
+    #[error("{key:?} lies in memory of others, which cannot be mapped: share it with copy=True")]
+    NotPrivate {
+        /// The key.
+        key: String,
+    },
     /// A tensor that cannot be shared.
     #[error("{name:?} cannot be shared: {why}")]
     Unshareable {

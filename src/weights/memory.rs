@@ -126,6 +126,15 @@ impl Memory {
         Some(unsafe { std::slice::from_raw_parts(self.start, self.length) })
     }
 
+    /// The file in which the bytes are, and where in it they begin, if there is one.
+    pub(super) fn file(&self) -> Option<(&File, usize)> {
+        match &self.keeper {
+            Keeper::Map { file, .. } => Some((file, 0)),
+            Keeper::Slab { region } => region.file(),
+            Keeper::Foreign { .. } => None,
+        }
+    }
+
     /// The map and its file, if it is one.
     pub(super) fn map(&self) -> Option<(&Mmap, &File)> {
         match &self.keeper {

@@ -47,6 +47,7 @@ mod loading;
 mod memory;
 mod placed;
 mod prefetch;
+mod private;
 mod reaper;
 mod region;
 mod room;
@@ -67,6 +68,7 @@ pub use entry::{Given, Settings};
 pub use error::WeightsError;
 pub use header::Packing;
 pub use memory::{Memory, MemoryKind};
+pub use private::PrivateWeights;
 pub use store::{Opening, WeightStore, WeightsStatus};
 pub use tensor::Tensor;
 
@@ -171,6 +173,15 @@ impl Weights {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), WeightsError> {
         prefetch::prefetch(&self.0, threads, patience, progress)
+    }
+
+    /// A map of the same bytes of its own, which may be written: what is written stays there.
+    ///
+    /// # Errors
+    /// [`WeightsError::NotPrivate`] for what lies in somebody else's memory, and
+    /// [`WeightsError::NoMemory`].
+    pub fn private(&self) -> Result<PrivateWeights, WeightsError> {
+        PrivateWeights::of(&self.0)
     }
 
     /// Whether both are the same load of the same key.

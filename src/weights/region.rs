@@ -111,6 +111,12 @@ impl Sealed {
         &self.map[start..start + self.length]
     }
 
+    /// The file that it is, and where in it the bytes begin.
+    pub(super) fn file(&self) -> Option<(&File, usize)> {
+        let start = self.map.as_ptr().align_offset(ALIGNMENT);
+        self.file.as_ref().map(|file| (file, start))
+    }
+
     /// Lets it be written again.
     pub(super) fn reopen(self) -> io::Result<Region> {
         let Self { map, file, length } = self;

@@ -7,17 +7,24 @@ use super::entry::Entry;
 use super::header::Packing;
 use super::memory::Memory;
 use super::placed::{Placed, copy_elements};
+use super::private::Maps;
 
 /// One tensor where it lies. Keeps the weights.
 #[derive(Clone)]
 pub struct Tensor {
     entry: Arc<Entry>,
     at: usize,
+    /// The map in which it may be written, if it is of one.
+    private: Option<Arc<Maps>>,
 }
 
 impl Tensor {
     pub(super) fn new(entry: Arc<Entry>, at: usize) -> Self {
-        Self { entry, at }
+        Self { entry, at, private: None }
+    }
+
+    pub(super) fn private(entry: Arc<Entry>, at: usize, maps: Arc<Maps>) -> Self {
+        Self { entry, at, private: Some(maps) }
     }
 
     fn placed(&self) -> &Placed {
@@ -62,12 +69,26 @@ impl Tensor {
     /// Where its first element lies.
     #[must_use]
     pub fn start(&self) -> *const u8 {
-        self.memory().start().wrapping_add(self.placed().offset)
+        let Placed { memory, offset, .. } = self.placed();
+        let start = match &self.private {
+            Some(maps) => maps.start(*memory),
+            None => self.memory().start(),
+        };
+        start.wrapping_add(*offset)
+    }
+
+    /// Whether it may be written, without anybody else noticing.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.private.is_some()
     }
 
     /// Its bytes, if it is row-major and nobody can write them.
     #[must_use]
     pub fn data(&self) -> Option<&[u8]> {
+        if self.is_writable() {
+            return None;
+        }
         let Placed { offset, nbytes, strides: None, .. } = self.placed() else { return None };
         self.memory().sealed()?.get(*offset..offset + nbytes)
     }

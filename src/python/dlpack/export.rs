@@ -69,7 +69,8 @@ pub(in crate::python) fn export(
             to_python(py, managed::<DLManagedTensor>(py, tensor, copy, DlpackFlags::empty())?)
         }
         ExportAbi::Versioned => {
-            to_python(py, managed::<DLManagedTensorVersioned>(py, tensor, copy, flags_of(copy))?)
+            let flags = flags_of(tensor, copy);
+            to_python(py, managed::<DLManagedTensorVersioned>(py, tensor, copy, flags)?)
         }
     }
 }
@@ -77,11 +78,15 @@ pub(in crate::python) fn export(
 /// A tensor in the newest protocol, where it lies if that can be: for a consumer that asks for nothing.
 pub(super) fn shared(py: Python<'_>, tensor: &Tensor) -> Result<Managed<DLManagedTensorVersioned>> {
     let copy = !tensor.is_aligned();
-    managed(py, tensor, copy, flags_of(copy))
+    managed(py, tensor, copy, flags_of(tensor, copy))
 }
 
-fn flags_of(copy: bool) -> DlpackFlags {
-    if copy { DlpackFlags::IS_COPIED } else { DlpackFlags::READ_ONLY }
+fn flags_of(tensor: &Tensor, copy: bool) -> DlpackFlags {
+    match (copy, tensor.is_writable()) {
+        (true, _) => DlpackFlags::IS_COPIED,
+        (false, true) => DlpackFlags::empty(),
+        (false, false) => DlpackFlags::READ_ONLY,
+    }
 }
 
 fn to_python<'py, T>(py: Python<'py>, managed: T) -> Result<Py<PyAny>>

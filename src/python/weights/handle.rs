@@ -9,6 +9,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyList, PyString};
 
+use super::private::PrivateWeights;
 use super::state_dict::{Known, TorchTensors};
 use super::tensor::Tensor;
 use super::{kinds, text};
@@ -191,6 +192,11 @@ impl Weights {
             }
         };
         tensors.get().copied(py)
+    }
+
+    /// A map of the same bytes of the caller's own, which may be written.
+    fn private(&self) -> Result<PrivateWeights> {
+        Ok(PrivateWeights(self.held()?.private()?))
     }
 
     /// The tensor of this name, or `default`.

@@ -1,6 +1,7 @@
 //! `WeightStore`, the weights in it, and their tensors.
 
 mod handle;
+mod private;
 mod state_dict;
 mod tensor;
 
@@ -13,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyMapping, PyString};
 
 pub(super) use handle::Weights;
+pub(super) use private::PrivateWeights;
 pub(super) use tensor::Tensor;
 
 use state_dict::Known;

@@ -53,7 +53,8 @@ impl Known {
         if let Some(found) = found {
             return Ok(found.cast_into::<TorchTensors>().map_err(PyErr::from)?.unbind());
         }
-        let made = Bound::new(py, TorchTensors { by_name: make(py, held)?.unbind() })?;
+        let by_name = make(py, held.names(), &held.tensors())?.unbind();
+        let made = Bound::new(py, TorchTensors { by_name })?;
         let mut reference = Some(PyWeakrefReference::new(&made)?.unbind());
         let mut known = self.0.lock();
         // Dropped when the lock is free: whatever was upgraded may be the last to have its tensors.
@@ -82,8 +83,12 @@ impl Known {
     }
 }
 
-/// The tensors by name, where the weights have them.
-fn make<'py>(py: Python<'py>, held: &weights::Weights) -> Result<Bound<'py, PyDict>> {
+/// torch's tensors by name, where ours lie.
+pub(super) fn make<'py, 'a>(
+    py: Python<'py>,
+    names: impl Iterator<Item = &'a str>,
+    tensors: &[weights::Tensor],
+) -> Result<Bound<'py, PyDict>> {
     let _inside = Inside::enter(py);
     let torch = py.import(intern!(py, "torch")).map_err(|error| {
         let told =
@@ -92,9 +97,9 @@ fn make<'py>(py: Python<'py>, held: &weights::Weights) -> Result<Bound<'py, PyDi
     })?;
     let from_dlpack = torch.getattr(intern!(py, "from_dlpack"))?;
     let wrap = |tensor| Ok(Bound::new(py, Tensor(tensor))?.into_any());
-    let made = dlpack::exchange(&from_dlpack, &held.tensors(), wrap)?;
+    let made = dlpack::exchange(&from_dlpack, tensors, wrap)?;
     let by_name = PyDict::new(py);
-    for (name, tensor) in held.names().zip(made) {
+    for (name, tensor) in names.zip(made) {
         by_name.set_item(name, tensor)?;
     }
     Ok(by_name)
