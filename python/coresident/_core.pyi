@@ -2046,7 +2046,7 @@ class PrivateWeights:
         """The names of the tensors that are no longer what the weights are, whoever wrote them and
         however. Does not wait.
 
-        On Linux it costs a look at the page tables, and a comparison of the pages that were written;
+        On Linux it costs a look at the page tables, and a comparison of the pages written;
         elsewhere a comparison of everything.
 
         Raises:
