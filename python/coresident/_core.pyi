@@ -78,6 +78,7 @@ __all__ = [
     "current_device",
     "devices",
     "entered_child",
+    "has_forked",
     "register_provider",
     "release_this_thread",
     "restore_device",
@@ -1761,7 +1762,8 @@ class WeightStore:
             settings: As for :meth:`open`.
             copy: Whether to copy the elements, row-major, into sealed memory of the store's own, so
                 that nobody else can write them. ``None`` does not.
-            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            timeout: Seconds to wait, also for the copy of more than a few megabytes; ``None`` waits
+                for ever, 0 only looks.
             cancel: A token that ends the wait.
 
         Returns:
@@ -1821,8 +1823,8 @@ class WeightStore:
             ``'mapped'`` files, ``'slab'`` for sealed memory of the store's own, ``'foreign'`` for
             memory of those who shared it, and ``'pinned'`` for such that is locked for a GPU.
             ``'spare'`` are slabs that hold nothing now and are filled again by the next load; their
-            bytes stay reserved until the budget wants them or :meth:`clear` is called. Without a
-            budget there are none.
+            bytes stay reserved until somebody waits for bytes of the budget or :meth:`clear` is
+            called, like those of weights that nobody uses. Without a budget there are none.
 
         Raises:
             ForkedError: the store was made before a fork.
@@ -1970,14 +1972,19 @@ class Weights:
         ``module.load_state_dict(weights.state_dict(), assign=True)``.
 
         Each is ``torch.from_dlpack`` of the tensor of that name: the weights' own memory, read-only
-        although torch does not know it. They are made once, and every holder of the weights gets
-        the same tensors in a dict of its own: change none of them in place, not their
-        ``requires_grad`` either. A module that they are assigned to has parameters of its own. Each
-        tensor keeps the weights. Does not wait.
+        although torch does not know it. They are made once: until all who have asked for them have
+        released their weights, everybody gets the same tensors, each in a dict of its own. So
+        change none of them in place, not their ``requires_grad`` either. A module that they are
+        assigned to has parameters of its own. Each tensor keeps the weights.
+
+        A tensor that is not aligned in its file, as in some old ones, is a copy that no budget
+        knows; ``copy=True`` when the weights are opened avoids that. Imports torch, and waits for
+        nothing else.
 
         Raises:
             ImportError: torch is not installed.
-            BufferError: torch cannot take one of them.
+            BufferError: torch cannot take one of them; says which.
+            MemoryError: there is no memory for a copy.
             ReleasedError: they have been released.
         """
 
@@ -2216,6 +2223,9 @@ def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Devi
 
 def about_to_fork() -> None:
     """Internal: tells the core that the process forks."""
+
+def has_forked() -> None:
+    """Internal: tells the core that the fork is over, in the parent."""
 
 def entered_child() -> None:
     """Internal: tells the core that this is a forked child."""

@@ -30,4 +30,8 @@ getattr(threading, "_register_atexit", atexit.register)(_before_threads_are_join
 # the interpreter is closed to threads when all have run, which is when atexit drops this argument.
 atexit.register(_keep, _core.LastMoment())
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_core.about_to_fork, after_in_child=_entered_child)
+    os.register_at_fork(
+        before=_core.about_to_fork,
+        after_in_parent=_core.has_forked,
+        after_in_child=_entered_child,
+    )

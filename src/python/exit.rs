@@ -144,6 +144,12 @@ pub(super) fn about_to_fork() {
     wait::about_to_fork();
 }
 
+/// Tells the core that the fork is over, in the parent.
+#[pyfunction]
+pub(super) fn has_forked() {
+    wait::has_forked();
+}
+
 /// Releases what the code of this thread still holds: its end has come.
 #[pyfunction]
 pub(super) fn release_this_thread() {

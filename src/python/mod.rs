@@ -51,7 +51,7 @@ mod _core {
     #[pymodule_export]
     use super::device::{Device, devices, register_provider, restore_device, virtual_devices};
     #[pymodule_export]
-    use super::exit::{LastMoment, about_to_fork, entered_child, release_this_thread};
+    use super::exit::{LastMoment, about_to_fork, entered_child, has_forked, release_this_thread};
     #[pymodule_export]
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
     #[pymodule_export]

@@ -27,8 +27,8 @@ pub use graph::{Blockers, Deadlock, Registration, Resource, Step};
 pub use owner::{Kind, Owner};
 pub use park::{Parker, Wake, WakeList, wake_all};
 pub use process::{
-    Birth, Forked, PerProcess, about_to_fork, begin_exit, entered_child, exiting, forks, register,
-    shut_out, thread_ended,
+    Birth, Forked, PerProcess, about_to_fork, begin_exit, entered_child, exiting, forks,
+    has_forked, register, shut_out, thread_ended,
 };
 
 /// Why a wait ended without what it waited for.

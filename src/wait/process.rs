@@ -8,7 +8,8 @@ use super::graph::{self, Resource};
 use crate::sync::{Mutant, planted};
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-static FORKS: AtomicU64 = AtomicU64::new(0);
+static FORKS_BEGUN: AtomicU64 = AtomicU64::new(0);
+static FORKS_OVER: AtomicU64 = AtomicU64::new(0);
 /// The thread that ends the interpreter; 0 before that.
 static EXITING: AtomicU64 = AtomicU64::new(0);
 
@@ -66,19 +67,29 @@ pub(super) fn generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// How often this process has forked, as far as it was told.
+/// How often this process has forked, as far as it was told; `None` while it does.
 #[must_use]
-pub fn forks() -> u64 {
-    FORKS.load(Ordering::SeqCst)
+pub fn forks() -> Option<u64> {
+    // In this order: a fork that is over by the first look has begun by the second.
+    let over = FORKS_OVER.load(Ordering::SeqCst);
+    let begun = FORKS_BEGUN.load(Ordering::SeqCst);
+    (begun == over).then_some(begun)
 }
 
 /// To be called right before `fork`.
 pub fn about_to_fork() {
-    FORKS.fetch_add(1, Ordering::SeqCst);
+    FORKS_BEGUN.fetch_add(1, Ordering::SeqCst);
+}
+
+/// To be called in the parent process right after `fork`, whether it succeeded or not.
+pub fn has_forked() {
+    FORKS_OVER.fetch_add(1, Ordering::SeqCst);
 }
 
 /// To be called in a child process right after `fork`: whatever was made before is refused there.
 pub fn entered_child() {
+    // The fork that made it is over here too.
+    FORKS_OVER.store(FORKS_BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 

@@ -60,10 +60,12 @@ pub(super) fn complete<W: Work>(
     let waker: Arc<dyn Wake> = crew.parker.clone();
     let _listening = patience.cancel.map(|token| token.listen(waker));
     let hired = (0..threads).take_while(|_| Crew::hire(&crew, work.clone())).count();
+    let patient = Patient { work: work.as_ref(), patience, started: Instant::now() };
     if hired == 0 {
-        crew.work(work.as_ref());
+        // Little, or there can be no threads.
+        return patient.does_it_alone(progress);
     }
-    let waited = crew.wait(work.as_ref(), patience, progress);
+    let waited = crew.wait(&patient, progress);
     crew.stopped.store(true, Ordering::Relaxed);
     waited?;
     assert!(!crew.panicked.load(Ordering::Relaxed), "a thread that worked on weights panicked");
@@ -123,30 +125,68 @@ impl Crew {
 
     fn wait(
         &self,
-        work: &impl Work,
-        patience: &Patience<'_>,
+        patient: &Patient<'_, impl Work>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), WeightsError> {
-        let (started, birth, total) = (Instant::now(), Birth::default(), work.nbytes());
-        let wants = || work.wants();
+        let (birth, total) = (Birth::default(), patient.work.nbytes());
         while self.working.load(Ordering::Acquire) > 0 {
-            if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
-                return Err(WaitError::Cancelled { wants: wants(), reason: token.reason() }.into());
-            }
-            if let Some(after) = patience.timeout.filter(|timeout| started.elapsed() >= *timeout) {
-                let (wants, held) = (wants(), String::new());
-                return Err(WaitError::Timeout { wants, held, after }.into());
-            }
-            let tick = patience.interrupt.slice().map_or(TICK, |slice| slice.min(TICK));
-            let left = patience.timeout.map_or(tick, |all| all.saturating_sub(started.elapsed()));
-            self.parker.park(Some(Instant::now() + tick.min(left)));
-            if patience.interrupt.interrupted() {
-                return Err(WaitError::Interrupted.into());
-            }
+            patient.check()?;
+            self.parker.park(Some(Instant::now() + patient.tick()));
+            patient.check_interrupt()?;
             progress(self.done.load(Ordering::Relaxed), total);
             // Forked by what was just called: the threads are the parent's.
             birth.check("wait")?;
         }
         Ok(())
+    }
+}
+
+/// Who waits for a work, and how long he does.
+struct Patient<'a, W> {
+    work: &'a W,
+    patience: &'a Patience<'a>,
+    started: Instant,
+}
+
+impl<W: Work> Patient<'_, W> {
+    fn does_it_alone(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), WeightsError> {
+        let (mut done, total) = (0, self.work.nbytes());
+        for piece in 0..self.work.pieces() {
+            if total >= LITTLE {
+                self.check()?;
+                self.check_interrupt()?;
+                progress(done, total);
+            }
+            done += self.work.run(piece)?;
+        }
+        progress(total, total);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), WeightsError> {
+        let wants = || self.work.wants();
+        if let Some(token) = self.patience.cancel.filter(|token| token.is_cancelled()) {
+            return Err(WaitError::Cancelled { wants: wants(), reason: token.reason() }.into());
+        }
+        let over = |timeout: &Duration| self.started.elapsed() >= *timeout;
+        if let Some(after) = self.patience.timeout.filter(over) {
+            let (wants, held) = (wants(), String::new());
+            return Err(WaitError::Timeout { wants, held, after }.into());
+        }
+        Ok(())
+    }
+
+    fn check_interrupt(&self) -> Result<(), WeightsError> {
+        if self.patience.interrupt.interrupted() {
+            return Err(WaitError::Interrupted.into());
+        }
+        Ok(())
+    }
+
+    /// How long to sleep until the next look.
+    fn tick(&self) -> Duration {
+        let tick = self.patience.interrupt.slice().map_or(TICK, |slice| slice.min(TICK));
+        let left = |timeout: Duration| timeout.saturating_sub(self.started.elapsed());
+        self.patience.timeout.map_or(tick, |timeout| tick.min(left(timeout)))
     }
 }

@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use super::header::Described;
 use super::memory::{Memory, MemoryKind};
 use super::placed::{Placed, copy_elements};
-use super::reaper::{self, Remains};
+use super::reaper::Remains;
 use super::slab::{self, Room};
 use super::source::{Identity, Part, Source};
 use super::spare::Spares;
@@ -53,14 +53,14 @@ impl Given {
         start..start + self.memory.len()
     }
 
-    /// Copies its elements, row-major; of one that is row-major itself, as many as `bytes` has, from
-    /// the one on that lies so many bytes behind the first.
+    /// Copies as many bytes of its elements, in row-major order, as there is room for, from the byte
+    /// `from` of that order on.
     pub(super) fn copy_to(&self, from: usize, bytes: &mut [u8]) {
-        let start = self.memory.start().wrapping_add(self.offset + from);
+        let start = self.memory.start().wrapping_add(self.offset);
         // SAFETY: whoever made this said where the elements lie, in memory that it keeps.
         #[expect(unsafe_code, reason = "a copy out of memory that is somebody else's")]
         unsafe {
-            copy_elements(start, self.element, &self.shape, self.strides.as_deref(), bytes);
+            copy_elements(start, self.element, &self.shape, self.strides.as_deref(), from, bytes);
         }
     }
 }
@@ -86,7 +86,7 @@ pub(super) struct Entry {
     pub(super) retired: AtomicBool,
     /// Who gets the slab in the end, and how often the process had forked when it was filled.
     spares: Weak<Spares>,
-    pub(super) forks: u64,
+    pub(super) forks: Option<u64>,
     memories: Vec<Memory>,
     reserved: Option<Reservation>,
 }
@@ -286,13 +286,10 @@ impl Drop for Entry {
             return;
         }
         let left = match self.spares.upgrade() {
-            Some(spares) => remains.leave_to(&spares, self.forks),
+            Some(spares) => spares.keep(remains, self.forks),
             None => Some(remains),
         };
-        match left {
-            Some(left) if self.nbytes >= reaper::LARGE => left.let_go(),
-            left => drop(left),
-        }
+        left.into_iter().for_each(Remains::let_go);
     }
 }
 

@@ -112,6 +112,11 @@ impl Landing<'_> {
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
+        if !self.shared.birth.is_here() {
+            // Forked in the middle of the load: who waits for it is in the parent.
+            std::mem::forget(std::mem::replace(&mut self.outcome, Outcome::Abandoned));
+            return;
+        }
         let mut slots = self.shared.slots.lock();
         let own = |slot: &Slot| matches!(slot, Slot::Loading(flight) if Arc::ptr_eq(flight, &self.flight));
         let ours =

@@ -1,9 +1,9 @@
 //! Private maps: the same bytes, for one who may write them. What he writes is his own, a page at a
 //! time; it is found, and undone, by asking the system which pages are no longer the file's.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::{io, iter};
 
 use memmap2::{MmapMut, MmapOptions};
 
@@ -22,15 +22,17 @@ pub struct PrivateWeights {
 pub(super) struct Maps(Vec<Map>);
 
 struct Map {
-    map: MmapMut,
+    own: MmapMut,
     /// Where the bytes begin.
     skipped: usize,
+    /// Whether it is a copy: all of its pages are its own.
+    copied: bool,
 }
 
 impl Maps {
     /// Where a stretch begins.
     pub(super) fn start(&self, memory: usize) -> *const u8 {
-        let Map { map, skipped } = &self.0[memory];
+        let Map { own: map, skipped, .. } = &self.0[memory];
         map.as_ptr().wrapping_add(*skipped)
     }
 }
@@ -38,17 +40,23 @@ impl Maps {
 impl PrivateWeights {
     pub(super) fn of(entry: &Arc<Entry>) -> Result<Self, WeightsError> {
         let mut maps = Vec::with_capacity(entry.memories().len());
+        let no_memory = |why| WeightsError::no_memory(&entry.key, why);
         for memory in entry.memories() {
-            let (file, skipped) =
-                memory.file().ok_or_else(|| WeightsError::NotPrivate { key: entry.key.clone() })?;
+            let Some((file, skipped)) = memory.file() else {
+                let not_private = || WeightsError::NotPrivate { key: entry.key.clone() };
+                let sealed = memory.sealed().ok_or_else(not_private)?;
+                let mut map = MmapMut::map_anon(sealed.len().max(1)).map_err(no_memory)?;
+                map[..sealed.len()].copy_from_slice(sealed);
+                maps.push(Map { own: map, skipped: 0, copied: true });
+                continue;
+            };
             let mut options = MmapOptions::new();
             options.len(skipped + memory.len()).no_reserve_swap();
             // SAFETY: what is written to the map stays there. That nobody shortens the file cannot be
             // had from the system, as for the map of the weights themselves.
             #[expect(unsafe_code, reason = "a map of a file")]
-            let map = unsafe { options.map_copy(file) }
-                .map_err(|why| WeightsError::no_memory(&entry.key, why))?;
-            maps.push(Map { map, skipped });
+            let map = unsafe { options.map_copy(file) }.map_err(no_memory)?;
+            maps.push(Map { own: map, skipped, copied: false });
         }
         Ok(Self { entry: entry.clone(), maps: Arc::new(Maps(maps)) })
     }
@@ -110,7 +118,7 @@ impl PrivateWeights {
     }
 
     fn bytes(&self, memory: usize, range: &Range<usize>) -> (&[u8], Option<&[u8]>) {
-        let Map { map, skipped } = &self.maps.0[memory];
+        let Map { own: map, skipped, .. } = &self.maps.0[memory];
         let own = &map[skipped + range.start..skipped + range.end];
         (own, self.entry.memory(memory).sealed().map(|bytes| &bytes[range.clone()]))
     }
@@ -122,10 +130,11 @@ impl PrivateWeights {
 
     /// For each stretch, which of its bytes lie in pages that were written.
     fn touched(&self) -> Result<Vec<Vec<Range<usize>>>, WeightsError> {
-        let stretch = |(number, Map { map, skipped }): (usize, &Map)| {
+        let stretch = |(number, Map { own: map, skipped, copied }): (usize, &Map)| {
             let length = self.entry.memory(number).len();
-            let ranges = written_pages(map)?.into_iter();
-            let own = ranges.map(|range| {
+            let ranges =
+                if *copied { iter::once(0..length).collect() } else { written_pages(map)? };
+            let own = ranges.into_iter().map(|range| {
                 range.start.saturating_sub(*skipped)..range.end.saturating_sub(*skipped).min(length)
             });
             Ok(own.filter(|range| !range.is_empty()).collect())
@@ -136,32 +145,30 @@ impl PrivateWeights {
 
     /// Makes a stretch of whole pages what it was.
     fn forget(&self, memory: usize, range: Range<usize>) -> io::Result<()> {
-        let Map { map, skipped } = &self.maps.0[memory];
+        let Map { own: map, skipped, copied } = &self.maps.0[memory];
         #[cfg(target_os = "linux")]
-        {
+        if !copied {
             let page = rustix::param::page_size();
             let start = (skipped + range.start) / page * page;
             let length = skipped + range.end - start;
             // SAFETY: the pages are replaced by the file's, of which they are copies: any bytes are
             // a tensor's.
             #[expect(unsafe_code, reason = "a map's pages are dropped")]
-            unsafe {
+            return unsafe {
                 map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+            };
+        }
+        let _ = copied;
+        if let Some(sealed) = self.entry.memory(memory).sealed() {
+            let sealed = &sealed[range.clone()];
+            let start = map[skipped + range.start..].as_ptr().cast_mut();
+            // SAFETY: the map may be written, and has as many bytes there.
+            #[expect(unsafe_code, reason = "tensors of the map may be in use")]
+            unsafe {
+                start.copy_from_nonoverlapping(sealed.as_ptr(), sealed.len());
             }
         }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let (_, sealed) = self.bytes(memory, &range);
-            if let Some(sealed) = sealed {
-                let start = map[skipped + range.start..].as_ptr().cast_mut();
-                // SAFETY: the map may be written, and has as many bytes there.
-                #[expect(unsafe_code, reason = "tensors of the map may be in use")]
-                unsafe {
-                    start.copy_from_nonoverlapping(sealed.as_ptr(), sealed.len());
-                }
-            }
-            Ok(())
-        }
+        Ok(())
     }
 }
 

@@ -4,13 +4,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::memory::{Memory, MemoryKind};
-use super::spare::Spares;
+use super::region::Sealed;
 use crate::budget::Reservation;
 use crate::sync::Mutex;
 use crate::wait::PerProcess;
 
 /// Less is unmapped faster than it is handed to another thread.
-pub(super) const LARGE: u64 = 16 << 20;
+const LARGE: u64 = 16 << 20;
 
 /// What is left of weights that nobody has: dropped in this order, so that the bytes are given back
 /// once they are free.
@@ -20,21 +20,25 @@ pub(super) struct Remains {
 }
 
 impl Remains {
-    /// Leaves a slab and its bytes to the next load. What else there is comes back.
-    pub(super) fn leave_to(mut self, spares: &Spares, forks: u64) -> Option<Self> {
-        if let (Some(reserved), [only]) = (self.reserved.take(), self.memories.as_slice()) {
-            if only.kind() == MemoryKind::Slab {
-                let slab = self.memories.pop().and_then(Memory::into_slab)?;
-                spares.keep(slab, reserved, forks);
-                return None;
-            }
-            self.reserved = Some(reserved);
+    /// How long the slab is that is all there is, if it is one.
+    pub(super) fn slab_length(&self) -> Option<usize> {
+        match self.memories.as_slice() {
+            [only] if only.kind() == MemoryKind::Slab => Some(only.len()),
+            _ => None,
         }
-        Some(self)
     }
 
-    /// Lets go of them behind the caller's back; where no thread can be started, at once.
+    /// The slab and its bytes.
+    pub(super) fn into_slab(mut self) -> Option<(Sealed, Reservation)> {
+        Some((self.memories.pop()?.into_slab()?, self.reserved?))
+    }
+
+    /// Lets go of them: of much behind the caller's back, unless no thread can be started.
     pub(super) fn let_go(self) {
+        let bytes: usize = self.memories.iter().map(Memory::len).sum();
+        if (bytes as u64) < LARGE {
+            return;
+        }
         if let Err(unsent) = send(self) {
             drop(unsent);
         }

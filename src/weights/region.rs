@@ -12,6 +12,8 @@ use memmap2::{Mmap, MmapMut};
 
 /// Where regions begin, as huge pages and chunks to pin have it.
 pub(super) const ALIGNMENT: usize = 2 << 20;
+/// Smaller ones have no file: a process may not have many open.
+pub(super) const WITH_FILE: usize = 1 << 20;
 
 /// Memory that can be written.
 pub(super) struct Region {
@@ -32,16 +34,13 @@ impl Region {
     /// So many bytes, all zero, at a multiple of [`ALIGNMENT`].
     pub(super) fn fresh(length: usize) -> io::Result<Self> {
         let whole = whole(length)?;
+        // The system refuses at once what it can never have; of a file it would only notice when its
+        // pages are filled.
+        drop(MmapMut::map_anon(whole)?);
         #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::{MemfdFlags, memfd_create};
-            // Where the system has none, or does not let us, memory without a file does as well.
-            if let Ok(file) = memfd_create("coresident", MemfdFlags::CLOEXEC) {
-                let file = File::from(file);
-                file.set_len(whole as u64)?;
-                // SAFETY: nobody else has the file, and it is only shortened where its map is.
-                #[expect(unsafe_code, reason = "a map of a file")]
-                let map = unsafe { memmap2::MmapOptions::new().len(whole).map_mut(&file) }?;
+        if length >= WITH_FILE {
+            // Where the system has no such files, or does not let us, memory without one does as well.
+            if let Ok((map, file)) = with_file(whole) {
                 return Ok(Self { map, file: Some(file), length });
             }
         }
@@ -60,7 +59,8 @@ impl Region {
             return Ok(self);
         }
         #[cfg(target_os = "linux")]
-        if self.file.is_some() {
+        if self.file.is_some() && length >= WITH_FILE {
+            drop(MmapMut::map_anon(whole(length)?.saturating_sub(self.map.len()).max(1))?);
             return self.remapped(length);
         }
         drop(self);
@@ -122,6 +122,18 @@ impl Sealed {
         let Self { map, file, length } = self;
         Ok(Region { map: map.make_mut()?, file, length })
     }
+}
+
+/// An anonymous file, and a map of it.
+#[cfg(target_os = "linux")]
+fn with_file(whole: usize) -> io::Result<(MmapMut, File)> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let file = File::from(memfd_create("coresident", MemfdFlags::CLOEXEC)?);
+    file.set_len(whole as u64)?;
+    // SAFETY: nobody else has the file, and it is only shortened where its map is.
+    #[expect(unsafe_code, reason = "a map of a file")]
+    let map = unsafe { memmap2::MmapOptions::new().len(whole).map_mut(&file) }?;
+    Ok((map, file))
 }
 
 /// How long a map must be for so many bytes to begin where they should.

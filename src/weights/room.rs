@@ -9,6 +9,7 @@ use super::reaper::Remains;
 use super::region::Region;
 use super::shelf::{Shared, Slot};
 use super::slab::Room;
+use super::spare::Spare;
 use crate::budget::{Evictor, Reservation};
 use crate::sync::{Mutant, planted};
 use crate::wait::{Owner, Patience};
@@ -48,6 +49,10 @@ impl Shared {
     }
 
     /// Memory of the store's own, and so many bytes reserved for it.
+    ///
+    /// A slab that is there already is taken before a new one is made; and before weights that nobody
+    /// uses are given back to the system, it is tried whether one of theirs will do. Nobody who waits
+    /// for bytes is overtaken.
     pub(super) fn room(
         &self,
         key: &str,
@@ -55,31 +60,51 @@ impl Shared {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Room, WeightsError> {
-        if let Some(room) = self.recycled(key, bytes, owner) {
-            return Ok(room);
-        }
-        let reserved = self.charge(key, (bytes, 0), owner, patience)?;
+        let reserved = match &self.budget {
+            Some(budget) if !budget.is_wanted() => {
+                if let Some(room) = self
+                    .spares
+                    .take_fitting(bytes)
+                    .and_then(|spare| self.reused(spare, key, bytes, owner))
+                {
+                    return Ok(room);
+                }
+                match budget.reserve_at_once(bytes, Some(key), owner)? {
+                    Some(reserved) => {
+                        reserved.disown();
+                        Some(reserved)
+                    }
+                    None => {
+                        self.evict(
+                            bytes.saturating_sub(budget.free() + self.spares.nbytes()),
+                            Fate::Spare,
+                        );
+                        if let Some(room) = self
+                            .spares
+                            .take_any(bytes)
+                            .and_then(|spare| self.reused(spare, key, bytes, owner))
+                        {
+                            return Ok(room);
+                        }
+                        self.charge(key, (bytes, 0), owner, patience)?
+                    }
+                }
+            }
+            _ => self.charge(key, (bytes, 0), owner, patience)?,
+        };
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
         Ok(Room { region, reserved })
     }
 
-    /// A slab that nobody uses, and its bytes: one that is spare, or that of weights which would have
-    /// to go anyway. Nobody who waits for bytes is overtaken.
-    fn recycled(&self, key: &str, bytes: u64, owner: &Owner) -> Option<Room> {
-        let budget = self.budget.as_ref().filter(|budget| !budget.is_wanted())?;
-        if bytes > budget.limit() {
-            return None;
-        }
-        let missing = bytes.saturating_sub(budget.free() + self.spares.nbytes());
-        if missing > 0 {
-            self.evict(missing, Fate::Spare);
-        }
-        let room = self.spares.take(bytes)?.reopen().ok()?;
+    /// A spare slab with so many bytes; `None` gives it back.
+    fn reused(&self, spare: Spare, key: &str, bytes: u64, owner: &Owner) -> Option<Room> {
+        let room = spare.reopen().ok()?;
         let reserved = room.reserved.as_ref()?;
         let has = reserved.bytes();
         if bytes > has {
             // At once, or else in line without it: it might be what those wait for who come before.
+            let budget = reserved.budget();
             let more = || budget.reserve_at_once(bytes - has, Some(key), owner).ok().flatten();
             let extra = more().or_else(|| {
                 self.spares.give_back(u64::MAX);
@@ -134,7 +159,7 @@ impl Shared {
             {
                 let remains = entry.remains();
                 let left = match slabs {
-                    Fate::Spare => remains.leave_to(&self.spares, entry.forks),
+                    Fate::Spare => self.spares.keep(remains, entry.forks),
                     Fate::GivenBack => Some(remains),
                 };
                 left.into_iter().for_each(Remains::give_back);

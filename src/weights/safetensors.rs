@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::fmt;
 
 use indexmap::IndexMap;
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorInfo;
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::ElementType;
 use super::header::{Described, Header};
@@ -26,7 +26,7 @@ pub(super) fn read(file: &[u8]) -> Result<Header, String> {
         Some(read) => read,
         None => judged(file)?,
     };
-    let describe = |(name, info): (String, TensorInfo)| {
+    let describe = |(name, info): (String, Info)| {
         let element = ElementType::of(info.dtype)
             .ok_or_else(|| format!("{name:?} is of a type that is not known: {:?}", info.dtype))?;
         let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
@@ -42,16 +42,26 @@ fn judged(file: &[u8]) -> Result<(usize, Rows), String> {
         .map_err(|error| looks_like(file).unwrap_or_else(|| error.to_string()))?;
     let infos = read.tensors();
     let tensors = read.offset_keys().into_iter().map(|name| {
-        let info = infos[&name].clone();
-        (name, info)
+        let info = infos[&name];
+        let (dtype, data_offsets) = (info.dtype, info.data_offsets);
+        (name, Info { dtype, shape: info.shape.clone(), data_offsets })
     });
     let tensors = tensors.collect();
     Ok((PREFIX + header, Rows { tensors, metadata: read.metadata().clone().unwrap_or_default() }))
 }
 
+/// What a header says of a tensor. What says more is for the library to judge.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Info {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
 /// What a header says, the tensors in the order in which they lie.
 struct Rows {
-    tensors: Vec<(String, TensorInfo)>,
+    tensors: Vec<(String, Info)>,
     metadata: HashMap<String, String>,
 }
 
@@ -98,7 +108,7 @@ impl<'de> Visitor<'de> for OnePass {
             let twice = if name == "__metadata__" {
                 metadata.replace(map.next_value()?).is_some()
             } else {
-                tensors.insert(name, map.next_value::<TensorInfo>()?).is_some()
+                tensors.insert(name, map.next_value::<Info>()?).is_some()
             };
             if twice {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}

@@ -190,16 +190,9 @@ pub(super) fn copied(
     places: &[usize],
     patience: &Patience<'_>,
 ) -> Result<(Memory, Option<Reservation>), WeightsError> {
-    let pieces = tensors.iter().zip(places).enumerate().flat_map(|(source, (tensor, &to))| {
-        let length = tensor.nbytes();
-        let whole = Some(Piece { source, from: 0, to, length }).filter(|piece| piece.length > 0);
-        // What is not row-major is gathered at once.
-        let (whole, parted) = match tensor.strides {
-            Some(_) => (whole, 0),
-            None => (None, length),
-        };
-        whole.into_iter().chain(Piece::of(source, 0, to, parted))
-    });
+    let places = tensors.iter().zip(places).enumerate();
+    let pieces =
+        places.flat_map(|(source, (tensor, &to))| Piece::of(source, 0, to, tensor.nbytes()));
     let pieces = pieces.collect();
     filled(key, room, pieces, Tensors(tensors), patience)
 }

@@ -3,29 +3,35 @@
 
 use std::io;
 
-use super::region::Sealed;
+use super::reaper::Remains;
+use super::region::WITH_FILE;
 use super::slab::Room;
-use crate::budget::Reservation;
 use crate::sync::Mutex;
 use crate::wait::{Birth, forks};
 
+/// Each has a file open.
+const MOST: usize = 16;
+/// How large a spare slab may be for what goes there, as long as there is room for another one.
+const TOO_LARGE: u64 = 2;
+/// What a reservation of spare memory is for.
+const PURPOSE: &str = "spare slab";
+
 /// One of them.
 pub(super) struct Spare {
-    // Dropped first: the bytes are given back once they are free.
-    region: Sealed,
-    reserved: Reservation,
-    /// How often the process had forked when the slab was made.
-    forks: u64,
+    remains: Remains,
+    /// How often the process had forked when the slab was filled.
+    forks: Option<u64>,
 }
 
 impl Spare {
     pub(super) fn nbytes(&self) -> u64 {
-        self.reserved.bytes()
+        self.remains.reserved.as_ref().map_or(0, crate::budget::Reservation::bytes)
     }
 
     /// The memory, to be filled again, and what is reserved for it.
     pub(super) fn reopen(self) -> io::Result<Room> {
-        Ok(Room { region: self.region.reopen()?, reserved: Some(self.reserved) })
+        let (slab, reserved) = self.remains.into_slab().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Room { region: slab.reopen()?, reserved: Some(reserved) })
     }
 }
 
@@ -36,31 +42,71 @@ pub(super) struct Spares {
     slabs: Mutex<Vec<Spare>>,
 }
 
-impl Spares {
-    /// Keeps a slab that nobody uses, unless somebody waits for bytes.
-    pub(super) fn keep(&self, region: Sealed, reserved: Reservation, forks: u64) {
-        let spare = Spare { region, reserved, forks };
-        if self.birth.is_here() && !spare.reserved.budget().is_wanted() {
-            self.slabs.lock().push(spare);
+impl Drop for Spares {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.slabs.lock());
+        for spare in left {
+            spare.remains.let_go();
         }
     }
+}
 
-    /// The smallest that has so many bytes, or else the largest.
-    pub(super) fn take(&self, bytes: u64) -> Option<Spare> {
-        let now = forks();
-        let mut spares = self.slabs.lock();
-        // A forked child may still read what is in these.
-        let (rest, shared) =
-            std::mem::take(&mut *spares).into_iter().partition(|spare| spare.forks == now);
-        *spares = rest;
-        let fit = |spare: &Spare| match spare.nbytes() {
-            enough if enough >= bytes => (0, enough - bytes),
-            less => (1, bytes - less),
+impl Spares {
+    /// Keeps the slab of what is left of weights. Returns what is no slab, too little to keep, or
+    /// wanted elsewhere.
+    pub(super) fn keep(&self, remains: Remains, filled: Option<u64>) -> Option<Remains> {
+        let wanted = |remains: &Remains| match &remains.reserved {
+            Some(reserved) => {
+                let budget = reserved.budget();
+                budget.is_wanted() || budget.used() > budget.limit()
+            }
+            None => true,
         };
-        let at = (0..spares.len()).min_by_key(|&at| fit(&spares[at]));
-        let taken = at.map(|at| spares.swap_remove(at));
-        drop(spares);
-        drop::<Vec<Spare>>(shared);
+        let large = remains.slab_length().is_some_and(|length| length >= WITH_FILE);
+        if !self.birth.is_here() || !large || filled.is_none() || wanted(&remains) {
+            return Some(remains);
+        }
+        if let Some(reserved) = &remains.reserved {
+            reserved.rename(PURPOSE);
+        }
+        let mut slabs = self.slabs.lock();
+        slabs.push(Spare { remains, forks: filled });
+        let too_many = (slabs.len() > MOST).then(|| slabs.remove(0));
+        drop(slabs);
+        too_many.map(|spare| spare.remains)
+    }
+
+    /// The smallest that has so many bytes and is not much too large.
+    pub(super) fn take_fitting(&self, bytes: u64) -> Option<Spare> {
+        self.take(|spare| {
+            let has = spare.nbytes();
+            (bytes..=bytes.saturating_mul(TOO_LARGE)).contains(&has).then(|| has - bytes)
+        })
+    }
+
+    /// The one whose size is nearest.
+    pub(super) fn take_any(&self, bytes: u64) -> Option<Spare> {
+        self.take(|spare| Some(spare.nbytes().abs_diff(bytes)))
+    }
+
+    /// The one that is the least `unfit`.
+    fn take(&self, unfit: impl Fn(&Spare) -> Option<u64>) -> Option<Spare> {
+        if !self.birth.is_here() {
+            return None;
+        }
+        // A forked child may still read what is in those that were filled before.
+        let now = forks()?;
+        let mut slabs = self.slabs.lock();
+        let (shared, mut rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *slabs).into_iter().partition(|spare| spare.forks != Some(now));
+        let fits = rest.iter().enumerate().filter_map(|(at, spare)| Some((unfit(spare)?, at)));
+        let best = fits.min().map(|(_, at)| at);
+        let taken = best.map(|at| rest.swap_remove(at));
+        *slabs = rest;
+        drop(slabs);
+        for spare in shared {
+            spare.remains.let_go();
+        }
         taken
     }
 
@@ -68,14 +114,14 @@ impl Spares {
     pub(super) fn give_back(&self, wanted: u64) -> u64 {
         let mut gone = Vec::new();
         let mut freed = 0;
-        let mut spares = self.slabs.lock();
+        let mut slabs = self.slabs.lock();
         while freed < wanted
-            && let Some(spare) = spares.pop()
+            && let Some(spare) = slabs.pop()
         {
             freed += spare.nbytes();
             gone.push(spare);
         }
-        drop(spares);
+        drop(slabs);
         drop(gone);
         freed
     }

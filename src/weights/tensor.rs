@@ -103,7 +103,7 @@ impl Tensor {
         // SAFETY: the elements lie where the tensor says, in memory that it keeps.
         #[expect(unsafe_code, reason = "a copy out of memory that may be somebody else's")]
         unsafe {
-            copy_elements(self.start(), *element, shape, strides.as_deref(), bytes);
+            copy_elements(self.start(), *element, shape, strides.as_deref(), 0, bytes);
         }
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import struct
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +131,51 @@ def test_a_cycle_through_a_tensor_is_collected(tmp_path: Path) -> None:
     del weights, tensor
     gc.collect()
     assert gone() is None
+
+
+def test_a_state_dict_that_was_asked_for_in_inference_mode_is_good_for_everybody(
+    everything: Any,
+) -> None:
+    _, path = everything
+    store = co.WeightStore()
+    with torch.inference_mode():
+        one = store.open("everything", path)
+        assert not one.state_dict()["torch.float32"].is_inference()
+        assert torch.is_inference_mode_enabled()
+    assert not store.acquire("everything").state_dict()["torch.float32"].is_inference()
+
+
+def test_a_type_that_torch_does_not_take_is_named_and_nothing_is_kept(tmp_path: Path) -> None:
+    rows = {
+        "good": ("F32", [2], [0, 8]),
+        "odd": ("F6_E2M3", [4], [8, 11]),
+        "also odd": ("F6_E2M3", [4], [11, 14]),
+    }
+    header = json.dumps(
+        {n: {"dtype": d, "shape": s, "data_offsets": o} for n, (d, s, o) in rows.items()}
+    ).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(14))
+    ram = co.Budget("ram", "1MiB", probe=False)
+    store = co.WeightStore(budget=ram)
+    with store.open("odd", path) as weights:
+        with pytest.raises(BufferError, match='"odd" cannot be exported: ') as caught:
+            weights.state_dict()
+        assert "\n" not in str(caught.value)
+        # Its traceback has torch's frames, and those the tensor.
+        del caught
+    store.clear()
+    assert (ram.used, store.status()) == (0, [])
+
+
+def test_signs_that_torch_only_notes_are_copied_or_refused() -> None:
+    noted = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert noted.is_neg()
+    store = co.WeightStore()
+    copied = store.share("copied", {"a": noted}, copy=True)
+    assert copied.state_dict()["a"].tolist() == [-2.0, 4.0]
+    with pytest.raises(co.UnshareableTensorError, match="resolve_neg"):
+        store.share("shared", {"a": noted})
 
 
 def dtypes() -> list[Any]:

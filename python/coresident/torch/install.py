@@ -86,9 +86,9 @@ class Installation:
             function = vars(owner)[name]
             if function.__name__ != name:
                 raise CoresidentError(
-                    f"{owner.__name__}.{name} is {function.__module__}.{function.__qualname__} now: "
-                    "a model is being loaded, or two that were loaded at once have left it there. "
-                    "Call install() before any model is loaded"
+                    f"{owner.__name__}.{name} is {function.__module__}.{function.__qualname__} "
+                    "now: a model is being loaded, or two that were loaded at once have left it "
+                    "there. Call install() before any model is loaded"
                 )
         switch = Switch(name, *owners)
         self._switches.append(switch)
@@ -117,8 +117,8 @@ _installed: Installation | None = None
 
 
 def install() -> Installation:
-    """Makes loading models safe in threads: what diffusers, transformers, accelerate and peft change
-    in torch while they build a model, they change for the thread that builds it.
+    """Makes loading models safe in threads: what diffusers, transformers, accelerate and peft
+    change in torch while they build a model, they change for the thread that builds it.
 
     Without it they change `torch.nn.Module.register_parameter`, the default dtype, `torch.nn.init`,
     `tie_weights` and `torch.linspace` for the whole process, and threads that load or move models

@@ -1,11 +1,14 @@
 //! Many tensors at once, through the consumer's table of C functions where it has one: no capsule, no
 //! method call and no Python frame for each.
 
+use std::collections::HashSet;
+
 use dlpark::python::consumer::exchange::ExchangeApi;
+use pyo3::exceptions::{PyBufferError, PyException};
 use pyo3::prelude::*;
 
 use super::export::shared;
-use crate::python::error::Result;
+use crate::python::error::{Error, Result};
 use crate::python::exit::{Inside, detached};
 use crate::weights::Tensor;
 
@@ -16,6 +19,7 @@ const TURN: usize = 256;
 /// that has the methods of the protocol.
 pub(in crate::python) fn exchange<'py>(
     from_dlpack: &Bound<'py, PyAny>,
+    names: &[&str],
     tensors: &[Tensor],
     wrap: impl Fn(Tensor) -> Result<Bound<'py, PyAny>>,
 ) -> Result<Vec<Bound<'py, PyAny>>> {
@@ -23,22 +27,42 @@ pub(in crate::python) fn exchange<'py>(
     let _inside = Inside::enter(py);
     let mut made: Vec<Bound<'py, PyAny>> = Vec::with_capacity(tensors.len());
     let mut table = None;
-    for (number, tensor) in tensors.iter().enumerate() {
+    // The table's function keeps what it cannot take: the first tensor of each type goes by capsule.
+    let mut known = HashSet::new();
+    for (number, (tensor, name)) in tensors.iter().zip(names).enumerate() {
         if number % TURN == TURN - 1 {
             // Others may have the interpreter meanwhile.
             detached(py, || ());
         }
-        let next = match &table {
-            Some(table) => {
-                ExchangeApi::managed_tensor_to_py_object_no_sync(table, shared(py, tensor)?, py)?
-            }
-            None => from_dlpack.call1((wrap(tensor.clone())?,))?,
+        let element = tensor.element_type();
+        let taken = match &table {
+            Some(table) if known.contains(&element) => shared(py, tensor).and_then(|managed| {
+                Ok(ExchangeApi::managed_tensor_to_py_object_no_sync(table, managed, py)?)
+            }),
+            _ => wrap(tensor.clone()).and_then(|wrapped| Ok(from_dlpack.call1((wrapped,))?)),
         };
+        let next = taken.map_err(|error| named(py, name, error))?;
         if made.is_empty() {
             // The table belongs to the type of the library's tensors.
             table = ExchangeApi::from_object(next.as_borrowed())?;
         }
+        known.insert(element);
         made.push(next);
     }
     Ok(made)
+}
+
+/// The error with the tensor's name, and without where in its own code the library is.
+fn named(py: Python<'_>, name: &str, error: Error) -> Error {
+    let error = PyErr::from(error);
+    if !error.is_instance_of::<PyException>(py)
+        || error.is_instance_of::<pyo3::exceptions::PyMemoryError>(py)
+    {
+        return error.into();
+    }
+    let told = error.value(py).to_string();
+    let told = told.lines().next().unwrap_or_default();
+    let named = PyBufferError::new_err(format!("{name:?} cannot be exported: {told}"));
+    named.set_cause(py, Some(error));
+    named.into()
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyMapping, PyString};
 
@@ -25,7 +26,7 @@ use super::exit::{Inside, detached};
 use super::wait::{Terms, caller, patiently};
 use super::{argument, dlpack};
 use crate::device::ByteSize;
-use crate::weights::{self, MemoryKind, Opening, Settings};
+use crate::weights::{self, MemoryKind, Opening, Settings, WeightsError};
 
 /// One host copy of each model's weights, whoever uses it.
 #[pyclass(frozen, weakref, module = "coresident", name = "WeightStore")]
@@ -112,7 +113,7 @@ impl WeightStore {
             if !names.insert(name.clone()) {
                 return Err(invalid_value(&format!("there are two tensors {name:?}")));
             }
-            given.push(dlpack::import(&name, &detach(tensor)?)?);
+            given.push(dlpack::import(&name, &plain(&name, tensor, copy == Some(true))?)?);
         }
         let shared = patiently(py, terms, |patience| {
             self.store.share(&key, given, &opening, &owner, patience)
@@ -195,13 +196,23 @@ fn settings(value: Option<&Bound<'_, PyAny>>) -> Result<Settings> {
     Ok(settings)
 }
 
-/// A tensor of torch's without its gradient, which DLPack cannot carry.
-fn detach(tensor: Bound<'_, PyAny>) -> Result<Bound<'_, PyAny>> {
+/// A tensor of torch's without its gradient, which DLPack cannot carry, and with the signs that it
+/// only notes, which torch leaves behind without a word.
+fn plain<'py>(name: &str, tensor: Bound<'py, PyAny>, copied: bool) -> Result<Bound<'py, PyAny>> {
     let py = tensor.py();
     let _inside = Inside::enter(py);
-    match tensor.getattr_opt(pyo3::intern!(py, "requires_grad"))? {
-        Some(requires) if requires.is_truthy()? => {
-            Ok(tensor.call_method0(pyo3::intern!(py, "detach"))?)
+    let Some(requires) = tensor.getattr_opt(intern!(py, "requires_grad"))? else {
+        return Ok(tensor);
+    };
+    let tensor =
+        if requires.is_truthy()? { tensor.call_method0(intern!(py, "detach"))? } else { tensor };
+    let is_neg = tensor.getattr_opt(intern!(py, "is_neg"))?;
+    match is_neg.map(|is_neg| is_neg.call0()?.is_truthy()).transpose()? {
+        Some(true) if copied => Ok(tensor.call_method0(intern!(py, "resolve_neg"))?),
+        Some(true) => {
+            let why =
+                "its signs are only noted, not in its memory: resolve_neg() it first".to_owned();
+            Err(WeightsError::Unshareable { name: name.to_owned(), why }.into())
         }
         _ => Ok(tensor),
     }

@@ -16,7 +16,7 @@ pub(in crate::python) struct PrivateWeights(pub(super) weights::PrivateWeights);
 impl PrivateWeights {
     /// torch's tensors by name, which may be written.
     fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
-        state_dict::make(py, self.0.names(), &self.0.tensors())
+        state_dict::make(py, &self.0.names().collect::<Vec<_>>(), &self.0.tensors())
     }
 
     /// The names of the tensors that are no longer what the weights are.

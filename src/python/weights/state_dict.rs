@@ -53,7 +53,7 @@ impl Known {
         if let Some(found) = found {
             return Ok(found.cast_into::<TorchTensors>().map_err(PyErr::from)?.unbind());
         }
-        let by_name = make(py, held.names(), &held.tensors())?.unbind();
+        let by_name = make(py, &held.names().collect::<Vec<_>>(), &held.tensors())?.unbind();
         let made = Bound::new(py, TorchTensors { by_name })?;
         let mut reference = Some(PyWeakrefReference::new(&made)?.unbind());
         let mut known = self.0.lock();
@@ -84,22 +84,41 @@ impl Known {
 }
 
 /// torch's tensors by name, where ours lie.
-pub(super) fn make<'py, 'a>(
+pub(super) fn make<'py>(
     py: Python<'py>,
-    names: impl Iterator<Item = &'a str>,
+    names: &[&str],
     tensors: &[weights::Tensor],
 ) -> Result<Bound<'py, PyDict>> {
     let _inside = Inside::enter(py);
     let torch = py.import(intern!(py, "torch")).map_err(|error| {
+        if !error.is_instance_of::<PyImportError>(py) {
+            return error;
+        }
         let told =
             format!("state_dict() gives torch's tensors, and torch cannot be imported: {error}");
-        PyImportError::new_err(told)
+        let told = PyImportError::new_err(told);
+        told.set_cause(py, Some(error));
+        told
     })?;
+    // Inference tensors would be so for everybody who gets them.
+    let plain = torch.call_method1(intern!(py, "inference_mode"), (false,))?;
+    plain.call_method0(intern!(py, "__enter__"))?;
+    let made = make_plain(&torch, names, tensors);
+    plain.call_method1(intern!(py, "__exit__"), (py.None(), py.None(), py.None()))?;
+    made
+}
+
+fn make_plain<'py>(
+    torch: &Bound<'py, PyModule>,
+    names: &[&str],
+    tensors: &[weights::Tensor],
+) -> Result<Bound<'py, PyDict>> {
+    let py = torch.py();
     let from_dlpack = torch.getattr(intern!(py, "from_dlpack"))?;
     let wrap = |tensor| Ok(Bound::new(py, Tensor(tensor))?.into_any());
-    let made = dlpack::exchange(&from_dlpack, tensors, wrap)?;
+    let made = dlpack::exchange(&from_dlpack, names, tensors, wrap)?;
     let by_name = PyDict::new(py);
-    for (name, tensor) in names.zip(made) {
+    for (name, tensor) in names.iter().zip(made) {
         by_name.set_item(name, tensor)?;
     }
     Ok(by_name)

@@ -97,6 +97,9 @@ fn a_header_is_read_exactly_as_the_safetensors_library_reads_it() {
                 "a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
             b"x",
         ),
+        file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":[9]}}"#, b"x"),
+        file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1e99}}"#, b"x"),
+        file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":"\ud800"}}"#, b"x"),
     ];
     let (mut read, mut refused) = (0, 0);
     for round in 0..20_000 {
