@@ -3,7 +3,7 @@
     python benches/host_memory.py [--gib 3] [--out benches/results/host-memory]
 
 Every figure comes from a process of its own, whose memory Linux accounts for: proportional
-(``Pss``), and of that anonymous, which cannot be dropped and read again. The file is in the page
+(``Pss``), and of that no file's, which cannot be dropped and read again. The file is in the page
 cache when a process starts. Writes the table as Markdown and a plot as SVG.
 """
 
@@ -33,7 +33,8 @@ def memory() -> dict[str, int]:
     found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
     status = Path("/proc/self/status").read_text().split()
     peak = int(status[status.index("VmHWM:") + 1]) * 1024
-    return {"proportional": found["Pss"], "anonymous": found["Anonymous"], "peak": peak}
+    own = found["Pss_Anon"] + found["Pss_Shmem"]
+    return {"proportional": found["Pss"], "own": own, "peak": peak}
 
 
 def touch(tensors: list[Any]) -> None:
@@ -129,7 +130,7 @@ def measure(way: str, path: Path, devices: int) -> dict[str, float]:
         "seconds": loaded,
         "touched": time.perf_counter() - started,
         "proportional": after["proportional"] - before["proportional"],
-        "anonymous": after["anonymous"] - before["anonymous"],
+        "own": after["own"] - before["own"],
         "peak": after["peak"] - before["peak"],
     }
 
@@ -241,7 +242,7 @@ def at_once(way: str, path: Path, threads: int) -> dict[str, float]:
     for thread in all_threads:
         thread.join()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "anonymous": memory()["anonymous"] - before["anonymous"]}
+    return {"seconds": seconds, "own": memory()["own"] - before["own"]}
 
 
 def child(task: str, *arguments: object) -> dict[str, float]:
@@ -376,7 +377,7 @@ def show(path: Path, nbytes: int, out: Path) -> str:
             "seconds",
             "touched",
             "proportional",
-            "anonymous",
+            "no file's",
             "peak",
             "proportional, in models",
         )
@@ -385,7 +386,7 @@ def show(path: Path, nbytes: int, out: Path) -> str:
         for devices in (1, 2, 4):
             found = results[way, devices] = child("measure", way, path, devices)
             times = [f"{found[name]:.2f}" for name in ("seconds", "touched")]
-            sizes = [f"{found[n] / gib:.2f} GiB" for n in ("proportional", "anonymous", "peak")]
+            sizes = [f"{found[n] / gib:.2f} GiB" for n in ("proportional", "own", "peak")]
             rows.append(
                 (way, str(devices), *times, *sizes, f"{found['proportional'] / nbytes:.3f}")
             )
@@ -406,11 +407,11 @@ def show(path: Path, nbytes: int, out: Path) -> str:
         found = child("stalls", way, path)
         stalled.append((way, f"{found['stall'] * 1e3:.1f} ms", f"{found['often']:.0f}"))
     lines.append(table(stalled))
-    wanted = [("four threads at once", "seconds", "of one thread's", "anonymous, in models")]
+    wanted = [("four threads at once", "seconds", "of one thread's", "no file's, in models")]
     for way in ("coresident, copy=True", "load_file and clone"):
         one, four = (child("at_once", way, path, n) for n in (1, 4))
         ratio = four["seconds"] / one["seconds"]
-        models = four["anonymous"] / nbytes
+        models = four["own"] / nbytes
         wanted.append((way, f"{four['seconds']:.2f}", f"{ratio:.2f}", f"{models:.2f}"))
     lines.append(table(wanted))
     report = "\n".join(lines)

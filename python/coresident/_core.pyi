@@ -2042,12 +2042,15 @@ class PrivateWeights:
         """torch's tensors by name, new ones each time, over the same private memory. Does not wait.
 
         A tensor that is not aligned in its file, as in some old ones, is a copy: what is written to
-        it is neither found nor undone.
+        it is neither found nor undone. :meth:`copies` names them.
 
         Raises:
             ImportError: torch is not installed.
             BufferError: torch cannot take one of them.
         """
+
+    def copies(self) -> list[str]:
+        """The names of the tensors that are no part of the map, because they are not aligned."""
 
     def changed(self) -> list[str]:
         """The names of the tensors that are no longer what the weights are, whoever wrote them and

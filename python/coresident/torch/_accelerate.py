@@ -28,7 +28,7 @@ def replace(big_modeling: ModuleType, register_parameter: Switch, swaps: Swaps) 
             with torch.device(device):
                 yield
             return
-        with register_parameter.leading_to(_on(device, register_parameter.current)):
+        with register_parameter.leading_to(on(device, register_parameter.current)):
             yield
 
     swaps.add(big_modeling, "init_on_device", init_on_device)
@@ -49,7 +49,7 @@ def replace_in_peft(integrations: ModuleType, register_parameter: Switch, swaps:
                 yield
             return
         skipped = lambda: getattr(skipping, "skip", False)  # noqa: E731
-        with register_parameter.leading_to(_on(device, register_parameter.current, skipped)):
+        with register_parameter.leading_to(on(device, register_parameter.current, skipped)):
             yield
 
     @contextmanager
@@ -65,7 +65,7 @@ def replace_in_peft(integrations: ModuleType, register_parameter: Switch, swaps:
     swaps.add(integrations, "_skip_init_on_device", _skip_init_on_device)
 
 
-def _on(
+def on(
     device: torch.device,
     register: Callable[..., None],
     skipped: Callable[[], bool] = lambda: False,

@@ -22,7 +22,7 @@ def replace(utils: ModuleType, initialisers: dict[str, Switch], swaps: Swaps) ->
     def no_init_weights() -> Iterator[None]:
         with ExitStack() as stack:
             for name in utils.TORCH_INIT_FUNCTIONS:
-                stack.enter_context(initialisers[name].leading_to(_nothing))
+                stack.enter_context(initialisers[name].leading_to(nothing))
             yield
 
     swaps.add(utils, "no_init_weights", no_init_weights)
@@ -38,5 +38,5 @@ def replace(utils: ModuleType, initialisers: dict[str, Switch], swaps: Swaps) ->
     swaps.add(utils.ModelMixin, "from_pretrained", from_pretrained)
 
 
-def _nothing(*_args: Any, **_kwargs: Any) -> None:
+def nothing(*_args: Any, **_kwargs: Any) -> None:
     """Leaves a tensor as it is."""

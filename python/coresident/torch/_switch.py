@@ -69,19 +69,18 @@ class Swaps:
     """Objects in whose stead there are others, under every name that any module has for them."""
 
     def __init__(self) -> None:
-        self._wanted: list[tuple[Any, Any]] = []
+        self._wanted: list[tuple[Any, str, Any, Any]] = []
         self._done: list[tuple[Any, str, Any, Any]] = []
 
     def add(self, owner: Any, name: str, new: Any) -> None:
         """``new`` is to stand for what ``owner`` has under this name."""
-        self._wanted.append((vars(owner)[name], new))
-        if not hasattr(owner, "__spec__"):
-            # A class: nobody imports what it has.
-            self._set(owner, name, vars(owner)[name], new)
+        self._wanted.append((owner, name, vars(owner)[name], new))
 
     def install(self) -> None:
         """Makes all of them."""
-        new_of = {id(old): (old, new) for old, new in self._wanted}
+        new_of = {id(old): (old, new) for _, _, old, new in self._wanted}
+        for owner, name, old, new in self._wanted:
+            self._set(owner, name, old, new)
         for module, name, value in _names_everywhere():
             if id(value) in new_of:
                 self._set(module, name, *new_of[id(value)])
@@ -92,13 +91,13 @@ class Swaps:
 
     def uninstall(self) -> None:
         """Undoes all of them, also in modules that were imported since."""
-        old_of = {id(new): (old, new) for old, new in self._wanted}
+        old_of = {id(new): old for _, _, old, new in self._wanted}
         for owner, name, old, new in self._done:
             if vars(owner).get(name) is new:
                 setattr(owner, name, old)
         for module, name, value in _names_everywhere():
             if id(value) in old_of:
-                setattr(module, name, old_of[id(value)][0])
+                setattr(module, name, old_of[id(value)])
         self._done.clear()
 
 

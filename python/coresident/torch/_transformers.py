@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -12,7 +16,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from coresident.torch._default_dtype import default_dtype
+from coresident.torch._diffusers import nothing
 from coresident.torch._switch import Swaps, Switch
+
+log = logging.getLogger("coresident.torch")
 
 
 def replace(
@@ -38,13 +45,13 @@ def replace(
     def no_init_weights() -> Iterator[None]:
         with ExitStack() as stack:
             for name in init.TORCH_INIT_FUNCTIONS:
-                stack.enter_context(initialisers[name].leading_to(_nothing))
-            stack.enter_context(methods["init_weights"].leading_to(_nothing))
+                stack.enter_context(initialisers[name].leading_to(nothing))
+            stack.enter_context(methods["init_weights"].leading_to(nothing))
             yield
 
     @contextmanager
     def no_tie_weights() -> Iterator[None]:
-        with methods["tie_weights"].leading_to(_nothing):
+        with methods["tie_weights"].leading_to(nothing):
             yield
 
     @contextmanager
@@ -64,6 +71,34 @@ def replace(
         with default_dtype(dtype):
             yield
 
+    patching = threading.RLock()
+    patches = importlib.import_module("transformers.monkey_patching")
+    original = patches.apply_patches
+
+    @contextmanager
+    def apply_patches() -> Iterator[None]:
+        if not patches.get_patch_mapping():
+            yield
+            return
+        if not patching.acquire(blocking=False):
+            log.info(
+                "a model of transformers waits for another one to be built: classes are replaced "
+                "(register_patch_mapping), which they are for the whole process"
+            )
+            patching.acquire()
+        try:
+            names = _classes_of_transformers()
+            try:
+                with original():
+                    yield
+            finally:
+                # The original does not, if building fails.
+                for module, name, value in names:
+                    setattr(module, name, value)
+        finally:
+            patching.release()
+
+    swaps.add(patches, "apply_patches", apply_patches)
     for function in (
         guard_torch_init_functions,
         no_init_weights,
@@ -77,6 +112,31 @@ def replace(
     swaps.add(
         utils.PreTrainedModel, "initialize_weights", _within(guard_torch_init_functions, guarded)
     )
+
+
+def _classes_of_transformers() -> list[tuple[ModuleType, str, type]]:
+    """What every module of transformers has under the name of a class."""
+    return [
+        (module, name, value)
+        for module_name, module in list(sys.modules.items())
+        if module_name.startswith("transformers.")
+        for name, value in list(getattr(module, "__dict__", {}).items())
+        if isinstance(value, type)
+    ]
+
+
+def replace_in_dispatch(integrations: ModuleType, check_device_map: Switch, swaps: Swaps) -> None:
+    """A check that transformers skips for some models is skipped in this thread alone.
+
+    Follows transformers' `integrations/accelerate.py`.
+    """
+
+    @contextmanager
+    def skip_device_map_check() -> Iterator[None]:
+        with check_device_map.leading_to(nothing):
+            yield
+
+    swaps.add(integrations, "skip_device_map_check", skip_device_map_check)
 
 
 def _within(context: Callable[[], Any], decorated: Any) -> Callable[..., Any]:
@@ -105,7 +165,3 @@ class _LinspaceOnHost(TorchFunctionMode):
         if func is torch.linspace and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "cpu"}
         return func(*args, **kwargs)
-
-
-def _nothing(*_args: Any, **_kwargs: Any) -> None:
-    """Leaves a tensor or a model as it is."""

@@ -7,12 +7,15 @@ import importlib.metadata
 import importlib.util
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from coresident.errors import CoresidentError
-from coresident.torch import _accelerate, _default_dtype, _diffusers, _transformers
+from coresident.torch import _accelerate, _default_dtype, _diffusers, _lazy, _transformers
 from coresident.torch._switch import Swaps, Switch
 
 log = logging.getLogger("coresident.torch")
@@ -40,6 +43,7 @@ class Installation:
         self.unknown = [name for name in self.versions if not _is_known(name, self.versions[name])]
         self._swaps = Swaps()
         self._switches: list[Switch] = []
+        self._without_values: list[tuple[Switch, Callable[..., Any]]] = []
 
     def uninstall(self) -> None:
         """Undoes everything. Models that are being loaded meanwhile are as they were without.
@@ -50,13 +54,18 @@ class Installation:
         with _LOCK:
             if _installed is not self:
                 return
-            self._swaps.uninstall()
-            for switch in self._switches:
-                switch.uninstall()
+            self._undo()
             _installed = None
+
+    def _undo(self) -> None:
+        self._swaps.uninstall()
+        for switch in self._switches:
+            switch.uninstall()
 
     def _apply(self) -> None:
         register_parameter = self._switch("register_parameter", torch.nn.Module)
+        on_meta = _accelerate.on(torch.device("meta"), register_parameter.original)
+        self._without_values.append((register_parameter, on_meta))
         self._swaps.add(torch, "get_default_dtype", _default_dtype.get_default_dtype)
         self._swaps.add(torch, "set_default_dtype", _default_dtype.set_default_dtype)
         if (big_modeling := self._find("accelerate.big_modeling")) is not None:
@@ -66,13 +75,22 @@ class Installation:
         modeling = self._find("diffusers.models.modeling_utils")
         initialization = self._find("transformers.initialization")
         initialisers = self._initialisers(modeling, initialization)
+        self._without_values += [(switch, _diffusers.nothing) for switch in initialisers.values()]
         if modeling is not None:
             _diffusers.replace(modeling, initialisers, self._swaps)
         if initialization is not None:
             utils = importlib.import_module("transformers.modeling_utils")
             names = ("init_weights", "tie_weights")
             methods = {name: self._switch(name, utils.PreTrainedModel) for name in names}
+            self._without_values.append((methods["init_weights"], _diffusers.nothing))
             _transformers.replace(initialization, utils, initialisers, methods, self._swaps)
+            if big_modeling is not None:
+                check = self._switch("check_device_map", big_modeling)
+                integrations = importlib.import_module("transformers.integrations.accelerate")
+                _transformers.replace_in_dispatch(integrations, check, self._swaps)
+        for lazy in ("diffusers.utils.import_utils", "transformers.utils.import_utils"):
+            if (found := self._find(lazy)) is not None:
+                _lazy.replace(found, self._swaps)
         for switch in self._switches:
             switch.install()
         self._swaps.install()
@@ -147,9 +165,23 @@ def install() -> Installation:
                     first,
                     end,
                 )
-            installation._apply()
+            try:
+                installation._apply()
+            except BaseException:
+                installation._undo()
+                raise
             _installed = installation
         return _installed
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules that this thread makes have parameters on the meta device until the block ends; their
+    buffers are made."""
+    with ExitStack() as stack:
+        for switch, function in install()._without_values:
+            stack.enter_context(switch.leading_to(function))
+        yield
 
 
 def _version(library: str) -> str | None:

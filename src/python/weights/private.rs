@@ -19,6 +19,13 @@ impl PrivateWeights {
         state_dict::make(py, &self.0.names().collect::<Vec<_>>(), &self.0.tensors())
     }
 
+    /// The names of the tensors that torch gets as copies.
+    fn copies(&self) -> Vec<String> {
+        let named = self.0.names().zip(self.0.tensors());
+        let copies = named.filter(|(_, tensor)| !tensor.is_aligned());
+        copies.map(|(name, _)| name.to_owned()).collect()
+    }
+
     /// The names of the tensors that are no longer what the weights are.
     fn changed(&self, py: Python<'_>) -> Result<Vec<String>> {
         Ok(detached(py, || self.0.changed().map(owned))?)

@@ -1,0 +1,67 @@
+"""A model as `save_pretrained` of diffusers or transformers writes it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coresident.errors import InvalidValueError
+from coresident.torch._default_dtype import default_dtype
+from coresident.torch.install import without_values
+
+CONFIG = "config.json"
+
+
+def class_of(folder: Path) -> type[torch.nn.Module]:
+    """The class that a folder's configuration names.
+
+    Raises:
+        InvalidValueError: the folder has no configuration, or it names no class that is there.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as why:
+        message = f"{folder} is no folder of a model: its {CONFIG} cannot be read: {why}"
+        raise InvalidValueError(message) from None
+    library, names = "diffusers", [config.get("_class_name")]
+    if names == [None]:
+        library, names = "transformers", config.get("architectures") or []
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise InvalidValueError(
+            f"{folder} is quantised ({method}): load it with {library} itself, and give load() a "
+            "function that does so"
+        )
+    for name in names:
+        if isinstance(found := getattr(importlib.import_module(library), str(name), None), type):
+            return found
+    raise InvalidValueError(f"{folder / CONFIG} names no class of {library}: {names}")
+
+
+def structure_of(
+    kind: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """The module that a folder describes, parameters on the meta device, buffers made."""
+    with _building(dtype):
+        if hasattr(kind, "load_config"):
+            return kind.from_config(kind.load_config(folder))
+        config = kind.config_class.from_pretrained(folder)
+        return kind(config)
+
+
+def loaded(kind: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None) -> torch.nn.Module:
+    """The module as its own library loads it."""
+    name = "torch_dtype" if hasattr(kind, "load_config") else "dtype"
+    options: dict[str, Any] = {} if dtype is None else {name: dtype}
+    return kind.from_pretrained(folder, **options)
+
+
+@contextmanager
+def _building(dtype: torch.dtype | None) -> Iterator[None]:
+    with default_dtype(dtype), without_values():
+        yield
