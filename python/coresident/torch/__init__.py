@@ -1,6 +1,6 @@
 """For torch: models that threads load, move and patch at the same time."""
 
-from coresident.torch.install import Installation, install
+from coresident.torch.installation import Installation, install
 from coresident.torch.model import Model, Replica, StrayWriteWarning, load
 from coresident.torch.per_job import per_job
 from coresident.torch.writable import lora, writable

@@ -52,6 +52,9 @@ _BY_VALUE = {
     torch.scalar_tensor,
 }
 
+# What these make is what they say.
+_CONVERSIONS = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "view"}
+
 
 class _DefaultDtype(TorchFunctionMode):
     """Gives what is made in this thread its default dtype."""
@@ -75,6 +78,8 @@ class _DefaultDtype(TorchFunctionMode):
         made = func(*args, **kwargs)
         if not _is_of_process_default(made) or kwargs.get("out") is not None:
             return made
+        if getattr(func, "__name__", "") in _CONVERSIONS or _names_dtype(args):
+            return made
         if func in _BY_VALUE:
             given = [
                 value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
@@ -93,6 +98,10 @@ def _is_of_process_default(made: Any) -> bool:
     return isinstance(made, torch.Tensor) and made.dtype == _get_process_default()
 
 
+def _names_dtype(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(value, torch.dtype) for value in args)
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
@@ -108,7 +117,7 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype)
     if isinstance(value, dict):
         return {name: _converted(item, dtype) for name, item in value.items()}
-    if isinstance(value, (list, tuple)) and any(_tensors(value)):
+    if isinstance(value, (list, tuple)) and next(_tensors(value), None) is not None:
         return type(value)(_converted(item, dtype) for item in value)
     return value
 

@@ -13,7 +13,7 @@ import torch
 
 from coresident.errors import InvalidValueError
 from coresident.torch._default_dtype import default_dtype
-from coresident.torch.install import without_values
+from coresident.torch.installation import without_values
 
 CONFIG = "config.json"
 

@@ -21,7 +21,7 @@ from coresident.errors import (
     WeightsNotOpenError,
 )
 from coresident.torch import _folder
-from coresident.torch.install import install
+from coresident.torch.installation import install
 from coresident.torch.structure import Structure
 
 log = logging.getLogger("coresident.torch")

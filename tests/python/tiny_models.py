@@ -1,0 +1,67 @@
+"""Small models of diffusers and transformers, with random weights, as folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def models() -> dict[str, Any]:
+    """Makes one of each, in about a second."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    return {
+        "unet": UNet2DModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+        ),
+        "unet2": UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        "vae": AutoencoderKL(
+            sample_size=16,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
+        "clip": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=50,
+                hidden_size=8,
+                intermediate_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                bos_token_id=0,
+                eos_token_id=1,
+            )
+        ),
+        "t5": T5EncoderModel(
+            T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_layers=3, num_heads=2)
+        ),
+    }
+
+
+def write(folder: Path) -> Path:
+    """Writes all of them into folders of their own."""
+    for name, model in models().items():
+        model.save_pretrained(folder / name)
+    return folder
