@@ -155,29 +155,30 @@ def test_no_move_waits_for_a_construction_and_constructions_overlap(
         assert not any(parameter.is_meta for parameter in built.parameters())
 
 
+MAKERS: dict[str, Any] = {
+    "zeros": lambda: torch.zeros(2),
+    "full of fractions": lambda: torch.full((2,), 1.5),
+    "full of numbers": lambda: torch.full((2,), 1),
+    "arange": lambda: torch.arange(5),
+    "arange of fractions": lambda: torch.arange(0, 1, 0.25),
+    "tensor": lambda: torch.tensor([1.5, 2.0]),
+    "tensor of numbers": lambda: torch.tensor([1, 2]),
+    "as_tensor of a tensor": lambda: torch.as_tensor(torch.ones(2, dtype=torch.float64)),
+    "told": lambda: torch.ones(2, dtype=torch.float64),
+    "linspace": lambda: torch.linspace(0, 1, 7),
+    "a quotient": lambda: torch.arange(1, 600) / 7,
+    "a product": lambda: torch.arange(600) * 0.1,
+    "a root": lambda: torch.sqrt(torch.arange(600)),
+    "a power": lambda: 10000 ** -(torch.arange(0, 64, 2) / 64),
+    "a mean": lambda: torch.arange(5).float().mean(),
+    "rotary": lambda: 1.0 / (10000.0 ** (torch.arange(0, 64, 2).float() / 64)),
+    "parameter": lambda: torch.nn.Linear(2, 2).weight.detach().zero_(),
+    "what it is": lambda: torch.zeros(1, dtype=torch.get_default_dtype()),
+}
+
+
 class TestDefaultDtype:
     """A thread's own default dtype does what the process's does."""
-
-    MAKERS: dict[str, Any] = {
-        "zeros": lambda: torch.zeros(2),
-        "full of fractions": lambda: torch.full((2,), 1.5),
-        "full of numbers": lambda: torch.full((2,), 1),
-        "arange": lambda: torch.arange(5),
-        "arange of fractions": lambda: torch.arange(0, 1, 0.25),
-        "tensor": lambda: torch.tensor([1.5, 2.0]),
-        "tensor of numbers": lambda: torch.tensor([1, 2]),
-        "as_tensor of a tensor": lambda: torch.as_tensor(torch.ones(2, dtype=torch.float64)),
-        "told": lambda: torch.ones(2, dtype=torch.float64),
-        "linspace": lambda: torch.linspace(0, 1, 7),
-        "a quotient": lambda: torch.arange(1, 600) / 7,
-        "a product": lambda: torch.arange(600) * 0.1,
-        "a root": lambda: torch.sqrt(torch.arange(600)),
-        "a power": lambda: 10000 ** -(torch.arange(0, 64, 2) / 64),
-        "a mean": lambda: torch.arange(5).float().mean(),
-        "rotary": lambda: 1.0 / (10000.0 ** (torch.arange(0, 64, 2).float() / 64)),
-        "parameter": lambda: torch.nn.Linear(2, 2).weight.detach().zero_(),
-        "what it is": lambda: torch.zeros(1, dtype=torch.get_default_dtype()),
-    }
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float32"])
     @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

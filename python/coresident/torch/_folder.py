@@ -47,11 +47,18 @@ def structure_of(
     kind: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None
 ) -> torch.nn.Module:
     """The module that a folder describes, parameters on the meta device, buffers made."""
+    if hasattr(kind, "load_config"):
+        with _building(dtype):
+            made = kind.from_config(kind.load_config(folder))
+        made.register_to_config(_name_or_path=folder)
+        return made
+    config = kind.config_class.from_pretrained(folder)
+    config.name_or_path = str(folder)
     with _building(dtype):
-        if hasattr(kind, "load_config"):
-            return kind.from_config(kind.load_config(folder))
-        config = kind.config_class.from_pretrained(folder)
-        return kind(config)
+        made = kind(config)
+    # Not while each parameter that is registered becomes another one.
+    made.tie_weights()
+    return made
 
 
 def loaded(kind: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import sys
 import threading
@@ -140,12 +141,12 @@ def replace_in_dispatch(integrations: ModuleType, check_device_map: Switch, swap
 
 
 def _within(context: Callable[[], Any], decorated: Any) -> Callable[..., Any]:
-    """What a context manager decorates, in another context."""
-    function = decorated.__wrapped__
+    """What context managers decorate, without gradients and in another context."""
+    function = inspect.unwrap(decorated)
 
     @functools.wraps(function)
     def within(*args: Any, **kwargs: Any) -> Any:
-        with context():
+        with torch.no_grad(), context():
             return function(*args, **kwargs)
 
     return within

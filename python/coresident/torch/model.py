@@ -312,15 +312,16 @@ def _of_folder(
     # Only to look at: nothing is read but the header.
     with _core.WeightStore().open(key, folder) as seen:
         state = seen.state_dict()
-        structure = Structure(_folder.structure_of(kind, folder, dtype or _usual_dtype(state)))
-        why = _difference(structure, state, dtype) or _kept_in_float32(kind, dtype)
+        usual = dtype or _usual_dtype(state)
+        structure = Structure(_folder.structure_of(kind, folder, usual))
+        why = _difference(structure, state, dtype) or _kept_in_float32(kind, usual)
         del state
     if why is None:
         weights = store.open(key, folder, settings=settings)
         return Model(weights, _Loaded(folder, settings, structure))
     library = kind.__module__.split(".")[0]
     log.info("%r is loaded by %s itself and copied to the store: %s", key, library, why)
-    return _copied(store, key, lambda: _folder.loaded(kind, folder, dtype), settings, folder)
+    return _copied(store, key, lambda: _folder.loaded(kind, folder, usual), settings, folder)
 
 
 def _copied(
@@ -336,21 +337,14 @@ def _copied(
     state = module.state_dict(keep_vars=True)
     weights = store.share(key, state, settings=settings, copy=True)
     del state
-    return Model(weights, _Loaded(source, settings, Structure(_on_meta(module))))
+    return Model(weights, _Loaded(source, settings, Structure(_emptied(module))))
 
 
-def _on_meta(module: torch.nn.Module) -> torch.nn.Module:
-    """The module without its weights, but with its other buffers."""
-    saved = set(module.state_dict(keep_vars=True))
-    others = {
-        name: buffer
-        for name, buffer in module.named_buffers(remove_duplicate=False)
-        if name not in saved
-    }
-    module.to("meta")
-    for name, buffer in others.items():
-        owner, _, last = name.rpartition(".")
-        module.get_submodule(owner)._buffers[last] = buffer
+def _emptied(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with the same parameters, but without their memory."""
+    saved = module.state_dict(keep_vars=True)
+    for tensor in (*module.parameters(), *saved.values()):
+        tensor.data = tensor.data.new_empty(0)
     return module
 
 

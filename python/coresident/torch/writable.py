@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,5 +120,7 @@ class _Snapshot:
 def _copies_of_mappings(part: torch.nn.Module) -> list[tuple[Any, Any]]:
     """The dicts and sets that a module has itself, and what is in them."""
     return [
-        (value, value.copy()) for value in vars(part).values() if isinstance(value, (dict, set))
+        (value, value.copy())
+        for value in vars(part).values()
+        if type(value) in (dict, OrderedDict, set)
     ]
