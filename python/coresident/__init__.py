@@ -40,6 +40,7 @@ from coresident._core import (
     virtual_devices,
 )
 from coresident._providers import torch_accelerators
+from coresident.cache import Cache, decoded
 from coresident.errors import (
     BudgetExceededError,
     BudgetTimeoutError,
@@ -74,6 +75,7 @@ __all__ = [
     "BudgetStatus",
     "BudgetTimeoutError",
     "BudgetUser",
+    "Cache",
     "CancelToken",
     "CancelledError",
     "ClosedError",
@@ -119,6 +121,7 @@ __all__ = [
     "__version__",
     "current_cancel_token",
     "current_device",
+    "decoded",
     "devices",
     "register_provider",
     "shares",
