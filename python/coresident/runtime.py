@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresident import _core, _torch_memory
+
+if TYPE_CHECKING:
+    from coresident.torch import Model
 
 _LOAD_LOCKS: dict[int, _core.LoadLock] = {}
 
@@ -51,6 +55,32 @@ class Runtime:
             if device.memory is not None and not device.unified
         }
         self.weights = _core.WeightStore(budget=self.ram)
+
+    def load(
+        self,
+        key: str,
+        source: str | Path | Callable[[], Any],
+        *,
+        dtype: Any = None,
+    ) -> Model:
+        """A model whose weights are in :attr:`weights`; as :func:`coresident.torch.load`.
+
+        Args:
+            key: What the weights are called.
+            source: A folder as ``save_pretrained`` of diffusers or transformers writes it, or a
+                function that makes a module.
+            dtype: The dtype of the parameters, if it is not to be the file's.
+
+        Returns:
+            The model, to be closed. ``model.replica(device)`` is a module on a device.
+
+        Raises:
+            ImportError: torch is not installed.
+            CoresidentError: as :func:`coresident.torch.load`.
+        """
+        from coresident.torch import load
+
+        return load(self.weights, key, source, dtype=dtype)
 
     @property
     def devices(self) -> list[_core.Device]:

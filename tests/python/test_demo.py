@@ -133,17 +133,21 @@ def test_every_job_is_in_the_timeline_once_in_each_stage(
 # Weights and what jobs must not share
 
 
-def test_every_replica_is_the_mapped_file(studio: Callable[..., Studio]) -> None:
+def test_every_replica_is_a_private_map_of_the_file(studio: Callable[..., Studio]) -> None:
     pipeline = studio(3)._pipeline
-    for part in MODULES:
-        mapped = {torch.from_dlpack(t).data_ptr() for t in pipeline.weights[part].values()}
-        for device in co.virtual_devices(3):
-            parameters = list(pipeline.module(part, device).parameters())
-            assert {parameter.data_ptr() for parameter in parameters} == mapped
-            assert not any(parameter.requires_grad for parameter in parameters)
     once, copies = pipeline.host_bytes()
-    assert once == sum(weights.nbytes for weights in pipeline.weights.values())
     assert copies == 3 * once
+    for part in MODULES:
+        weights = pipeline._models[part].weights
+        assert list(weights.kinds) == ["mapped"]
+        places: set[int] = set()
+        for device in co.virtual_devices(3):
+            for name, parameter in pipeline.module(part, device).named_parameters():
+                assert torch.equal(parameter, torch.from_dlpack(weights[name]))
+                assert not parameter.requires_grad
+                places.add(parameter.data_ptr())
+            assert pipeline._replicas[device][part].written() == []
+        assert len(places) == 3 * len(weights)
 
 
 def test_two_runtimes_build_the_same_pipeline_at_once() -> None:
@@ -172,7 +176,7 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     for name in ("model_index.json", "tokenizer", "scheduler"):
         (tmp_path / name).symlink_to(demo.DIGITS / name)
     with co.Runtime(co.virtual_devices(1)) as runtime:
-        with pytest.raises(co.InvalidValueError, match="text_encoder has 0 files of weights"):
+        with pytest.raises(co.InvalidValueError, match="text_encoder is no folder of a model"):
             SharedPipeline(runtime, tmp_path)
 
 
@@ -413,25 +417,49 @@ def test_ctrl_c_ends_it_at_once(moment: str, tmp_path: Path) -> None:
 # The notebook
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("default")  # those of the notebook's own client and kernel
-def test_the_notebook_runs_and_shows_what_it_says() -> None:
+@pytest.mark.parametrize(
+    ("name", "lines", "pictures"),
+    [
+        (
+            "first_steps",
+            (
+                "the same memory: True",
+                "the same values on both devices: True",
+                "equal to the bit: True",
+                "this wait would never end",
+            ),
+            {"image/png": 3, "image/svg+xml": 1},
+        ),
+        (
+            "threads",
+            (
+                " ours: 0 of 40 models are broken, and the process is whole",
+                "two replicas take the memory of one: True",
+                "the other replica has it: False",
+                "written to: conv_in.bias",
+                "as before afterwards: True",
+                "equal to the bit: True",
+            ),
+            {"image/png": 1},
+        ),
+    ],
+    ids=["first steps", "threads"],
+)
+def test_a_notebook_runs_and_shows_what_it_says(
+    name: str, lines: tuple[str, ...], pictures: dict[str, int]
+) -> None:
     nbclient = pytest.importorskip("nbclient", reason="comes with the test extra")
     nbformat = pytest.importorskip("nbformat", reason="comes with the test extra")
-    path = Path(__file__).parents[2] / "examples" / "first_steps.ipynb"
+    path = Path(__file__).parents[2] / "examples" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=120, resources=where).execute()
+    nbclient.NotebookClient(notebook, timeout=180, resources=where).execute()
     outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(output.get("text", "") for output in outputs)
-    for line in (
-        "the same memory: True",
-        "the same memory on both devices: True",
-        "equal to the bit: True",
-        "this wait would never end",
-    ):
+    for line in lines:
         assert line in printed
     kinds = [kind for output in outputs for kind in output.get("data", {})]
-    assert kinds.count("image/png") == 3
-    assert kinds.count("image/svg+xml") == 1
+    assert {kind: kinds.count(kind) for kind in pictures} == pictures
     assert not [output for output in outputs if output.get("name") == "stderr"]

@@ -223,7 +223,7 @@ def test_a_stray_write_stays_in_its_replica_and_is_named(unet: ct.Model, write: 
         write(replica.module.get_parameter(name))
     assert not torch.equal(images_of(replica.module), expected)
     assert torch.equal(images_of(other.module), expected)
-    with pytest.warns(ct.StrayWriteWarning, match="conv_in.bias") as told:
+    with pytest.warns(ct.StrayWriteWarning, match="written to: conv_in.bias;") as told:
         assert replica.release() == [name]
     assert told[0].filename == __file__
     modules = [unet.replica("cpu").module for _ in range(3)]

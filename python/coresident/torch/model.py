@@ -183,9 +183,10 @@ class Replica:
         written = self.written()
         if written:
             shown = ", ".join(written[:5]) + (", ..." if len(written) > 5 else "")
+            count = "1 parameter" if len(written) == 1 else f"{len(written)} parameters"
             warnings.warn(
-                f"{len(written)} parameters of {self._model.key!r} on {self.device} were written: "
-                f"{shown}; nobody else's have changed. Write them within writable()",
+                f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
+                "else's have changed. Do it within writable() if it is meant",
                 StrayWriteWarning,
                 stacklevel=2,
             )
