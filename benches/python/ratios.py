@@ -58,6 +58,7 @@ AIMS = [
     Aim("first state dict", "2,000 tensors to torch", seconds=2000 * 1e-6),
     Aim("next state dict", "2,000 tensors to torch", seconds=2000 * 0.15e-6),
     Aim("release of a large one", "release", seconds=10e-6),
+    Aim("replica", "the next module, 686 tensors", seconds=5e-3),
 ]
 
 

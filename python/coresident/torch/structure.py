@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class _Recipe:
     # What all replicas may share.
     shared: dict[str, Any]
     # What is new for each replica, with nothing in it: dicts of hooks, attention processors.
-    empty: list[tuple[str, type[Any]]]
+    empty: list[tuple[str, Callable[[], Any]]]
     # Names and places in the list of all tensors, or of all parts; -1 is None.
     parameters: list[tuple[str, int]]
     buffers: list[tuple[str, int]]
@@ -99,13 +100,14 @@ class Structure:
         for part, recipe in zip(parts, self._recipes, strict=True):
             own = vars(part)
             own.update(recipe.shared)
-            for name, kind in recipe.empty:
-                own[name] = kind() if issubclass(kind, dict) else object.__new__(kind)
+            for name, make in recipe.empty:
+                own[name] = make()
             own["_parameters"] = {n: None if at < 0 else made[at] for n, at in recipe.parameters}
             own["_buffers"] = {n: None if at < 0 else made[at] for n, at in recipe.buffers}
             own["_modules"] = {n: None if at < 0 else parts[at] for n, at in recipe.parts}
             own["_non_persistent_buffers_set"] = recipe.not_saved.copy()
-        self._copy_the_rest(made, parts)
+        if any(recipe.deep for recipe in self._recipes):
+            self._copy_the_rest(made, parts)
         return parts[0]
 
     def _copy_the_rest(self, made: list[torch.Tensor], parts: list[torch.nn.Module]) -> None:
@@ -119,14 +121,17 @@ class Structure:
 
 
 def _recipe(module: torch.nn.Module, tensors: dict[int, int], parts: dict[int, int]) -> _Recipe:
-    shared, empty, deep = {}, [], []
+    shared: dict[str, Any] = {}
+    empty: list[tuple[str, Callable[[], Any]]] = []
+    deep: list[tuple[str, Any]] = []
     for name, value in vars(module).items():
         if name in _MAPPINGS or name == "_non_persistent_buffers_set":
             continue
         if _is_atom(value):
             shared[name] = value
         elif _has_nothing(value):
-            empty.append((name, type(value)))
+            kind = type(value)
+            empty.append((name, kind if issubclass(kind, dict) else partial(kind.__new__, kind)))
         else:
             deep.append((name, value))
     parameters, buffers, children = (
