@@ -25,7 +25,7 @@ import tiny_models
 import torch
 
 Job = Callable[[], set[str]]
-DIFFUSERS, TRANSFORMERS = ("unet", "unet2", "vae"), ("clip", "t5")
+DIFFUSERS, TRANSFORMERS = ("unet", "unet2", "vae", "qwen"), ("clip", "t5")
 DTYPES = (None, torch.float16, torch.bfloat16)
 
 
@@ -63,6 +63,23 @@ class Trials:
 
     def load(self, name: str, dtype: torch.dtype | None) -> Job:
         return lambda: _damage(self._load(name, dtype), self._expected[name, dtype])
+
+    def single_file(self, dtype: torch.dtype | None) -> Job:
+        """Loads a checkpoint of one file, as it is downloaded."""
+        folder = self._folder / "qwen"
+        options = {} if dtype is None else {"torch_dtype": dtype}
+
+        def work() -> set[str]:
+            model = self._classes["qwen"].from_single_file(
+                str(folder / "diffusion_pytorch_model.safetensors"),
+                config=str(folder),
+                subfolder="",
+                local_files_only=True,
+                **options,
+            )
+            return _damage(model, self._expected["qwen", dtype])
+
+        return work
 
     def assign(self, name: str) -> Job:
         """Moves a model as caches of models do: by assigning its tensors, there and back."""
@@ -111,6 +128,7 @@ class Trials:
             "diffusers": ("diffusers", "diffusers"),
             "transformers": ("transformers", "transformers"),
             "both": ("diffusers", "transformers"),
+            "single files and folders": ("single file", "either"),
             "loads and assigned state dicts": ("either", "assign"),
             "loads and moves": ("either", "move"),
             "LoRAs": ("adapter", "adapter"),
@@ -127,6 +145,8 @@ class Trials:
             case "either":
                 names = (*DIFFUSERS, *TRANSFORMERS)
                 return self.load(chance.choice(names), chance.choice(DTYPES))
+            case "single file":
+                return self.single_file(chance.choice(DTYPES))
             case "assign":
                 return self.assign(chance.choice(DIFFUSERS))
             case "move":
@@ -152,6 +172,7 @@ MIXES = (
     "diffusers",
     "transformers",
     "both",
+    "single files and folders",
     "loads and assigned state dicts",
     "loads and moves",
     "LoRAs",

@@ -21,7 +21,7 @@ for library in ("accelerate", "diffusers", "peft", "transformers"):
 import coresident.torch as ct  # noqa: E402
 import tiny_models  # noqa: E402
 
-NAMES = ["unet", "unet2", "vae", "clip", "t5"]
+NAMES = ["unet", "unet2", "vae", "qwen", "clip", "t5"]
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +309,17 @@ def test_a_lora_fused_into_the_weights_stays_in_its_replica(unet: ct.Model, fold
         assert torch.equal(images_of(other.module), plain)
     assert torch.equal(images_of(replica.module), plain)
     assert replica.release() == other.release() == []
+
+
+def test_a_lora_fused_into_shared_tensors_is_why_replicas_have_their_own(folder: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    one, other = (UNet2DConditionModel.from_pretrained(folder / "unet2") for _ in range(2))
+    other.load_state_dict(one.state_dict(), assign=True)
+    plain = images_of(other)
+    one.load_lora_adapter(lora_of(folder, 3), prefix=None)
+    one.fuse_lora()
+    assert not torch.equal(images_of(other), plain), "another user's image is garbled"
 
 
 def test_a_lora_is_as_strong_as_it_is_told(unet: ct.Model, folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ import torch
 
 def models() -> dict[str, Any]:
     """Makes one of each, in about a second."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+    from diffusers import (
+        AutoencoderKL,
+        QwenImageTransformer2DModel,
+        UNet2DConditionModel,
+        UNet2DModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     torch.manual_seed(0)
@@ -41,6 +46,16 @@ def models() -> dict[str, Any]:
             latent_channels=4,
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
+        "qwen": QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
         ),
         "clip": CLIPTextModel(
             CLIPTextConfig(
