@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -82,16 +83,34 @@ class Cache(Generic[V]):
         if timeout is not None and not timeout >= 0:
             raise InvalidValueError(f"timeout is a number of seconds, not {timeout}")
         until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            flight = self._wait(key, make, until, timeout, cancel)
+            if flight.error is None:
+                value: V = flight.value
+                return value
+            # That the other one was interrupted or cancelled is no concern of ours.
+            if isinstance(flight.error, Exception) and not isinstance(flight.error, CancelledError):
+                raise flight.error
+
+    def _wait(
+        self,
+        key: Hashable,
+        make: Callable[[], V],
+        until: float | None,
+        timeout: float | None,
+        cancel: _core.CancelToken | None,
+    ) -> _Flight:
+        """What came of a key: there, made here, or made by another thread."""
+        ours = _Flight()
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
-                return self._values[key][0]
-            flight = self._flights.get(key)
-            ours = flight is None
-            if flight is None:
-                flight = self._flights[key] = _Flight()
-        if ours:
-            return self._make(key, make, flight)
+                ours.value = self._values[key][0]
+                return ours
+            flight = self._flights.setdefault(key, ours)
+        if flight is ours:
+            self._make(key, make, flight)
+            return flight
         if flight.maker == threading.get_ident():
             raise DeadlockError(f"this thread is making {key!r} already, and asks for it meanwhile")
         while not flight.over.wait(_left(until)):
@@ -99,16 +118,15 @@ class Cache(Generic[V]):
                 raise CancelledError(f"cancelled while {key!r} is made by another thread")
             if until is not None and time.monotonic() >= until:
                 raise WaitTimeoutError(f"timed out after {timeout} s waiting for {key!r}")
-        if flight.error is not None:
-            raise flight.error
-        value: V = flight.value
-        return value
+        return flight
 
-    def _make(self, key: Hashable, make: Callable[[], V], flight: _Flight) -> V:
+    def _make(self, key: Hashable, make: Callable[[], V], flight: _Flight) -> None:
         gone: list[tuple[V, int]] = []
         try:
             value = flight.value = make()
             size = self._nbytes(value)
+            if size < 0:
+                raise InvalidValueError(f"nbytes says {size} of {key!r}: there are no such bytes")
             with self._lock:
                 if not flight.stale and size <= self._limit:
                     self._values[key] = (value, size)
@@ -116,7 +134,6 @@ class Cache(Generic[V]):
                     while self._used > self._limit:
                         gone.append(self._values.popitem(last=False)[1])
                         self._used -= gone[-1][1]
-            return value
         except BaseException as error:
             flight.error = error
             raise
@@ -174,10 +191,12 @@ def nbytes_of(value: Any) -> int:
         return size
     if isinstance(value, (bytes, bytearray)):
         return len(value)
+    if isinstance(value, str):
+        return len(value.encode())
     if hasattr(value, "getbands") and hasattr(value, "size"):
         width, height = value.size
         return int(width * height * len(value.getbands()))
-    return 0
+    return 0 if value is None or isinstance(value, (int, float)) else sys.getsizeof(value)
 
 
 _DECODING = threading.Lock()

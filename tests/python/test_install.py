@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import coresident as co
+import numpy as np
 import pytest
 from conftest import spawn
 
@@ -162,6 +163,13 @@ MAKERS: dict[str, Any] = {
     "a root": lambda: torch.sqrt(torch.arange(600)),
     "a power": lambda: 10000 ** -(torch.arange(0, 64, 2) / 64),
     "a mean": lambda: torch.arange(5).float().mean(),
+    "where": lambda: torch.where(torch.tensor([True, False]), 1.5, 0.0),
+    "masked": lambda: torch.tensor([True, False]) * 0.5,
+    "of numpy": lambda: torch.tensor(np.full(3, 0.1, "float32")),
+    "as numpy has it": lambda: torch.as_tensor(np.full(3, 0.1, "float32")),
+    "a list of floats": lambda: torch.tensor([[0.1, 0.2], [0.3, 0.4]]),
+    "as an array": lambda: torch.asarray([0.1, 0.2]),
+    "frequencies": lambda: torch.fft.fftfreq(8),
     "rotary": lambda: 1.0 / (10000.0 ** (torch.arange(0, 64, 2).float() / 64)),
     "parameter": lambda: torch.nn.Linear(2, 2).weight.detach().zero_(),
     "what it is": lambda: torch.zeros(1, dtype=torch.get_default_dtype()),

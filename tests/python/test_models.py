@@ -113,7 +113,7 @@ def test_a_file_is_mapped_and_another_dtype_is_converted_once(
         assert again.weights.version == half.weights.version
         [record] = caplog.records
         assert "and torch.float16 is wanted" in record.getMessage()
-        with pytest.raises(co.WeightsInUseError, match='its setting "dtype" is "float16"'):
+        with pytest.raises(co.WeightsInUseError, match=r"its dtype is torch\.float16"):
             ct.load(store, "half", folder / "unet", dtype=torch.bfloat16)
         one, other = half.replica("cpu"), again.replica("cpu")
         pairs = zip(one.module.parameters(), other.module.parameters(), strict=True)
@@ -198,12 +198,125 @@ def test_replicas_run_at_the_same_time_and_make_the_same_images(unet: ct.Model) 
     assert all(torch.equal(thread.join(), expected) for thread in found)
 
 
-def test_a_replica_that_was_released_is_given_again(unet: ct.Model) -> None:
-    with unet.replica("cpu") as first:
-        assert unet.replica("cpu").module is not first.module, "it is in use"
-    module = first.module
+def test_the_weights_of_a_released_replica_are_used_again_in_a_new_module(unet: ct.Model) -> None:
+    def places(replica: ct.Replica) -> list[int]:
+        return [parameter.data_ptr() for parameter in replica.module.parameters()]
+
+    with unet.replica("cpu") as first, unet.replica("cpu") as second:
+        assert set(places(first)).isdisjoint(places(second)), "both are in use"
+        before = places(first)
     assert first.release() == []
-    assert any(unet.replica("cpu").module is module for _ in range(2))
+    again = [unet.replica("cpu") for _ in range(3)]
+    assert sum(places(replica) == before for replica in again) == 1
+    assert all(replica.module is not first.module for replica in again)
+    first.release()
+    assert places(unet.replica("cpu")) != before, "a second release gives nothing back"
+    with pytest.raises(co.ReleasedError, match="has been released already"):
+        first.written()
+
+
+LEFT_BEHIND: dict[str, Any] = {
+    "half": lambda module: module.half(),
+    "another parameter": lambda module: setattr(
+        module.conv_in, "weight", torch.nn.Parameter(torch.zeros(8, 4, 3, 3))
+    ),
+    "a hook": lambda module: module.register_forward_hook(lambda *_: pytest.fail("a hook")),
+    "training": lambda module: module.train(),
+    "gradients": lambda module: module.requires_grad_(True),
+    "a layer": lambda module: setattr(module, "mid_block", torch.nn.Identity()),
+    "configuration": lambda module: module.register_to_config(sample_size=99),
+    "processors": lambda module: module.set_attn_processor(
+        __import__("diffusers").models.attention_processor.AttnProcessor()
+    ),
+}
+
+
+@pytest.mark.parametrize("leave", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_nothing_that_one_user_leaves_behind_reaches_the_next(unet: ct.Model, leave: Any) -> None:
+    with unet.replica("cpu") as replica:
+        expected, before = images_of(replica.module), content(replica.module)
+    with unet.replica("cpu") as replica:
+        leave(replica.module)
+    with unet.replica("cpu") as replica:
+        assert_same(content(replica.module), before)
+        assert torch.equal(images_of(replica.module), expected)
+        assert not replica.module.training
+        assert not any(p.requires_grad for p in replica.module.parameters())
+        assert replica.module.config.sample_size == 8
+
+
+def test_a_key_stands_for_one_folder_one_function_and_one_state_of_the_files(
+    store: co.WeightStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    paths = [tmp_path / name for name in ("one", "other")]
+    for path in paths:
+        shutil.copytree(folder / "unet", path)
+    half = ct.load(store, "half", paths[0], dtype=torch.float16)
+    for other in (paths[1], lambda: torch.nn.Linear(2, 2)):
+        with pytest.raises(co.WeightsInUseError, match=r"it was loaded from .*one, not from"):
+            ct.load(store, "half", other, dtype=torch.float16)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        ct.load(store, "half", "one", dtype=torch.float16).weights.version == half.weights.version
+    )
+    (paths[0] / "config.json").write_text((paths[0] / "config.json").read_text() + " ")
+    with pytest.raises(co.WeightsInUseError, match="has changed since it was loaded"):
+        ct.load(store, "half", paths[0], dtype=torch.float16)
+    made: list[int] = []
+
+    def second() -> Any:
+        made.append(1)
+        return torch.nn.Linear(2, 2)
+
+    first = ct.load(store, "made", lambda: torch.nn.Linear(2, 2))
+    with pytest.raises(co.WeightsInUseError):
+        ct.load(store, "made", second)
+    kept = store.share("theirs", {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    with pytest.raises(co.WeightsInUseError, match="put into the store by somebody else") as told:
+        ct.load(store, "theirs", second)
+    assert (told.value.key, made) == ("theirs", [])
+    kept.release(), first.close(), half.close()
+
+
+def test_a_module_that_a_function_gives_stays_as_it_is(store: co.WeightStore) -> None:
+    mine = torch.nn.Linear(3, 3)
+    before = content(mine)
+    with ct.load(store, "mine", lambda: mine) as model, model.replica("cpu") as replica:
+        assert_same(content(replica.module), before)
+        replica.module.weight.data.zero_()
+        assert_same(content(mine), before)
+        assert mine.training
+        assert mine.weight.requires_grad
+        with ct.writable(replica):
+            pass
+        assert replica.written() == []
+
+
+def test_who_makes_a_key_and_asks_for_it_meanwhile_is_told(
+    store: co.WeightStore, folder: Path
+) -> None:
+    with pytest.raises(co.DeadlockError):
+        ct.load(store, "own", lambda: ct.load(store, "own", folder / "unet").replica("cpu").module)
+    inside = threading.Barrier(2)
+
+    def make(other: str) -> Any:
+        inside.wait(20)
+        with ct.load(store, other, lambda: torch.nn.Linear(2, 2)):
+            return torch.nn.Linear(2, 2)
+
+    jobs = [
+        spawn(lambda k=k, o=o: ct.load(store, k, lambda: make(o)).close())
+        for k, o in (("a", "b"), ("b", "a"))
+    ]
+    told = []
+    for job in jobs:
+        try:
+            job.join()
+        except co.DeadlockError as error:
+            told.append(error)
+    assert len(told) == 1
 
 
 WRITES: dict[str, Any] = {
@@ -227,7 +340,6 @@ def test_a_stray_write_stays_in_its_replica_and_is_named(unet: ct.Model, write: 
         assert replica.release() == [name]
     assert told[0].filename == __file__
     modules = [unet.replica("cpu").module for _ in range(3)]
-    assert replica.module not in modules, "it is not used again"
     assert all(torch.equal(images_of(module), expected) for module in modules)
     assert other.release() == []
 
@@ -252,7 +364,35 @@ def test_a_writable_replica_is_what_it_was_afterwards(unet: ct.Model) -> None:
     assert not replica.module.training
     assert not any(p.requires_grad for p in replica.module.parameters())
     assert not replica.module._forward_hooks
+    with ct.writable(replica), pytest.raises(co.InvalidValueError, match="is writable already"):
+        ct.writable(replica).__enter__()
     assert replica.release() == other.release() == []
+    with pytest.raises(co.ReleasedError):
+        ct.writable(replica).__enter__()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda module: module.conv_in.weight.copy_(torch.ones(8, 4, 3, 3, requires_grad=True)),
+        lambda module: setattr(module.conv_in.bias, "data", torch.zeros(3)),
+        lambda module: module.conv_in.weight.register_hook(lambda grad: None),
+        lambda module: module.add_module("more", torch.nn.Linear(2, 2)),
+        lambda module: delattr(module, "mid_block"),
+    ],
+)
+def test_whatever_is_done_to_a_writable_replica_is_undone(unet: ct.Model, spoil: Any) -> None:
+    with torch.inference_mode():
+        replica = unet.replica("cpu")
+    before = content(replica.module)
+    with ct.writable(replica) as module:
+        module.requires_grad_(True)
+        with torch.set_grad_enabled(True):
+            spoil(module) if "copy_" not in spoil.__code__.co_names else spoil(
+                module.requires_grad_(False)
+            )
+    assert_same(content(replica.module), before)
+    assert replica.release() == []
 
 
 def lora_of(folder: Path, seed: int) -> dict[str, Any]:
@@ -329,6 +469,11 @@ def test_a_lora_is_as_strong_as_it_is_told(unet: ct.Model, folder: Path, tmp_pat
     save_file(adapter, tmp_path / "lora.safetensors")
     with unet.replica("cpu") as replica:
         plain = images_of(replica.module)
+        # As pipelines save them.
+        with ct.lora(replica, {f"unet.{n}": t for n, t in adapter.items()}) as module:
+            prefixed = images_of(module)
+        with ct.lora(replica, adapter) as module:
+            assert torch.equal(images_of(module), prefixed)
         with ct.lora(replica, tmp_path / "lora.safetensors", scale=0.0) as module:
             assert torch.allclose(images_of(module), plain, atol=1e-6)
         with ct.lora(replica, tmp_path / "lora.safetensors", scale=0.5) as module:
@@ -433,6 +578,23 @@ class TestBadInput:
     def test_only_replicas_are_writable(self) -> None:
         with pytest.raises(co.InvalidTypeError, match="only a Replica can be writable, not Linear"):
             ct.writable(torch.nn.Linear(2, 2)).__enter__()  # type: ignore[arg-type]
+
+    def test_a_dtype_that_no_parameters_have_is_refused(self, store: co.WeightStore) -> None:
+        for dtype in (torch.int8, torch.complex64):
+            with pytest.raises(co.InvalidValueError, match=r"dtype is one of torch\.float16"):
+                ct.load(store, "x", "folder", dtype=dtype)
+
+    @pytest.mark.parametrize("adapter", [{}, {"nothing.of.this": torch.ones(2)}])
+    def test_what_is_no_lora_for_the_model_is_refused(self, unet: ct.Model, adapter: Any) -> None:
+        with unet.replica("cpu") as replica:
+            with pytest.raises(co.InvalidValueError, match="this is no LoRA for UNet2DCondition"):
+                ct.lora(replica, adapter).__enter__()
+            assert replica.written() == []
+
+    def test_a_lora_of_another_component_is_refused(self, unet: ct.Model, folder: Path) -> None:
+        adapter = {f"text_encoder.{n}": t for n, t in lora_of(folder, 1).items()}
+        with unet.replica("cpu") as replica, pytest.raises(co.InvalidValueError):
+            ct.lora(replica, adapter, prefix="unet").__enter__()
 
     def test_a_model_without_adapters_says_so(self, store: co.WeightStore) -> None:
         with (

@@ -125,6 +125,26 @@ def test_a_pipeline_for_one_job_has_the_modules_and_copies_of_the_rest(pipe: Any
     assert (draw(made, 3) == draw(ct.per_job(pipe), 3)).all()
 
 
+def test_what_a_scheduler_was_set_to_is_kept(pipe: Any) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    other = ct.per_job(pipe, scheduler=FlowMatchEulerDiscreteScheduler())
+    other.scheduler.set_shift(5.0)
+    made = ct.per_job(other)
+    assert (made.scheduler.shift, made.scheduler is other.scheduler) == (5.0, False)
+    assert made.config["scheduler"] == ("diffusers", "FlowMatchEulerDiscreteScheduler")
+
+
+def test_pipelines_within_a_pipeline_are_the_jobs_own_too(pipe: Any) -> None:
+    outer = ct.per_job(pipe)
+    outer.inner = pipe
+    unet = torch.nn.Identity()
+    made = ct.per_job(outer, unet=unet)
+    assert made.inner.unet is made.unet is unet
+    assert made.inner.scheduler is not pipe.scheduler
+    assert pipe.unet is not unet
+
+
 def test_components_can_be_replaced_by_name(pipe: Any) -> None:
     other = torch.nn.Identity()
     assert ct.per_job(pipe, unet=other).unet is other

@@ -1,8 +1,10 @@
 """For torch: models that threads load, move and patch at the same time."""
 
 from coresident.torch.installation import Installation, install
-from coresident.torch.model import Model, Replica, StrayWriteWarning, load
+from coresident.torch.loading import load
+from coresident.torch.model import Model
 from coresident.torch.per_job import per_job
+from coresident.torch.replica import Replica, StrayWriteWarning
 from coresident.torch.writable import lora, writable
 
 __all__ = [

@@ -42,6 +42,8 @@ _ALWAYS = {
     torch.blackman_window,
     torch.bartlett_window,
     torch.kaiser_window,
+    torch.fft.fftfreq,
+    torch.fft.rfftfreq,
 }
 _BY_VALUE = {
     torch.full,
@@ -50,7 +52,10 @@ _BY_VALUE = {
     torch.tensor,
     torch.as_tensor,
     torch.scalar_tensor,
+    torch.asarray,
 }
+
+_OF_NUMBERS = {torch.where, torch.Tensor.where, torch.normal}
 
 # What these make is what they say.
 _CONVERSIONS = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "view"}
@@ -81,14 +86,16 @@ class _DefaultDtype(TorchFunctionMode):
         if getattr(func, "__name__", "") in _CONVERSIONS or _names_dtype(args):
             return made
         if func in _BY_VALUE:
-            given = [
-                value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
-            ]
-            if any(tensor.is_floating_point() for tensor in given):
+            if not _is_of_numbers((*args, *kwargs.values())):
                 return made
             return func(*args, **{**kwargs, "dtype": self.dtype})
         tensors = list(_tensors((args, kwargs)))
-        if not tensors or any(t.is_floating_point() or t.is_complex() for t in tensors):
+        if any(t.is_floating_point() or t.is_complex() or t.is_quantized for t in tensors):
+            return made
+        if func in _OF_NUMBERS and all(t.dtype == torch.bool for t in tensors):
+            # Of plain numbers alone, as where(mask, 1.0, 0.0) is.
+            return made.to(self.dtype)
+        if not tensors:
             return made
         # Whole numbers became fractions, as in arange(8) / 8: torch converts them first.
         return func(*_converted(args, self.dtype), **_converted(kwargs, self.dtype))
@@ -96,6 +103,15 @@ class _DefaultDtype(TorchFunctionMode):
 
 def _is_of_process_default(made: Any) -> bool:
     return isinstance(made, torch.Tensor) and made.dtype == _get_process_default()
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Whether there are only numbers of Python, which have no dtype of their own."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_of_numbers(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point()
+    return type(value).__module__ != "numpy"
 
 
 def _names_dtype(args: tuple[Any, ...]) -> bool:
@@ -136,7 +152,8 @@ def default_dtype(dtype: torch.dtype | None = None) -> Iterator[None]:
         with mode:
             yield
     finally:
-        _LOCAL.mode = before
+        if _LOCAL.mode is mode:
+            _LOCAL.mode = before
 
 
 def get_default_dtype() -> torch.dtype:

@@ -54,11 +54,33 @@ def structure_of(
         return made
     config = kind.config_class.from_pretrained(folder)
     config.name_or_path = str(folder)
+    for name in getattr(config, "sub_configs", ()):
+        if getattr(config, name, None) is not None:
+            getattr(config, name).dtype = dtype
     with _building(dtype):
         made = kind(config)
     # Not while each parameter that is registered becomes another one.
     made.tie_weights()
+    _fill_buffers(made)
+    if made.can_generate() and (folder / "generation_config.json").exists():
+        from transformers import GenerationConfig
+
+        made.generation_config = GenerationConfig.from_pretrained(folder)
     return made
+
+
+def _fill_buffers(model: Any) -> None:
+    """Gives buffers that no file has the values that transformers gives them after loading."""
+    from transformers import PreTrainedModel
+
+    def fill(part: torch.nn.Module, owner: Any) -> None:
+        for child in part.children():
+            fill(child, child if isinstance(child, PreTrainedModel) else owner)
+        if part._non_persistent_buffers_set:
+            owner._init_weights(part)
+
+    with torch.no_grad():
+        fill(model, model)
 
 
 def loaded(kind: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None) -> torch.nn.Module:

@@ -143,6 +143,11 @@ def install() -> Installation:
     meanwhile get parameters without data, or of another dtype; some of it stays for good. With it
     no load waits for another and no move for a load.
 
+    The default dtype of a thread that builds is kept by a mode of torch, which does not see what
+    the constructor ``torch.Tensor(...)`` itself makes: that has the dtype of the process. Kernels
+    that are chosen for a while (``attention_backend``, ``sdpa_kernel``) and DeepSpeed ZeRO-3 are
+    not covered.
+
     Call it once, before models are loaded. Imports those of the four libraries that are installed.
     Does not wait.
 

@@ -37,20 +37,15 @@ def per_job(pipe: Any, **components: Any) -> Any:
             known = ", ".join(own)
             raise InvalidTypeError(f"{type(pipe).__name__} has no {name!r}, but {known}")
     for name, value in vars(pipe).items():
-        if name in components:
-            value = components[name]
+        if isinstance(value, DiffusionPipeline):
+            # One that is made of others, such as a prior and a decoder.
+            inner = {key: new for key, new in components.items() if key in value.components}
+            value = per_job(value, **inner)
         elif name in own:
-            value = value if isinstance(value, Module) else _fresh(value)
+            value = value if isinstance(value, Module) else copy.deepcopy(value)
         elif isinstance(value, (dict, list, set)):
             value = copy.copy(value)
         vars(made)[name] = value
+    if components:
+        made.register_modules(**components)
     return made
-
-
-def _fresh(component: Any) -> Any:
-    """A component that is no module, as new."""
-    from diffusers import SchedulerMixin
-
-    if isinstance(component, SchedulerMixin):
-        return type(component).from_config(component.config)
-    return copy.deepcopy(component)

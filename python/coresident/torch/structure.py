@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+
+from coresident.errors import InvalidValueError
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 _MAPPINGS = ("_parameters", "_buffers", "_modules")
@@ -43,6 +45,34 @@ class Structure:
         names: The names of each parameter and each buffer that belongs to the weights: those of one
             tensor together, the first one first.
     """
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> Structure:
+        """The structure of a module that stays as it is.
+
+        Raises:
+            InvalidValueError: something that the module has cannot be copied.
+        """
+        saved = module.state_dict(keep_vars=True).values()
+        memo: dict[int, Any] = {}
+        for tensor in (*module.parameters(), *saved):
+            if isinstance(tensor, torch.Tensor):
+                # As its weights will be: the same object wherever it is the same object.
+                own = tensor.detach().new_empty(0)
+                memo[id(tensor)] = (
+                    torch.nn.Parameter(own, False)
+                    if isinstance(tensor, torch.nn.Parameter)
+                    else own
+                )
+        try:
+            for part in module.modules():
+                _remember_tensors(vars(part).values(), memo)
+            structure = cls(copy.deepcopy(module, memo))
+            structure.fill(structure.shells(), structure.tensors(), torch.device("cpu"))
+        except (TypeError, RuntimeError) as why:
+            kind = type(module).__name__
+            raise InvalidValueError(f"{kind} has something that cannot be copied: {why}") from why
+        return structure
 
     def __init__(self, module: torch.nn.Module) -> None:
         module.eval().requires_grad_(False)
@@ -82,23 +112,32 @@ class Structure:
         buffers = self._module.named_buffers(remove_duplicate=False)
         return [name for name, tensor in buffers if id(tensor) in lost]
 
-    def replica(
-        self, tensors: list[torch.Tensor], place: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.nn.Module:
-        """A module of its own with these weights, in the order of :attr:`names`.
+    def shells(self) -> list[torch.nn.Module]:
+        """Modules with nothing in them, for :meth:`fill`; the first one is the whole."""
+        return [object.__new__(recipe.kind) for recipe in self._recipes]
+
+    def fill(
+        self, parts: list[torch.nn.Module], tensors: list[torch.Tensor], target: torch.device
+    ) -> None:
+        """Makes modules what those of the structure are, whatever was in them.
 
         Args:
-            tensors: The weights.
-            place: Makes a copy of a buffer beside the weights.
+            parts: What :meth:`shells` has made.
+            tensors: The weights, in the order of :attr:`names`.
+            target: Where copies of buffers beside the weights are to be.
         """
-        made = [
-            torch.nn.Parameter(tensor, False) if isinstance(own, torch.nn.Parameter) else tensor
-            for own, tensor in zip(self._weights, tensors, strict=True)
-        ]
-        made += [place(own) for own in self._others]
-        parts = [object.__new__(recipe.kind) for recipe in self._recipes]
+        with torch.inference_mode(False):
+            made = [
+                torch.nn.Parameter(tensor, False)
+                if isinstance(own, torch.nn.Parameter)
+                else tensor.detach()
+                for own, tensor in zip(self._weights, tensors, strict=True)
+            ]
+            made += [own.to(target, copy=True) for own in self._others]
         for part, recipe in zip(parts, self._recipes, strict=True):
+            part.__class__ = recipe.kind
             own = vars(part)
+            own.clear()
             own.update(recipe.shared)
             for name, make in recipe.empty:
                 own[name] = make()
@@ -108,7 +147,6 @@ class Structure:
             own["_non_persistent_buffers_set"] = recipe.not_saved.copy()
         if any(recipe.deep for recipe in self._recipes):
             self._copy_the_rest(made, parts)
-        return parts[0]
 
     def _copy_the_rest(self, made: list[torch.Tensor], parts: list[torch.nn.Module]) -> None:
         """Copies what is neither tensor nor module; what it has of these, is the replica's."""
@@ -116,8 +154,16 @@ class Structure:
         memo: dict[int, Any] = dict(zip(map(id, tensors), made, strict=True))
         memo.update(zip(map(id, self._parts), parts, strict=True))
         for part, recipe in zip(parts, self._recipes, strict=True):
+            _remember_tensors((value for _, value in recipe.deep), memo)
             for name, value in recipe.deep:
                 vars(part)[name] = copy.deepcopy(value, memo)
+
+
+def _remember_tensors(values: Iterable[Any], memo: dict[int, Any]) -> None:
+    """Copies tensors that `copy.deepcopy` refuses: those that were computed, as by weight_norm."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and id(value) not in memo:
+            memo[id(value)] = value.detach().clone()
 
 
 def _recipe(module: torch.nn.Module, tensors: dict[int, int], parts: dict[int, int]) -> _Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 
 from coresident.errors import InvalidTypeError, InvalidValueError
-from coresident.torch.model import Replica
+from coresident.torch.replica import Replica
 
 
 @contextmanager
 def writable(replica: Replica) -> Iterator[torch.nn.Module]:
     """Lets a replica's module be changed until the block ends: its parameters written, its parts
-    replaced, adapters put in. Then it is what it was, also after an exception.
+    replaced, adapters put in. Then it is as a new one, also after an exception: what was done to it
+    before the block, such as hooks, is gone too, and its parameters are other objects.
 
     In host memory only the pages that are written are copied, and given back in the end. On a
     device with memory of its own, what torch has counted as written is copied from the store
@@ -31,17 +31,21 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
 
     Raises:
         InvalidTypeError: it is no :class:`Replica`.
+        InvalidValueError: it is writable already: blocks cannot be in one another.
         ReleasedError: it has been released.
     """
     if not isinstance(replica, Replica):
         raise InvalidTypeError(f"only a Replica can be writable, not {type(replica).__name__}")
-    module = replica.module
-    before = _Snapshot(module)
+    with replica._lock:
+        replica._check()
+        if replica._writable:
+            raise InvalidValueError(f"{replica!r} is writable already: do it all in one block")
+        replica._writable = True
     try:
-        yield module
+        yield replica.module
     finally:
-        before.restore()
         replica._restore()
+        replica._writable = False
 
 
 @contextmanager
@@ -58,14 +62,15 @@ def lora(
         replica: A replica of one of diffusers' models.
         adapter: A safetensors file, or its tensors by name.
         scale: How strong it is.
-        prefix: Which of the names are meant, such as ``"unet"``; ``None`` for all.
+        prefix: Which of the names are meant, such as ``"unet"``; ``None`` for all, without the
+            name of a component that all of them have.
 
     Yields:
         The module with its adapter.
 
     Raises:
         InvalidTypeError: ``replica`` is no :class:`Replica`.
-        InvalidValueError: the model takes no adapters.
+        InvalidValueError: the model takes no adapters, or this is none for it.
     """
     with writable(replica) as module:
         if not hasattr(module, "load_lora_adapter"):
@@ -77,50 +82,31 @@ def lora(
             from safetensors.torch import load_file
 
             tensors = load_file(adapter)
-        module.load_lora_adapter(tensors, prefix=prefix, adapter_name="coresident")
-        module.set_adapters("coresident", scale)
+        prefix = prefix if prefix is not None else _prefix_of(tensors)
+        try:
+            module.load_lora_adapter(tensors, prefix=prefix, adapter_name=_NAME)
+        except (IndexError, KeyError, ValueError) as why:
+            raise _no_lora(module, tensors, str(why)) from why
+        if _NAME not in getattr(module, "peft_config", ()):
+            raise _no_lora(module, tensors, f"nothing of it is for {prefix!r}")
+        module.set_adapters(_NAME, scale)
         # What peft adds is in training mode, and wants gradients.
         module.eval().requires_grad_(False)
         yield module
 
 
-class _Snapshot:
-    """What a module is made of, without the values of its weights."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._parts = [
-            (part, type(part), dict(vars(part)), _copies_of_mappings(part))
-            for part in module.modules()
-        ]
-        self._parameters = [
-            (parameter, parameter.data, parameter.requires_grad)
-            for parameter in module.parameters()
-        ]
-        saved = set(module.state_dict(keep_vars=True))
-        self._buffers = [
-            (buffer, buffer.clone()) for name, buffer in module.named_buffers() if name not in saved
-        ]
-
-    def restore(self) -> None:
-        for part, kind, attributes, mappings in self._parts:
-            part.__class__ = kind
-            vars(part).clear()
-            vars(part).update(attributes)
-            for mapping, content in mappings:
-                mapping.clear()
-                mapping.update(content)
-        for parameter, data, requires_grad in self._parameters:
-            parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-        for buffer, content in self._buffers:
-            buffer.copy_(content)
+_NAME = "coresident"
+# What diffusers puts before the names of a model's tensors, in files for whole pipelines.
+_COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
-def _copies_of_mappings(part: torch.nn.Module) -> list[tuple[Any, Any]]:
-    """The dicts and sets that a module has itself, and what is in them."""
-    return [
-        (value, value.copy())
-        for value in vars(part).values()
-        if type(value) in (dict, OrderedDict, set)
-    ]
+def _prefix_of(tensors: Mapping[str, Any]) -> str | None:
+    """The component that all tensors are for."""
+    first = {name.split(".")[0] for name in tensors}
+    return next((name for name in _COMPONENTS if first == {name}), None)
+
+
+def _no_lora(module: torch.nn.Module, tensors: Mapping[str, Any], why: str) -> InvalidValueError:
+    shown = ", ".join(list(tensors)[:3]) or "nothing"
+    kind = type(module).__name__
+    return InvalidValueError(f"this is no LoRA for {kind}: {why}; it has {shown}, ...")

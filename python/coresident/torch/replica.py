@@ -1,0 +1,160 @@
+"""`Replica`: a module on one device over the weights of a model."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from coresident import _core
+from coresident.errors import ReleasedError
+
+if TYPE_CHECKING:
+    from coresident.torch.model import Model
+
+
+class StrayWriteWarning(UserWarning):
+    """Parameters of a replica were written: nobody else sees it, and they are not used again."""
+
+
+class Tensors:
+    """The weights of a model for one replica after the other on a device.
+
+    In host memory a private map of the weights; elsewhere a copy of them.
+    """
+
+    def __init__(self, model: Model, state: dict[str, torch.Tensor], device: _core.Device) -> None:
+        self.device = device
+        self._canonical = state
+        self.target = torch.device(device.torch_name)
+        self._model = model
+        self._private: _core.PrivateWeights | None = None
+        # Inference tensors could never be written, not even to make them what they were.
+        with torch.inference_mode(False):
+            if self.target.type == "cpu":
+                self._private = model.weights.private()
+                own = self._private.state_dict()
+                self.all = [own[name] for name in model.order]
+                counted = model.copies
+            else:
+                self.all = [state[name].to(self.target) for name in model.order]
+                counted = list(range(len(self.all)))
+        # Of what is no part of a map, only torch tells whether it was written.
+        self._versions = {at: self.all[at]._version for at in counted}
+
+    def written(self) -> list[str]:
+        """The names of those that are no longer what the weights are."""
+        changed = set(self._private.changed()) if self._private else set()
+        written = {at for at, before in self._versions.items() if self.all[at]._version != before}
+        if changed:
+            written |= {at for at, name in enumerate(self._model.order) if name in changed}
+        return [self._model.structure.names[at][0] for at in sorted(written)]
+
+    def restore(self) -> None:
+        """Makes them what the weights are."""
+        if self._private is not None:
+            self._private.restore()
+        for at, before in self._versions.items():
+            tensor = self.all[at]
+            if tensor._version != before:
+                with torch.no_grad():
+                    tensor.copy_(self._canonical[self._model.order[at]])
+                self._versions[at] = tensor._version
+
+
+class Replica:
+    """A module on one device. Made by :meth:`Model.replica`, and to be used by one job at a time.
+
+    Attributes:
+        device: The device.
+        module: The module, in eval mode, its parameters without gradients.
+    """
+
+    def __init__(self, model: Model, tensors: Tensors) -> None:
+        self.device = tensors.device
+        self._model = model
+        self._tensors = tensors
+        self._lock = threading.RLock()
+        self._writable = False
+        self._released = False
+        self._parts = model.structure.shells()
+        self.module = self._parts[0]
+        model.structure.fill(self._parts, tensors.all, tensors.target)
+
+    @property
+    def released(self) -> bool:
+        """Whether it was given back."""
+        return self._released
+
+    def written(self) -> list[str]:
+        """The names of parameters and buffers that are no longer what the weights are.
+
+        Of a tensor that is not part of a map, which is all of them on a device with memory of its
+        own, only what torch has counted is found: writes through ``.data`` or another library are
+        not. Does not wait.
+
+        Raises:
+            ReleasedError: it has been released.
+        """
+        self._check()
+        return self._tensors.written()
+
+    def release(self) -> list[str]:
+        """Gives the weights back for the next replica on the device; the module is not used again.
+        Again without effect.
+
+        If they were written, they are not used again either, and a :class:`StrayWriteWarning` names
+        them: nobody else's weights have changed, but what this replica has computed since may be
+        wrong.
+
+        Returns:
+            The names of what was written.
+        """
+        return self._release(stacklevel=4)
+
+    def _release(self, stacklevel: int) -> list[str]:
+        with self._lock:
+            if self._released:
+                return []
+            self._released = True
+        written = self._tensors.written()
+        if written:
+            shown = ", ".join(written[:5]) + (", ..." if len(written) > 5 else "")
+            count = "1 parameter" if len(written) == 1 else f"{len(written)} parameters"
+            warnings.warn(
+                f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
+                "else's have changed. Do it within writable() if it is meant",
+                StrayWriteWarning,
+                stacklevel=stacklevel - 1,
+            )
+        else:
+            self._model.give_back(self._tensors)
+        return written
+
+    def _check(self) -> None:
+        if self._released:
+            raise ReleasedError(f"the replica of {self._model.key!r} has been released already")
+
+    def _restore(self) -> None:
+        """Makes the module and its weights what those of a new replica are."""
+        self._tensors.restore()
+        self._model.structure.fill(self._parts, self._tensors.all, self._tensors.target)
+
+    def __enter__(self) -> Replica:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._release(stacklevel=4)
+
+    def __repr__(self) -> str:
+        state = " released" if self._released else ""
+        return f"<Replica of {self._model.key!r} on {self.device}{state}>"
