@@ -22,11 +22,11 @@ log = logging.getLogger("coresident.torch")
 
 # The releases that this was read from and tested with: from, and up to but without.
 KNOWN = {
-    "torch": ((2, 9), (2, 16)),
-    "accelerate": ((1, 11), (1, 16)),
-    "diffusers": ((0, 36), (0, 43)),
-    "transformers": ((5, 0), (6, 0)),
-    "peft": ((0, 18), (0, 22)),
+    "torch": ((2, 15), (2, 16)),
+    "accelerate": ((1, 15), (1, 16)),
+    "diffusers": ((0, 42), (0, 43)),
+    "transformers": ((5, 23), (5, 24)),
+    "peft": ((0, 21), (0, 22)),
 }
 
 
