@@ -147,6 +147,52 @@ def test_no_move_waits_for_a_construction_and_constructions_overlap(
         assert not any(parameter.is_meta for parameter in built.parameters())
 
 
+def test_loads_that_replace_classes_are_put_in_order_and_the_log_says_why(
+    folder: Path, installed: ct.Installation, caplog: pytest.LogCaptureFixture
+) -> None:
+    import transformers.monkey_patching as patching
+    from conftest import until
+    from transformers import CLIPTextModel
+    from transformers.models.clip import modeling_clip
+
+    original = modeling_clip.CLIPMLP
+    inside, leave = threading.Event(), threading.Event()
+
+    class Replaced(original):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            if threading.current_thread().name == "first":
+                inside.set()
+                assert leave.wait(20)
+
+    patching.register_patch_mapping({"CLIPMLP": Replaced})
+    try:
+        with caplog.at_level(logging.INFO, "coresident.torch"):
+            first = spawn(lambda: CLIPTextModel.from_pretrained(folder / "clip"), name="first")
+            assert inside.wait(20)
+            second = spawn(lambda: CLIPTextModel.from_pretrained(folder / "clip"))
+            until(lambda: caplog.records)
+            leave.set()
+            models = [first.join(), second.join()]
+    finally:
+        patching.unregister_patch_mapping(["CLIPMLP"])
+    assert "classes are replaced (register_patch_mapping)" in caplog.records[0].getMessage()
+    assert all(any(type(m) is Replaced for m in model.modules()) for model in models)
+    assert modeling_clip.CLIPMLP is original
+
+    class Broken(original):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any) -> None:
+            raise ZeroDivisionError
+
+    patching.register_patch_mapping({"CLIPMLP": Broken})
+    try:
+        with pytest.raises(ZeroDivisionError):
+            CLIPTextModel.from_pretrained(folder / "clip")
+    finally:
+        patching.unregister_patch_mapping(["CLIPMLP"])
+    assert modeling_clip.CLIPMLP is original, "also after an exception"
+
+
 MAKERS: dict[str, Any] = {
     "zeros": lambda: torch.zeros(2),
     "full of fractions": lambda: torch.full((2,), 1.5),
