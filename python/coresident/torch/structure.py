@@ -134,16 +134,19 @@ class Structure:
                 for own, tensor in zip(self._weights, tensors, strict=True)
             ]
             made += [own.to(target, copy=True) for own in self._others]
+        # None is at place -1.
+        all_tensors, all_parts = [*made, None], [*parts, None]
         for part, recipe in zip(parts, self._recipes, strict=True):
-            part.__class__ = recipe.kind
             own = vars(part)
-            own.clear()
+            if own:
+                part.__class__ = recipe.kind
+                own.clear()
             own.update(recipe.shared)
             for name, make in recipe.empty:
                 own[name] = make()
-            own["_parameters"] = {n: None if at < 0 else made[at] for n, at in recipe.parameters}
-            own["_buffers"] = {n: None if at < 0 else made[at] for n, at in recipe.buffers}
-            own["_modules"] = {n: None if at < 0 else parts[at] for n, at in recipe.parts}
+            own["_parameters"] = {name: all_tensors[at] for name, at in recipe.parameters}
+            own["_buffers"] = {name: all_tensors[at] for name, at in recipe.buffers}
+            own["_modules"] = {name: all_parts[at] for name, at in recipe.parts}
             own["_non_persistent_buffers_set"] = recipe.not_saved.copy()
         if any(recipe.deep for recipe in self._recipes):
             self._copy_the_rest(made, parts)
