@@ -113,9 +113,9 @@ class Replica:
         Returns:
             The names of what was written.
         """
-        return self._release(stacklevel=4)
+        return self._release()
 
-    def _release(self, stacklevel: int) -> list[str]:
+    def _release(self) -> list[str]:
         with self._lock:
             if self._released:
                 return []
@@ -128,7 +128,8 @@ class Replica:
                 f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
                 "else's have changed. Do it within writable() if it is meant",
                 StrayWriteWarning,
-                stacklevel=stacklevel - 1,
+                # Whoever has called release(), or ended the block.
+                stacklevel=3,
             )
         else:
             self._model.give_back(self._tensors)
@@ -153,7 +154,7 @@ class Replica:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._release(stacklevel=4)
+        self._release()
 
     def __repr__(self) -> str:
         state = " released" if self._released else ""
