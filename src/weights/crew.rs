@@ -13,7 +13,7 @@ use crate::wait::{Birth, Parker, Patience, WaitError, Wake};
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(50);
 /// How much is done on the caller's own thread, faster than threads are started.
-pub(super) const LITTLE: u64 = 8 << 20;
+const LITTLE: u64 = 8 << 20;
 /// By how much the threads are nicer than the caller's: who has something to do on a busy machine does
 /// not wait for a copy's time slice to end.
 #[cfg(target_os = "linux")]

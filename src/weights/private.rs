@@ -85,7 +85,11 @@ impl PrivateWeights {
     /// # Errors
     /// [`WeightsError::NoMemory`] if the system cannot be asked.
     pub fn changed(&self) -> Result<Vec<&str>, WeightsError> {
-        let touched = self.touched()?;
+        Ok(self.changed_in(&self.touched()?))
+    }
+
+    /// The same, by which bytes lie in pages that were written.
+    fn changed_in(&self, touched: &[Vec<Range<usize>>]) -> Vec<&str> {
         let mut changed = Vec::new();
         for (at, name) in self.entry.names().enumerate() {
             let placed = self.entry.placed(at);
@@ -99,7 +103,7 @@ impl PrivateWeights {
                 changed.push(name);
             }
         }
-        Ok(changed)
+        changed
     }
 
     /// Undoes all that was written. Returns the names of those that were changed.
@@ -107,8 +111,9 @@ impl PrivateWeights {
     /// # Errors
     /// As [`PrivateWeights::changed`].
     pub fn restore(&self) -> Result<Vec<&str>, WeightsError> {
-        let changed = self.changed()?;
-        for (memory, ranges) in self.touched()?.into_iter().enumerate() {
+        let touched = self.touched()?;
+        let changed = self.changed_in(&touched);
+        for (memory, ranges) in touched.into_iter().enumerate() {
             for range in ranges {
                 self.forget(memory, range)
                     .map_err(|why| WeightsError::no_memory(&self.entry.key, why))?;
@@ -117,15 +122,10 @@ impl PrivateWeights {
         Ok(changed)
     }
 
-    fn bytes(&self, memory: usize, range: &Range<usize>) -> (&[u8], Option<&[u8]>) {
+    fn differs(&self, memory: usize, range: Range<usize>) -> bool {
         let Map { own: map, skipped, .. } = &self.maps.0[memory];
         let own = &map[skipped + range.start..skipped + range.end];
-        (own, self.entry.memory(memory).sealed().map(|bytes| &bytes[range.clone()]))
-    }
-
-    fn differs(&self, memory: usize, range: Range<usize>) -> bool {
-        let (own, sealed) = self.bytes(memory, &range);
-        sealed.is_none_or(|sealed| own != sealed)
+        self.entry.memory(memory).sealed().is_none_or(|sealed| own != &sealed[range])
     }
 
     /// For each stretch, which of its bytes lie in pages that were written.

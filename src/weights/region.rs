@@ -11,7 +11,7 @@ use std::io;
 use memmap2::{Mmap, MmapMut};
 
 /// Where regions begin, as huge pages and chunks to pin have it.
-pub(super) const ALIGNMENT: usize = 2 << 20;
+const ALIGNMENT: usize = 2 << 20;
 /// Smaller ones have no file: a process may not have many open.
 pub(super) const WITH_FILE: usize = 1 << 20;
 

@@ -60,41 +60,23 @@ impl Shared {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Room, WeightsError> {
-        let reserved = match &self.budget {
-            Some(budget) if !budget.is_wanted() => {
-                if let Some(room) = self
-                    .spares
-                    .take_fitting(bytes)
-                    .and_then(|spare| self.reused(spare, key, bytes, owner))
-                {
-                    return Ok(room);
-                }
-                match budget.reserve_at_once(bytes, Some(key), owner)? {
-                    Some(reserved) => {
-                        reserved.disown();
-                        Some(reserved)
-                    }
-                    None => {
-                        self.evict(
-                            bytes.saturating_sub(budget.free() + self.spares.nbytes()),
-                            Fate::Spare,
-                        );
-                        if let Some(room) = self
-                            .spares
-                            .take_any(bytes)
-                            .and_then(|spare| self.reused(spare, key, bytes, owner))
-                        {
-                            return Ok(room);
-                        }
-                        self.charge(key, (bytes, 0), owner, patience)?
-                    }
-                }
-            }
-            _ => self.charge(key, (bytes, 0), owner, patience)?,
+        let Some(budget) = self.budget.as_ref().filter(|budget| !budget.is_wanted()) else {
+            return new_room(key, bytes, self.charge(key, (bytes, 0), owner, patience)?);
         };
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
-        Ok(Room { region, reserved })
+        let reused = |spare: Option<Spare>| self.reused(spare?, key, bytes, owner);
+        if let Some(room) = reused(self.spares.take_fitting(bytes)) {
+            return Ok(room);
+        }
+        if let Some(reserved) = budget.reserve_at_once(bytes, Some(key), owner)? {
+            reserved.disown();
+            return new_room(key, bytes, Some(reserved));
+        }
+        let missing = bytes.saturating_sub(budget.free() + self.spares.nbytes());
+        self.evict(missing, Fate::Spare);
+        if let Some(room) = reused(self.spares.take_any(bytes)) {
+            return Ok(room);
+        }
+        new_room(key, bytes, self.charge(key, (bytes, 0), owner, patience)?)
     }
 
     /// A spare slab with so many bytes; `None` gives it back.
@@ -167,4 +149,11 @@ impl Shared {
         }
         freed
     }
+}
+
+/// A new slab for bytes that are reserved.
+fn new_room(key: &str, bytes: u64, reserved: Option<Reservation>) -> Result<Room, WeightsError> {
+    let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let region = Region::fresh(length).map_err(|why| WeightsError::no_memory(key, why))?;
+    Ok(Room { region, reserved })
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use indexmap::IndexMap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use super::ElementType;
 use super::header::{Described, Header};
@@ -69,10 +69,10 @@ struct Rows {
 fn usual(file: &[u8]) -> Option<(usize, Rows)> {
     let (prefix, rest) = file.split_first_chunk::<PREFIX>()?;
     let length = usize::try_from(u64::from_le_bytes(*prefix)).ok()?;
-    let header = str::from_utf8(rest.get(..length.min(LONGEST + 1))?).ok()?;
     if length > LONGEST {
         return None;
     }
+    let header = str::from_utf8(rest.get(..length)?).ok()?;
     let mut rows: Rows = serde_json::from_str(header).ok()?;
     rows.tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
@@ -111,7 +111,6 @@ impl<'de> Visitor<'de> for OnePass {
                 tensors.insert(name, map.next_value::<Info>()?).is_some()
             };
             if twice {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 return Err(A::Error::custom("two of one name"));
             }
         }

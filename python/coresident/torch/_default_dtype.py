@@ -168,10 +168,8 @@ def set_default_dtype(d: torch.dtype, /) -> None:
     In the stead of `torch.set_default_dtype`.
     """
     mode = _LOCAL.mode
-    if mode is None:
-        _set_process_default(d)
-    elif not isinstance(d, torch.dtype) or not d.is_floating_point:
-        # torch says what is wrong with it, and sets nothing.
-        _set_process_default(d)
-    else:
+    if mode is not None and isinstance(d, torch.dtype) and d.is_floating_point:
         mode.dtype = d
+    else:
+        # Of what is no such dtype torch says what is wrong with it, and sets nothing.
+        _set_process_default(d)

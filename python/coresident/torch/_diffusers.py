@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from coresident.torch._default_dtype import default_dtype
-from coresident.torch._switch import Swaps, Switch
+from coresident.torch._switch import Swaps, Switch, turned
 
 
 def replace(utils: ModuleType, initialisers: dict[str, Switch], swaps: Swaps) -> None:
@@ -20,9 +20,7 @@ def replace(utils: ModuleType, initialisers: dict[str, Switch], swaps: Swaps) ->
 
     @contextmanager
     def no_init_weights() -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in utils.TORCH_INIT_FUNCTIONS:
-                stack.enter_context(initialisers[name].leading_to(nothing))
+        with turned((initialisers[name], nothing) for name in utils.TORCH_INIT_FUNCTIONS):
             yield
 
     swaps.add(utils, "no_init_weights", no_init_weights)

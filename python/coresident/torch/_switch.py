@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 
@@ -65,12 +65,20 @@ class Switch:
                 setattr(owner, self._name, self.original)
 
 
+@contextmanager
+def turned(switches: Iterable[tuple[Switch, Callable[..., Any]]]) -> Iterator[None]:
+    """Each switch leads to its function, in this thread alone, until the block ends."""
+    with ExitStack() as stack:
+        for switch, function in switches:
+            stack.enter_context(switch.leading_to(function))
+        yield
+
+
 class Swaps:
     """Objects in whose stead there are others, under every name that any module has for them."""
 
     def __init__(self) -> None:
         self._wanted: list[tuple[Any, str, Any, Any]] = []
-        self._done: list[tuple[Any, str, Any, Any]] = []
 
     def add(self, owner: Any, name: str, new: Any) -> None:
         """``new`` is to stand for what ``owner`` has under this name."""
@@ -78,27 +86,22 @@ class Swaps:
 
     def install(self) -> None:
         """Makes all of them."""
-        new_of = {id(old): (old, new) for _, _, old, new in self._wanted}
-        for owner, name, old, new in self._wanted:
-            self._set(owner, name, old, new)
-        for module, name, value in _names_everywhere():
-            if id(value) in new_of:
-                self._set(module, name, *new_of[id(value)])
-
-    def _set(self, owner: Any, name: str, old: Any, new: Any) -> None:
-        setattr(owner, name, new)
-        self._done.append((owner, name, old, new))
+        _exchange(self._wanted)
 
     def uninstall(self) -> None:
         """Undoes all of them, also in modules that were imported since."""
-        old_of = {id(new): old for _, _, old, new in self._wanted}
-        for owner, name, old, new in self._done:
-            if vars(owner).get(name) is new:
-                setattr(owner, name, old)
-        for module, name, value in _names_everywhere():
-            if id(value) in old_of:
-                setattr(module, name, old_of[id(value)])
-        self._done.clear()
+        _exchange([(owner, name, new, old) for owner, name, old, new in self._wanted])
+
+
+def _exchange(pairs: list[tuple[Any, str, Any, Any]]) -> None:
+    """Puts one object where another is: under a name of an owner, and of every module."""
+    for owner, name, there, other in pairs:
+        if vars(owner).get(name) is there:
+            setattr(owner, name, other)
+    other_of = {id(there): other for _, _, there, other in pairs}
+    for module, name, value in _names_everywhere():
+        if id(value) in other_of:
+            setattr(module, name, other_of[id(value)])
 
 
 def _names_everywhere() -> Iterator[tuple[Any, str, Any]]:

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from coresident.torch._default_dtype import default_dtype
 from coresident.torch._diffusers import nothing
-from coresident.torch._switch import Swaps, Switch
+from coresident.torch._switch import Swaps, Switch, turned
 
 log = logging.getLogger("coresident.torch")
 
@@ -37,17 +37,14 @@ def replace(
 
     @contextmanager
     def guard_torch_init_functions() -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in init.TORCH_INIT_FUNCTIONS:
-                stack.enter_context(initialisers[name].leading_to(vars(init)[name]))
+        names = init.TORCH_INIT_FUNCTIONS
+        with turned((initialisers[name], vars(init)[name]) for name in names):
             yield
 
     @contextmanager
     def no_init_weights() -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in init.TORCH_INIT_FUNCTIONS:
-                stack.enter_context(initialisers[name].leading_to(nothing))
-            stack.enter_context(methods["init_weights"].leading_to(nothing))
+        switches = [initialisers[name] for name in init.TORCH_INIT_FUNCTIONS]
+        with turned((switch, nothing) for switch in (*switches, methods["init_weights"])):
             yield
 
     @contextmanager

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from coresident.errors import CoresidentError
 from coresident.torch import _accelerate, _default_dtype, _diffusers, _lazy, _transformers
-from coresident.torch._switch import Swaps, Switch
+from coresident.torch._switch import Swaps, Switch, turned
 
 log = logging.getLogger("coresident.torch")
 
@@ -183,9 +183,7 @@ def install() -> Installation:
 def without_values() -> Iterator[None]:
     """Modules that this thread makes have parameters on the meta device until the block ends; their
     buffers are made."""
-    with ExitStack() as stack:
-        for switch, function in install()._without_values:
-            stack.enter_context(switch.leading_to(function))
+    with turned(install()._without_values):
         yield
 
 
