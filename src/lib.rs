@@ -2,6 +2,7 @@
 //!
 //! Every room below is plain Rust. Only `python` knows the interpreter.
 
+pub mod arena;
 pub mod budget;
 pub mod device;
 pub mod load_lock;

@@ -215,6 +215,16 @@ pub enum Mutant {
     StaleLoadIsAdopted,
     /// Weights that somebody has are let go of when bytes are wanted.
     EvictsWhatIsUsed,
+    /// A page that somebody has pinned leaves.
+    PinnedPageLeaves,
+    /// A page leaves before the streams that use it are done.
+    PageLeavesEarly,
+    /// Unpinning forgets that a stream still uses the page.
+    UseIsForgotten,
+    /// A page is used before its copy is done.
+    ContentIsNotAwaited,
+    /// A page with another content is taken for what is wanted.
+    StalePageIsUsed,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.

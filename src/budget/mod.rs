@@ -286,10 +286,52 @@ impl Budget {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Reservation, BudgetError> {
-        let parker = Parker::new();
         let wish = Wish { filled: filled.min(bytes), ..wish(bytes, purpose, owner) };
+        self.reserve_wish(wish, owner, patience)
+    }
+
+    /// As [`Budget::reserve`], for somebody who has so many bytes beside, and keeps them.
+    ///
+    /// # Errors
+    /// [`BudgetError::Impossible`] also if all of them together are too many.
+    pub fn reserve_beside(
+        &self,
+        bytes: u64,
+        beside: u64,
+        purpose: Option<&str>,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Reservation, BudgetError> {
+        self.reserve_wish(Wish { beside, ..wish(bytes, purpose, owner) }, owner, patience)
+    }
+
+    fn reserve_wish(
+        &self,
+        wish: Wish,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Reservation, BudgetError> {
+        let (parker, bytes) = (Parker::new(), wish.bytes);
         let asked = self.ask_for(wish, owner, parker.clone())?;
         self.settle(bytes, asked, &parker, patience)
+    }
+
+    /// Asks the evictors for so many bytes beside what is missing, and returns when they have been
+    /// asked: for somebody who has met a memory that is fuller than the ledger.
+    pub fn relieve(&self, bytes: u64) {
+        if !self.0.birth.is_here() {
+            return;
+        }
+        for evictor in self.0.evictors.in_order() {
+            evictor.evict(bytes);
+        }
+        self.0.look(true);
+    }
+
+    /// Bytes that could be reserved if nobody had any.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.0.state.lock().most()
     }
 
     /// Blocks the thread until `asked`, which asked for so many bytes, is settled.

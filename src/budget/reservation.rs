@@ -174,6 +174,36 @@ impl Reservation {
         self.checked("filling", filled, noted)
     }
 
+    /// Says that so many more of its bytes are in memory now; at most all of them count.
+    pub fn fill_more(&self, by: u64) {
+        if self.shared.birth.is_here() {
+            self.shared.state.lock().fill_by(self.place, by, 0);
+        }
+    }
+
+    /// Says that so many of its bytes are no longer in memory.
+    pub fn fill_less(&self, by: u64) {
+        if self.shared.birth.is_here() {
+            self.shared.state.lock().fill_by(self.place, 0, by);
+        }
+    }
+
+    /// Has the wait-for graph know that it is not released before `user` has gone on; once for each
+    /// time that he is added.
+    pub fn add_user(&self, user: &Owner) {
+        if self.shared.birth.is_here() {
+            self.shared.state.lock().add_user(self.place, user.clone());
+        }
+    }
+
+    /// Has the graph forget one time that `user` was added.
+    pub fn remove_user(&self, user: &Owner) {
+        if self.shared.birth.is_here() {
+            let gone = self.shared.state.lock().remove_user(self.place, user);
+            drop(gone);
+        }
+    }
+
     /// Says what it is for from now on.
     pub fn rename(&self, purpose: &str) {
         if self.shared.birth.is_here() {

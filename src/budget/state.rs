@@ -54,8 +54,16 @@ pub(super) struct State {
 struct Entry {
     ticket: u64,
     wish: Wish,
+    /// Who else keeps it from being released: once for each time that he was added.
+    users: Vec<Owner>,
     filled: u64,
     since: Instant,
+}
+
+impl Entry {
+    fn new(ticket: u64, wish: Wish, filled: u64) -> Self {
+        Self { ticket, wish, users: Vec::new(), filled, since: Instant::now() }
+    }
 }
 
 pub(super) struct Waiter {
@@ -90,7 +98,7 @@ impl State {
     }
 
     /// Bytes that could be reserved if nobody had any.
-    fn most(&self) -> u64 {
+    pub(super) fn most(&self) -> u64 {
         self.limit.min(self.total.unwrap_or(u64::MAX).saturating_sub(self.headroom))
     }
 
@@ -157,8 +165,7 @@ impl State {
         self.filled += filled;
         // The last look took them for somebody else's.
         self.reach = self.reach.map(|reach| reach.saturating_add(filled));
-        let entry = Entry { ticket, wish, filled, since: Instant::now() };
-        Place { key: self.reservations.insert(entry), ticket }
+        Place { key: self.reservations.insert(Entry::new(ticket, wish, filled)), ticket }
     }
 
     pub(super) fn join(&mut self, wish: Wish, waker: Arc<dyn Wake>) -> u64 {
@@ -256,8 +263,7 @@ impl State {
         entry.filled -= filled;
         let wish = Wish { bytes: off, filled: 0, ..entry.wish.clone() };
         let ticket = self.next_ticket();
-        let entry = Entry { ticket, wish, filled, since: Instant::now() };
-        Some(Ok(Place { key: self.reservations.insert(entry), ticket }))
+        Some(Ok(Place { key: self.reservations.insert(Entry::new(ticket, wish, filled)), ticket }))
     }
 
     /// Adds the bytes of `extra` to `place`, and ends `extra`. `None` if one of them is not there.
@@ -275,9 +281,31 @@ impl State {
         self.entry_mut(place)?.wish.owner.take()
     }
 
+    /// Counts somebody among those who keep a reservation from being released.
+    pub(super) fn add_user(&mut self, place: Place, user: Owner) {
+        if let Some(entry) = self.entry_mut(place) {
+            entry.users.push(user);
+        }
+    }
+
+    /// Counts him no more.
+    pub(super) fn remove_user(&mut self, place: Place, user: &Owner) -> Option<Owner> {
+        let entry = self.entry_mut(place)?;
+        let at = entry.users.iter().position(|other| other == user)?;
+        Some(entry.users.swap_remove(at))
+    }
+
     /// Says what a reservation is for; returns what was said before.
     pub(super) fn rename(&mut self, place: Place, purpose: String) -> Option<String> {
         self.entry_mut(place)?.wish.purpose.replace(purpose)
+    }
+
+    /// Notes that so many more, or less, of a reservation's bytes are in memory: at most all of them.
+    pub(super) fn fill_by(&mut self, place: Place, more: u64, less: u64) {
+        let Some(entry) = self.entry_mut(place) else { return };
+        let filled = entry.filled.saturating_add(more).saturating_sub(less).min(entry.wish.bytes);
+        let before = std::mem::replace(&mut entry.filled, filled);
+        self.filled = self.filled - before + filled;
     }
 
     /// Notes how many of a reservation's bytes are in memory now.
@@ -370,9 +398,11 @@ impl State {
     /// has the reservation now.
     pub(super) fn thread_ended(&mut self, thread: u64) -> (Vec<Owner>, WakeList) {
         let ended = |owner: &mut Owner| owner.thread_number() == thread;
-        let reservations = self.reservations.iter_mut();
-        let mut gone: Vec<Owner> =
-            reservations.filter_map(|(_, entry)| entry.wish.owner.take_if(ended)).collect();
+        let mut gone = Vec::new();
+        for (_, entry) in &mut self.reservations {
+            gone.extend(entry.wish.owner.take_if(ended));
+            gone.extend(entry.users.extract_if(.., ended));
+        }
         let mut wakers = WakeList::new();
         let mut line = VecDeque::with_capacity(self.line.len());
         for mut waiter in std::mem::take(&mut self.line) {
@@ -399,7 +429,9 @@ impl State {
         let fits_the_ledger = self.line[at].wish.bytes <= self.limit.saturating_sub(self.used);
         let outside = fits_the_ledger.then(Vec::new);
         let holders = self.reservations.iter().map(|(_, entry)| entry);
-        let holders = holders.map(|entry| entry.wish.owner.iter().cloned().collect());
+        let holders = holders
+            .filter(|entry| entry.wish.bytes > 0)
+            .map(|entry| entry.wish.owner.iter().chain(&entry.users).cloned().collect());
         let ways = holders.chain(outside);
         Some(ways.map(|way: Vec<Owner>| way.into_iter().chain(before.clone()).collect()).collect())
     }

@@ -17,14 +17,18 @@
 //! # Ok::<(), coresident::device::DeviceError>(())
 //! ```
 
+mod addresses;
 mod cgroup;
 mod driver;
 mod host;
 mod inventory;
+mod memory;
 mod name;
 mod nvml;
 mod size;
+mod stream;
 mod virtual_device;
+mod virtual_memory;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,10 +37,12 @@ pub use cgroup::{ContainerMemory, container_memory};
 pub use driver::Driver;
 pub use host::{Host, host_memory};
 pub use inventory::{Choice, Found, Inventory, Provider, Selection};
+pub use memory::{Address, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Stream};
 pub use name::{DeviceType, Name, NameError};
 pub use nvml::visible_devices;
 pub use size::{ByteSize, SizeError};
 pub use virtual_device::{VirtualSpec, virtual_devices};
+pub use virtual_memory::{Occupied, VirtualMemory};
 
 /// Something to run on: a name, a label for people, and a driver that knows its memory.
 ///
@@ -174,9 +180,12 @@ pub enum DeviceError {
         /// Which figure.
         what: &'static str,
     },
-    /// An imitated bus for a device that copies nothing.
-    #[error("bandwidth needs memory: a unified virtual device copies nothing, so it has no bus")]
-    BandwidthWithoutMemory,
+    /// Something of an imitated bus for a device that copies nothing.
+    #[error("{what} needs memory: a unified virtual device copies nothing, so it has no bus")]
+    NeedsMemory {
+        /// Which figure.
+        what: &'static str,
+    },
 }
 
 fn listed(names: &[Name]) -> String {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::memory::DeviceMemory;
+use super::virtual_memory::VirtualMemory;
 use super::{Description, Device, DeviceError, DeviceType, Driver, Host, Name};
 
 /// More virtual devices than anyone has meant so far.
@@ -14,23 +16,32 @@ pub struct VirtualSpec {
     pub memory: Option<u64>,
     /// Bytes per second of an imitated bus; only with `memory`.
     pub bandwidth: Option<u64>,
+    /// Seed of random delays of everything that a stream does, for tests; only with `memory`. Fresh
+    /// memory has garbage in it then.
+    pub jitter: Option<u64>,
 }
 
-/// A virtual device with memory of its own: all of it is free until something is placed there.
-struct Bounded {
-    memory: u64,
-}
+/// A virtual device with memory of its own.
+struct Bounded(Arc<VirtualMemory>);
 
 impl Driver for Bounded {
     fn free_memory(&self) -> Option<u64> {
-        Some(self.memory)
+        Some(self.0.free())
+    }
+
+    fn memory(&self) -> Option<Arc<dyn DeviceMemory>> {
+        Some(Arc::new(self.0.clone()))
+    }
+
+    fn virtual_memory(&self) -> Option<Arc<VirtualMemory>> {
+        Some(self.0.clone())
     }
 }
 
 /// `count` virtual devices, `virtual:0` onwards.
 ///
 /// # Errors
-/// [`DeviceError::Count`], [`DeviceError::Zero`] or [`DeviceError::BandwidthWithoutMemory`].
+/// [`DeviceError::Count`], [`DeviceError::Zero`] or [`DeviceError::NeedsMemory`].
 pub fn virtual_devices(count: u64, spec: VirtualSpec) -> Result<Vec<Device>, DeviceError> {
     let known = u32::try_from(count).ok().filter(|count| (1..=MOST).contains(count));
     let count = known.ok_or(DeviceError::Count { given: count })?;
@@ -39,19 +50,24 @@ pub fn virtual_devices(count: u64, spec: VirtualSpec) -> Result<Vec<Device>, Dev
             return Err(DeviceError::Zero { what });
         }
     }
-    if spec.bandwidth.is_some() && spec.memory.is_none() {
-        return Err(DeviceError::BandwidthWithoutMemory);
+    let of_a_bus = [("bandwidth", spec.bandwidth), ("jitter", spec.jitter)];
+    if let (None, Some((what, _))) = (spec.memory, of_a_bus.iter().find(|(_, it)| it.is_some())) {
+        return Err(DeviceError::NeedsMemory { what });
     }
     (0..count).map(|index| virtual_device(index, spec, count > 1)).collect()
 }
 
 fn virtual_device(index: u32, spec: VirtualSpec, numbered: bool) -> Result<Device, DeviceError> {
+    let name = Name::new(DeviceType::Virtual, index)?;
     let driver: Arc<dyn Driver> = match spec.memory {
-        Some(memory) => Arc::new(Bounded { memory }),
+        Some(memory) => {
+            let memory = VirtualMemory::new(name, memory, spec.bandwidth, spec.jitter);
+            Arc::new(Bounded(Arc::new(memory)))
+        }
         None => Arc::new(Host),
     };
     Ok(Device::new(Description {
-        name: Name::new(DeviceType::Virtual, index)?,
+        name,
         model: if spec.memory.is_some() { "virtual GPU" } else { "unified virtual GPU" }.to_owned(),
         number: numbered.then_some(index + 1),
         memory: spec.memory,

@@ -111,8 +111,18 @@ impl LoadLock {
     /// A lock that nobody holds.
     #[must_use]
     pub fn new() -> Self {
-        let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { birth: Birth::default(), state });
+        Self::of(State::default())
+    }
+
+    /// One that serves another purpose, and is called so in what is told of it: `a turn to paint`. It is
+    /// only to be taken to write.
+    #[must_use]
+    pub fn called(name: impl Into<String>) -> Self {
+        Self::of(State::called(name.into()))
+    }
+
+    fn of(state: State) -> Self {
+        let shared = Arc::new(Shared { birth: Birth::default(), state: Mutex::new(state) });
         register(&shared);
         Self(shared)
     }

@@ -19,6 +19,8 @@ pub(super) struct Place {
 
 #[derive(Default)]
 pub(super) struct State {
+    /// What it is called, if it is not the load lock.
+    name: Option<String>,
     holders: Slab<Holder>,
     writing: bool,
     line: VecDeque<Waiter>,
@@ -47,6 +49,10 @@ pub(super) struct Waiter {
 }
 
 impl State {
+    pub(super) fn called(name: String) -> Self {
+        Self { name: Some(name), ..Self::default() }
+    }
+
     fn next_ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket
@@ -216,7 +222,7 @@ impl State {
         self.line = line;
         let mut wakers = WakeList::new();
         for Waiter { ticket, mode, waker, .. } in gone {
-            self.refused.push((ticket, WaitError::thread_ended(wanted(mode))));
+            self.refused.push((ticket, WaitError::thread_ended(self.wanted(mode))));
             wakers.push(waker);
             if mode == Mode::Write {
                 wakers.extend(self.writer_gone());
@@ -261,18 +267,16 @@ impl State {
         let mode =
             self.line.iter().find(|waiter| waiter.ticket == ticket).map(|waiter| waiter.mode);
         let Some(mode) = mode else {
-            return Description { wants: "the load lock".to_owned(), held: String::new() };
+            let wants = self.name.clone().unwrap_or_else(|| "the load lock".to_owned());
+            return Description { wants, held: String::new() };
         };
         let now = Instant::now();
         let holders: Vec<String> = self
             .in_the_way(mode)
             .map(|holder| {
-                format!(
-                    "held by {} to {} for {}",
-                    holder.owner,
-                    holder.mode,
-                    seconds(now - holder.since)
-                )
+                let Holder { owner, mode, since, .. } = holder;
+                let to = if self.name.is_none() { format!(" to {mode}") } else { String::new() };
+                format!("held by {owner}{to} for {}", seconds(now - *since))
             })
             .collect();
         let held = match (holders.is_empty(), mode) {
@@ -282,7 +286,11 @@ impl State {
             }
             (true, _) => String::new(),
         };
-        Description { wants: wanted(mode), held }
+        Description { wants: self.wanted(mode), held }
+    }
+
+    fn wanted(&self, mode: Mode) -> String {
+        self.name.clone().unwrap_or_else(|| format!("the load lock to {mode}"))
     }
 
     pub(super) fn status(&self) -> LockStatus {
@@ -301,8 +309,4 @@ impl State {
         });
         LockStatus { holders: holders.collect(), waiting: waiting.collect() }
     }
-}
-
-fn wanted(mode: Mode) -> String {
-    format!("the load lock to {mode}")
 }

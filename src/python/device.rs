@@ -130,7 +130,7 @@ pub(super) fn restore_device(
 ) -> Result<Device> {
     let name: Name = name.parse()?;
     if memory.is_some() {
-        let spec = VirtualSpec { memory, bandwidth };
+        let spec = VirtualSpec { memory, bandwidth, jitter: None };
         let mut all = device::virtual_devices(u64::from(name.index()) + 1, spec)?;
         return Ok(Device(all.swap_remove(name.index() as usize)));
     }

@@ -132,7 +132,7 @@ impl From<DeviceError> for Error {
             DeviceError::Name(_) | DeviceError::Empty => plain("InvalidDeviceError", &error),
             DeviceError::Count { .. }
             | DeviceError::Zero { .. }
-            | DeviceError::BandwidthWithoutMemory => plain("InvalidValueError", &error),
+            | DeviceError::NeedsMemory { .. } => plain("InvalidValueError", &error),
         }
     }
 }

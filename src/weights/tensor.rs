@@ -99,11 +99,22 @@ impl Tensor {
     /// If they are not.
     pub fn copy_to(&self, bytes: &mut [u8]) {
         assert_eq!(bytes.len(), self.nbytes(), "the bytes of a tensor and of its copy");
+        self.copy_part_to(0, bytes);
+    }
+
+    /// Copies as many bytes of its elements as there is room for, row-major, from the byte `from` of
+    /// that order on, which begins an element.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn copy_part_to(&self, from: usize, bytes: &mut [u8]) {
+        let fits = from.checked_add(bytes.len()).is_some_and(|end| end <= self.nbytes());
+        assert!(fits, "a part of a tensor's bytes");
         let Placed { element, shape, strides, .. } = self.placed();
         // SAFETY: the elements lie where the tensor says, in memory that it keeps.
         #[expect(unsafe_code, reason = "a copy out of memory that may be somebody else's")]
         unsafe {
-            copy_elements(self.start(), *element, shape, strides.as_deref(), 0, bytes);
+            copy_elements(self.start(), *element, shape, strides.as_deref(), from, bytes);
         }
     }
 

@@ -177,7 +177,8 @@ fn a_choice_keeps_its_order_and_counts_a_device_once() {
         ["cuda:2", "cpu", "cuda:0"]
     );
     assert_eq!(chosen(&workstation(), &["virtual:7"]), ["virtual:7"]);
-    let given = virtual_devices(1, VirtualSpec { memory: Some(5), bandwidth: None }).unwrap();
+    let given =
+        virtual_devices(1, VirtualSpec { memory: Some(5), ..VirtualSpec::default() }).unwrap();
     let given = Selection::These(vec![Choice::Given(given[0].clone())]);
     assert_eq!(Inventory::of(vec![]).select(&given).unwrap()[0].memory(), Some(5));
 }
@@ -218,7 +219,11 @@ fn virtual_devices_are_unified_or_have_memory_of_their_own() {
     let unified = virtual_devices(2, VirtualSpec::default()).unwrap();
     assert_eq!(texts(&unified), ["virtual:0", "virtual:1"]);
     assert!(unified[0].is_unified() && unified[0].memory().is_none());
-    let spec = VirtualSpec { memory: Some(3 << 29), bandwidth: Some(12_000_000_000) };
+    let spec = VirtualSpec {
+        memory: Some(3 << 29),
+        bandwidth: Some(12_000_000_000),
+        ..VirtualSpec::default()
+    };
     let bounded = &virtual_devices(1, spec).unwrap()[0];
     assert!(!bounded.is_unified());
     assert_eq!((bounded.memory(), bounded.free_memory()), (Some(3 << 29), Some(3 << 29)));
@@ -230,7 +235,7 @@ fn virtual_devices_are_unified_or_have_memory_of_their_own() {
 #[test]
 fn virtual_devices_that_cannot_be_meant_are_refused() {
     let refused = |count, memory, bandwidth| {
-        virtual_devices(count, VirtualSpec { memory, bandwidth }).unwrap_err()
+        virtual_devices(count, VirtualSpec { memory, bandwidth, jitter: None }).unwrap_err()
     };
     for given in [0, 1025, u64::MAX] {
         assert_eq!(refused(given, None, None), DeviceError::Count { given });
@@ -238,7 +243,7 @@ fn virtual_devices_that_cannot_be_meant_are_refused() {
     assert_eq!(virtual_devices(1024, VirtualSpec::default()).unwrap().len(), 1024);
     assert_eq!(refused(1, Some(0), None), DeviceError::Zero { what: "the memory" });
     assert_eq!(refused(1, Some(1), Some(0)), DeviceError::Zero { what: "the bandwidth" });
-    assert_eq!(refused(1, None, Some(1)), DeviceError::BandwidthWithoutMemory);
+    assert_eq!(refused(1, None, Some(1)), DeviceError::NeedsMemory { what: "bandwidth" });
 }
 
 const CARDS: [&str; 3] = ["GPU-aa11-0", "GPU-aa22-1", "GPU-bb33-2"];

@@ -10,6 +10,7 @@
     reason = "that is how a test fails"
 )]
 
+mod arena;
 mod budget;
 mod device;
 mod load_lock;

@@ -1,0 +1,261 @@
+"""`Activations`: how many bytes a thread's operations have made and not freed, on the CPU."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.utils import _python_dispatch as dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+# Which operations are made of others; filled as they are met.
+_IS_COMPOSITE: dict[Any, bool] = {}
+
+
+class _Watched(weakref.ref[Any]):
+    """A storage that counts, until it is freed."""
+
+    __slots__ = ("counted_by", "key", "nbytes")
+    counted_by: Activations
+    key: int
+    nbytes: int
+
+
+# What watches storages must last as long as they do, though nobody has their mode any more.
+_WATCHED: dict[int, _Watched] = {}
+
+
+class _Telling(threading.local):
+    # Whose totals this thread has still to tell, while it tells one.
+    postponed: list[Activations] | None = None
+
+
+_TELLING = _Telling()
+
+
+class Activations(TorchDispatchMode):
+    """Counts, while it is entered, the bytes of the storages that this thread's operations make.
+
+    Each storage counts once, from the operation that made it until it is freed, also if that is
+    after the block and in another thread. Views, what is done in place, and storages that were
+    there before add nothing. Only the CPU's memory counts, and neither what an operation uses
+    within itself, nor tensors made of Python's or numpy's data, nor what ``resize_`` adds, nor what
+    compiled code makes. Keeps nothing alive; results are what they are without it. May be entered
+    again, also within itself, by one thread at a time.
+
+    With ``resize`` it imitates a device whose memory is bounded, and then nobody waits for anybody:
+
+    - Storages are freed wherever their last reference goes, by garbage collection also in the
+      middle of this code. Who frees one appends its bytes to a deque, which is atomic. Only one
+      adds up what is in there; who comes in between does not wait, but leaves it to the first. A
+      total that is read meanwhile may be too high, but never too low.
+    - ``resize`` is called without any lock: by two threads at once, if they free at once, and then
+      perhaps with the older total last. So each change sets a new mark, and who has told a total
+      tells again if the mark is not that of before: the last that is told is right.
+    - ``resize`` is not called within itself for what is freed in there, but after it.
+
+    Args:
+        resize: Called with the bytes that are live whenever they become more or fewer, by the
+            thread that makes or frees them. Tells whether the device has room for so many; if it
+            has not, the bytes of before are still reserved. As garbage collection frees, it must
+            not wait for what is held by somebody who allocates, nor raise.
+
+    Attributes:
+        peak: The most bytes that were live at once, counted after each operation.
+
+    Raises:
+        torch.OutOfMemoryError: from an operation that ``resize`` has no room for. What it made is
+            dropped, and the total is what it was.
+        RuntimeError: on entering, while another thread has entered.
+    """
+
+    # They come like other operations, or else torch refuses to run them.
+    supports_higher_order_operators = True
+
+    def __init__(self, resize: Callable[[int], bool] | None = None) -> None:
+        super().__init__()
+        self.peak = 0
+        self._resize = resize
+        self._entered: list[int] = []
+        self._storages: dict[int, _Watched] = {}
+        # Only the thread that has entered writes it.
+        self._made = 0
+        # Only who has the lock writes it, which nobody ever waits for.
+        self._freed = 0
+        self._adding_up = threading.Lock()
+        self._just_freed: deque[int] = deque()
+        self._mark = object()
+
+    @property
+    def live(self) -> int:
+        """Bytes of the storages that count and are not freed. Does not wait."""
+        while True:
+            try:
+                return self._made - self._freed - sum(tuple(self._just_freed))
+            except RuntimeError:
+                # Somebody has appended in the middle.
+                continue
+
+    def __enter__(self) -> Activations:
+        thread = threading.get_ident()
+        if self._entered and self._entered[-1] != thread:
+            raise RuntimeError("another thread has entered these activations: use others for each")
+        self._entered.append(thread)
+        # Not as torch enters: it notes for all threads that one is in a mode, and two that leave
+        # in the order in which they came leave that noted for good.
+        dispatch._push_mode(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        dispatch._pop_mode()
+        self._entered.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and _comes_whole(func):
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
+        out = func(*args, **kwargs)
+        made = self._watch(out, args, kwargs)
+        if made:
+            asked = sum(watched.nbytes for watched in made)
+            if not self._grow(asked, made):
+                # A traceback shows this frame, and would keep it.
+                del out
+                raise torch.OutOfMemoryError(
+                    f"out of memory: {func} asked for {asked} bytes, where {self.live} bytes of "
+                    "activations are live: the virtual device is full"
+                )
+        return out
+
+    def _watch(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Watched]:
+        """Watches the storages that an operation has made."""
+        made: list[_Watched] = []
+        for tensor in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(tensor, (list, tuple)):
+                made += self._watch(tensor, args, kwargs)
+            elif isinstance(tensor, torch.Tensor) and (storage := _storage_of(tensor)) is not None:
+                key = storage._cdata
+                if key in self._storages or _is_in(key, args) or _is_in(key, kwargs.values()):
+                    continue
+                if storage.device.type == "cpu" and (nbytes := storage.nbytes()):
+                    watched = _Watched(storage, _is_freed)
+                    watched.counted_by, watched.key, watched.nbytes = self, key, nbytes
+                    self._storages[key] = _WATCHED[id(watched)] = watched
+                    made.append(watched)
+        return made
+
+    def _grow(self, asked: int, made: list[_Watched]) -> bool:
+        """Counts what was made; not if there is no room for it, which it returns."""
+        self._made += asked
+        self._add_up()
+        live = self.live
+        granted = False
+        try:
+            self._mark = object()
+            granted = self._told()
+        finally:
+            if granted:
+                self.peak = max(self.peak, live)
+            else:
+                for watched in made:
+                    del self._storages[watched.key], _WATCHED[id(watched)]
+                self._made -= asked
+                self._mark = object()
+                self._told()
+        return granted
+
+    def freed(self, watched: _Watched) -> None:
+        """Takes off a storage that was just freed: by any thread, anywhere."""
+        del self._storages[watched.key]
+        self._just_freed.append(watched.nbytes)
+        self._mark = object()
+        if _TELLING.postponed is None:
+            self._told()
+        else:
+            _TELLING.postponed.append(self)
+
+    def _add_up(self) -> None:
+        while self._just_freed and self._adding_up.acquire(blocking=False):
+            try:
+                # Nobody else takes out any.
+                while self._just_freed:
+                    self._freed += self._just_freed.popleft()
+            finally:
+                self._adding_up.release()
+            # Who has read the total meanwhile has read too much.
+            self._mark = object()
+
+    def _told(self) -> bool:
+        """Tells the total, and those that change meanwhile. Returns whether there is room."""
+        if self._resize is None:
+            return True
+        if _TELLING.postponed is not None:
+            return self._tell(self._resize)
+        postponed = _TELLING.postponed = []
+        try:
+            granted = self._tell(self._resize)
+        finally:
+            _TELLING.postponed = None
+            for other in set(postponed):
+                other._told()
+        return granted
+
+    def _tell(self, resize: Callable[[int], bool]) -> bool:
+        while True:
+            self._add_up()
+            mark = self._mark
+            granted = resize(self.live)
+            if self._mark is mark:
+                return granted
+
+
+def _is_freed(watched: _Watched) -> None:
+    del _WATCHED[id(watched)]
+    watched.counted_by.freed(watched)
+
+
+def _comes_whole(func: Any) -> bool:
+    """Whether it comes in one piece in inference mode, and otherwise as its parts: some of those
+    need far more memory than what it returns."""
+    found = _IS_COMPOSITE.get(func)
+    if found is None:
+        found = _IS_COMPOSITE[func] = isinstance(
+            func, OpOverload
+        ) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+    # Autocast would convert what its parts make.
+    return found and not torch.is_autocast_enabled("cpu")
+
+
+def _storage_of(tensor: torch.Tensor) -> Any:
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        # Sparse tensors and their like have none.
+        return None
+
+
+def _is_in(key: int, values: Iterable[Any]) -> bool:
+    """Whether a storage was there before, as that of an argument."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            storage = _storage_of(value)
+            if storage is not None and storage._cdata == key:
+                return True
+        elif isinstance(value, (list, tuple)) and _is_in(key, value):
+            return True
+    return False

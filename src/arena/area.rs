@@ -1,0 +1,248 @@
+//! `Area`: the addresses of one model on one device, and the pages that have memory there.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::layout::{Content, Layout, PageSet};
+use super::{Arena, ArenaError, Shared as ArenaShared};
+use crate::budget::Reservation;
+use crate::device::{Address, DeviceMemory, Event, Stream};
+use crate::wait::{Owner, exiting};
+
+/// Addresses of the device's memory, and the bytes that are reserved for their pages.
+pub(super) struct Land {
+    memory: Arc<dyn DeviceMemory>,
+    pub(super) start: Address,
+    bytes: usize,
+    pub(super) reservation: Reservation,
+}
+
+impl Land {
+    /// Where some of its pages are, and their bytes.
+    pub(super) fn span(&self, pages: &Range<usize>) -> (Address, usize) {
+        let page = self.memory.page();
+        (self.start + pages.start * page, pages.len() * page)
+    }
+}
+
+impl Drop for Land {
+    fn drop(&mut self) {
+        // A forked child has none of the device's memory, and an exit takes everything.
+        if self.bytes > 0 && self.reservation.check().is_ok() && !exiting() {
+            self.memory.release(self.start, self.bytes);
+        }
+    }
+}
+
+/// What those who have an area share.
+pub(super) struct Shared {
+    pub(super) arena: Arc<ArenaShared>,
+    pub(super) key: String,
+    /// What it is made of.
+    pub(super) identity: usize,
+    /// By which number the arena's state knows it.
+    pub(super) number: usize,
+    pub(super) layout: Layout,
+    pub(super) land: Arc<Land>,
+}
+
+/// A model's place in a device's memory. Clones share it; when the last one goes, and the last
+/// [pinned tensor](super::PinnedTensor), its pages leave.
+#[derive(Clone)]
+pub struct Area(pub(super) Arc<Shared>);
+
+impl Area {
+    pub(super) fn new(
+        arena: &Arc<ArenaShared>,
+        key: &str,
+        identity: usize,
+        contents: Vec<Content>,
+        owner: &Owner,
+    ) -> Result<Self, ArenaError> {
+        let layout = Layout::new(contents, arena.memory.page());
+        let bytes = layout.pages() * arena.memory.page();
+        let reserved = arena.budget.try_reserve(0, Some(key), owner)?;
+        let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
+        reservation.disown();
+        let start = if bytes == 0 { 0 } else { arena.memory.reserve(bytes)? };
+        let memory = arena.memory.clone();
+        let land = Arc::new(Land { memory, start, bytes, reservation });
+        let number = arena.state.lock().add(land.clone(), layout.pages());
+        let (arena, key) = (arena.clone(), key.to_owned());
+        Ok(Self(Arc::new(Shared { arena, key, identity, number, layout, land })))
+    }
+
+    /// The key of the weights.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    /// The arena that it is in.
+    #[must_use]
+    pub fn arena(&self) -> Arena {
+        Arena(self.0.arena.clone())
+    }
+
+    /// What it has, in the order in which it lies there.
+    #[must_use]
+    pub fn contents(&self) -> &[Content] {
+        &self.0.layout.contents
+    }
+
+    /// Bytes of its tensors, with what lies between them.
+    #[must_use]
+    pub fn nbytes(&self) -> u64 {
+        self.0.layout.nbytes() as u64
+    }
+
+    /// How many pages it has addresses for.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.0.layout.pages()
+    }
+
+    /// All of its pages.
+    #[must_use]
+    pub fn all(&self) -> Arc<PageSet> {
+        Arc::new(self.0.layout.set(0..self.0.layout.contents.len()))
+    }
+
+    /// The place of a tensor in [`Area::contents`].
+    ///
+    /// # Errors
+    /// [`ArenaError::NoTensor`].
+    pub fn find(&self, name: &str) -> Result<usize, ArenaError> {
+        self.0.layout.find(name).ok_or_else(|| ArenaError::NoTensor {
+            name: name.to_owned(),
+            key: self.0.key.clone(),
+            device: self.0.arena.device,
+        })
+    }
+
+    /// The pages of some tensors, by their place in [`Area::contents`]: a block.
+    #[must_use]
+    pub fn block(&self, tensors: &[usize]) -> Arc<PageSet> {
+        Arc::new(self.0.layout.set(tensors.iter().copied()))
+    }
+
+    /// Where a tensor is on the device, whether it has memory now or not.
+    #[must_use]
+    pub fn address(&self, tensor: usize) -> Address {
+        self.0.land.start + self.0.layout.places[tensor]
+    }
+
+    /// Areas of a lower priority are evicted first; of equal ones the one that was not used for
+    /// longest.
+    #[must_use]
+    pub fn priority(&self) -> i64 {
+        self.0.arena.state.lock().areas[self.0.number].priority
+    }
+
+    /// Sets the priority.
+    pub fn set_priority(&self, priority: i64) {
+        self.0.arena.state.lock().areas[self.0.number].priority = priority;
+    }
+
+    /// Says that what its pages have in them may be wrong: each is filled again before it is used.
+    pub fn renew(&self) {
+        self.0.arena.state.lock().areas[self.0.number].generation += 1;
+    }
+
+    /// Of each page: 0 if it has no memory, 1 if it has and could leave, 2 if it is pinned, and 3 if
+    /// it is on its way.
+    #[must_use]
+    pub fn residency(&self) -> Vec<u8> {
+        self.0.arena.state.lock().areas[self.0.number].residency()
+    }
+
+    /// Whether both are the same.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if !self.arena.birth.is_here() {
+            return;
+        }
+        let mut state = self.arena.state.lock();
+        if state.known.get(&self.identity).is_some_and(|known| known.strong_count() == 0) {
+            state.known.remove(&self.identity);
+        }
+        state.areas[self.number].orphan = true;
+        let done = state.take_if_done(self.number);
+        let pages = state.areas.get(self.number).map_or(0, |area| area.resident);
+        drop(state);
+        drop(done);
+        if pages > 0 && !exiting() {
+            // Those that are still being used leave when somebody wants their bytes.
+            self.arena.evict_pages(pages, Some(std::time::Instant::now()));
+        }
+    }
+}
+
+/// Pages that stay where they are, until it is dropped.
+pub struct Pins {
+    area: Arc<Shared>,
+    set: Arc<PageSet>,
+    stream: Stream,
+    user: Option<Owner>,
+}
+
+impl Pins {
+    /// Of pages that are pinned already.
+    pub(super) fn new(
+        area: &Arc<Shared>,
+        set: &Arc<PageSet>,
+        stream: Stream,
+        user: &Owner,
+    ) -> Self {
+        area.land.reservation.add_user(user);
+        Self { area: area.clone(), set: set.clone(), stream, user: Some(user.clone()) }
+    }
+
+    /// The area.
+    #[must_use]
+    pub fn area(&self) -> Area {
+        Area(self.area.clone())
+    }
+
+    /// Whose they are.
+    pub(super) fn set(&self) -> &PageSet {
+        &self.set
+    }
+
+    /// Takes them out of the wait-for graph: nobody in particular will unpin them.
+    pub fn disown(&mut self) {
+        if let Some(user) = self.user.take() {
+            self.area.land.reservation.remove_user(&user);
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.disown();
+        let arena = &self.area.arena;
+        if !arena.birth.is_here() {
+            return;
+        }
+        let mut events: Vec<(Stream, Event)> = Vec::new();
+        if self.stream != Stream::Host
+            && !exiting()
+            && let Ok(event) = arena.memory.record(self.stream)
+        {
+            events.push((self.stream, event));
+        }
+        let mut state = arena.state.lock();
+        state.unpin(self.area.number, &self.set, &events);
+        let above = state.above_watermark(arena.memory.page());
+        drop(state);
+        if above > 0 && !exiting() {
+            arena.evict_pages(above, Some(std::time::Instant::now()));
+        }
+    }
+}

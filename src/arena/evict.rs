@@ -1,0 +1,78 @@
+//! Taking pages away: the least wanted ones, when all streams are done with them.
+
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::state::{Candidate, Run};
+use crate::budget::Evictor;
+use crate::device::Event;
+
+/// How long an eviction waits for streams. Who still misses bytes then asks again.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// The arena as its budget asks it for bytes.
+pub(super) struct Pages(pub(super) Weak<Shared>);
+
+impl Evictor for Pages {
+    fn evict(&self, bytes: u64) {
+        let Some(arena) = self.0.upgrade().filter(|arena| arena.birth.is_here()) else { return };
+        let pages = bytes.div_ceil(arena.memory.page() as u64);
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        arena.evict_pages(pages, Some(Instant::now() + SLICE));
+    }
+}
+
+impl Shared {
+    /// Evicts so many pages, or all that nobody uses; waits for streams that use them until then.
+    /// Returns how many have left.
+    pub(super) fn evict_pages(&self, most: usize, until: Option<Instant>) -> usize {
+        let mut gone = 0;
+        loop {
+            let candidates = self.state.lock().candidates(most - gone);
+            if candidates.is_empty() {
+                return gone;
+            }
+            let mut waiting = None;
+            let ready: Vec<Candidate> = candidates
+                .into_iter()
+                .filter(|candidate| match first_not_passed(&candidate.fences) {
+                    None => true,
+                    Some(event) => {
+                        waiting.get_or_insert_with(|| event.clone());
+                        false
+                    }
+                })
+                .collect();
+            let runs = self.state.lock().leave(&ready);
+            gone += runs.iter().map(|run| run.pages.len()).sum::<usize>();
+            runs.iter().for_each(|run| self.take_memory(run));
+            if gone >= most {
+                return gone;
+            }
+            // Less wanted ones that are still being used go before more wanted ones that are not.
+            if let Some(event) = waiting
+                && !event.wait(until).unwrap_or(true)
+            {
+                return gone;
+            }
+        }
+    }
+
+    fn take_memory(&self, run: &Run) {
+        let (start, length) = run.land.span(&run.pages);
+        // In this order, so that a look at the memory meanwhile finds less than there is, not more.
+        run.land.reservation.fill_less(length as u64);
+        self.memory.decommit(start, length);
+        let done = self.state.lock().left(run);
+        self.left.notify_all();
+        // It has at least the bytes of these pages.
+        let _ = run.land.reservation.shrink(length as u64);
+        drop(done);
+    }
+}
+
+/// What a page has to wait for. Work that has failed does not go on.
+fn first_not_passed(fences: &[Event]) -> Option<&Event> {
+    fences.iter().find(|event| !event.has_passed().unwrap_or(true))
+}

@@ -1,0 +1,296 @@
+//! Making pages resident: memory for those that have none, and their content.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::area::{Area, Pins, Shared as AreaShared};
+use super::layout::{PageSet, runs};
+use super::state::Claim;
+use super::{ArenaError, Shared};
+use crate::budget::Reservation;
+use crate::device::{Event, MemoryError, Stream};
+use crate::load_lock::Mode;
+use crate::sync::{Mutant, planted, wait_until};
+use crate::wait::{Owner, Patience, WaitError};
+
+/// How long a wait for a copy sleeps before it looks whether it is still wanted.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// What somebody needs beside pages: working memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beside {
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl Area {
+    /// Pins pages that are resident, if all of them are, for work on `stream`; never waits.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`] and [`ArenaError::Forked`].
+    pub fn pin(
+        &self,
+        set: &Arc<PageSet>,
+        stream: Stream,
+        owner: &Owner,
+    ) -> Result<Option<Pins>, ArenaError> {
+        self.0.arena.birth.check("arena")?;
+        let pinned = self.0.arena.state.lock().pin(self.0.number, set);
+        let Some(filled) = pinned else { return Ok(None) };
+        let pins = Pins::new(&self.0, set, stream, owner);
+        let patience = Patience::at_most(Duration::ZERO);
+        match self.0.content_is_there(&pins, filled, stream, &patience) {
+            Ok(()) => Ok(Some(pins)),
+            Err(ArenaError::Wait(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes pages resident, and pins them for work on `stream`: that comes after their content. Waits
+    /// for bytes, in line, and on [`Stream::Host`] for the copies. Reserves working memory with them.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; nothing stays pinned then.
+    pub fn fault(
+        &self,
+        set: &Arc<PageSet>,
+        beside: Beside,
+        stream: Stream,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<(Pins, Option<Reservation>), ArenaError> {
+        let arena = &self.0.arena;
+        arena.birth.check("arena")?;
+        let began = Instant::now();
+        let pinned = arena.state.lock().pin(self.0.number, set);
+        if let Some(filled) = pinned {
+            let pins = Pins::new(&self.0, set, stream, owner);
+            if let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)? {
+                self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
+                return Ok((pins, working));
+            }
+            // In line for bytes nobody has pages that others may be waiting for.
+        }
+        let turn = arena.turn.acquire(Mode::Write, owner, &patience.since(began))?;
+        let (pins, claim) = self.0.claim(set, stream, owner);
+        let (filled, working) =
+            self.0.bring(&pins, claim, beside, owner, &patience.since(began))?;
+        drop(turn);
+        self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
+        Ok((pins, working))
+    }
+}
+
+/// Pages that were claimed and are not there yet: they are given up when it is dropped.
+struct Coming<'a> {
+    area: &'a AreaShared,
+    claim: Option<Claim>,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.area.arena.state.lock().give_up(self.area.number, &claim);
+        }
+    }
+}
+
+impl AreaShared {
+    /// Pins pages, whatever there is of them; with the turn.
+    fn claim(self: &Arc<Self>, set: &Arc<PageSet>, stream: Stream, owner: &Owner) -> (Pins, Claim) {
+        let arena = &self.arena;
+        let mut state = arena.state.lock();
+        while state.is_leaving(self.number, set) {
+            // Whoever takes their memory away waits for nobody.
+            state = wait_until(&arena.left, state, None);
+        }
+        let claim = state.claim(self.number, set);
+        drop(state);
+        (Pins::new(self, set, stream, owner), claim)
+    }
+
+    /// Brings what was claimed. Returns what has to pass before all content is there.
+    fn bring(
+        &self,
+        pins: &Pins,
+        claim: Claim,
+        beside: Beside,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
+        let arena = &self.arena;
+        let page = arena.memory.page() as u64;
+        let missing = claim.missing.len() as u64 * page;
+        let there = pins.set().len() as u64 * page - missing;
+        let mut coming = Coming { area: self, claim: Some(claim) };
+        let wanted = missing + beside.bytes;
+        let mut working = None;
+        if wanted > 0 {
+            let purpose = format!("working memory of {}", self.key);
+            let budget = &arena.budget;
+            let hand = budget.reserve_beside(wanted, there, Some(&purpose), owner, patience)?;
+            if missing > 0 {
+                let pages = hand.split(missing)?;
+                self.commit(&coming, missing)?;
+                // The bytes are filled before the ledger says so: until then it has less, not more.
+                self.land.reservation.absorb(&pages)?;
+                self.land.reservation.fill_more(missing);
+            }
+            working = (beside.bytes > 0).then_some(hand);
+        }
+        let mut events = Vec::new();
+        if let Some(claim) = coming.claim.take() {
+            let filled = self.copy(&claim).inspect_err(|_| self.take_back(&claim))?;
+            let mut state = arena.state.lock();
+            events = state.settle(self.number, pins.set(), &claim, filled.as_ref());
+        }
+        Ok((events, working))
+    }
+
+    /// Gives memory to the pages that are coming; to all of them or none.
+    fn commit(&self, coming: &Coming<'_>, bytes: u64) -> Result<(), ArenaError> {
+        let Some(claim) = &coming.claim else { return Ok(()) };
+        let memory = &self.arena.memory;
+        let mut done: Vec<(usize, usize)> = Vec::new();
+        for run in runs(claim.missing.iter().copied()) {
+            let (start, length) = self.land.span(&run);
+            let mut outcome = memory.commit(start, length);
+            if let Err(MemoryError::OutOfMemory { .. }) = outcome {
+                // Others outside were faster than the last look: once more, after all that can leave.
+                self.arena.budget.relieve(bytes);
+                outcome = memory.commit(start, length);
+            }
+            if let Err(error) = outcome {
+                done.iter().for_each(|(start, length)| memory.decommit(*start, *length));
+                return Err(match error {
+                    MemoryError::OutOfMemory { .. } => self.arena.full(&self.key, bytes),
+                    error => error.into(),
+                });
+            }
+            done.push((start, length));
+        }
+        Ok(())
+    }
+
+    /// Takes the memory of pages away that will have no content.
+    fn take_back(&self, claim: &Claim) {
+        let bytes = claim.missing.len() as u64 * self.arena.memory.page() as u64;
+        self.land.reservation.fill_less(bytes);
+        for run in runs(claim.missing.iter().copied()) {
+            let (start, length) = self.land.span(&run);
+            self.arena.memory.decommit(start, length);
+        }
+        // It has at least these.
+        let _ = self.land.reservation.shrink(bytes);
+        self.arena.state.lock().give_up(self.number, claim);
+    }
+
+    /// Has what was claimed copied. Returns what has to pass before it is there.
+    fn copy(&self, claim: &Claim) -> Result<Option<Event>, ArenaError> {
+        let mut pages: Vec<usize> = claim.missing.iter().chain(&claim.stale).copied().collect();
+        if pages.is_empty() {
+            return Ok(None);
+        }
+        pages.sort_unstable();
+        let (memory, start) = (&self.arena.memory, self.land.start);
+        let stream = memory.copies()?;
+        for fence in &claim.fences {
+            memory.after(stream, fence)?;
+        }
+        let pieces = runs(pages).iter().flat_map(|run| self.layout.pieces(start, run)).collect();
+        memory.upload(stream, pieces)?;
+        Ok(Some(memory.record(stream)?))
+    }
+
+    /// Has `stream` go on only when the content of pages is there.
+    fn content_is_there(
+        &self,
+        pins: &Pins,
+        filled: Vec<Event>,
+        stream: Stream,
+        patience: &Patience<'_>,
+    ) -> Result<(), ArenaError> {
+        if filled.is_empty() || planted(Mutant::ContentIsNotAwaited) {
+            return Ok(());
+        }
+        let (arena, began) = (&self.arena, Instant::now());
+        let mut passed = Vec::new();
+        for event in filled {
+            let outcome = match stream {
+                Stream::Host => arena.wait_for(&event, &self.key, began, patience).map(|()| true),
+                stream => arena.come_after(&event, stream),
+            };
+            match outcome {
+                Ok(true) => passed.push(event),
+                Ok(false) => {}
+                Err(error) => {
+                    if matches!(error, ArenaError::Memory(_)) {
+                        arena.state.lock().spoil(self.number, pins.set(), &event);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if !passed.is_empty() {
+            arena.state.lock().seen(self.number, pins.set(), &passed);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Working memory, if there is some without waiting: `None` if there is not.
+    #[expect(clippy::option_option, reason = "what is there may be nothing, if nothing is wanted")]
+    fn working_memory_at_once(
+        &self,
+        area: &AreaShared,
+        beside: Beside,
+        owner: &Owner,
+    ) -> Result<Option<Option<Reservation>>, ArenaError> {
+        if beside.bytes == 0 {
+            return Ok(Some(None));
+        }
+        let purpose = format!("working memory of {}", area.key);
+        let taken = self.budget.reserve_at_once(beside.bytes, Some(&purpose), owner)?;
+        Ok(taken.map(Some))
+    }
+
+    /// Has a stream wait for a copy. Returns whether there is nothing to wait for.
+    fn come_after(&self, event: &Event, stream: Stream) -> Result<bool, ArenaError> {
+        let passed = event.has_passed()?;
+        if !passed {
+            self.memory.after(stream, event)?;
+        }
+        Ok(passed)
+    }
+
+    /// Waits for a copy.
+    fn wait_for(
+        &self,
+        event: &Event,
+        key: &str,
+        began: Instant,
+        patience: &Patience<'_>,
+    ) -> Result<(), ArenaError> {
+        loop {
+            if event.has_passed()? {
+                return Ok(());
+            }
+            let wants = || format!("the weights of {key:?} to be copied to {}", self.device);
+            if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
+                let reason = token.reason();
+                return Err(WaitError::Cancelled { wants: wants(), reason }.into());
+            }
+            let over = |timeout: &Duration| began.elapsed() >= *timeout;
+            if let Some(after) = patience.timeout.filter(over) {
+                let (wants, held) = (wants(), String::new());
+                return Err(WaitError::Timeout { wants, held, after }.into());
+            }
+            event.wait(Some(Instant::now() + SLICE))?;
+            if patience.interrupt.interrupted() {
+                return Err(WaitError::Interrupted.into());
+            }
+            self.birth.check("wait").map_err(WaitError::from)?;
+        }
+    }
+}

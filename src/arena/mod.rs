@@ -1,0 +1,234 @@
+//! `Arena`: one device's memory in pages, and the models that have some of it.
+//!
+//! **What it is.** An [`Area`] has addresses for all tensors of a model, and memory for some: pages of
+//! 2 MiB that come on [`Area::fault`], stay while they are pinned, and leave when somebody needs their
+//! bytes. Leaving drops them; the host has the weights. A page that stayed is not copied again.
+//!
+//! **Order.** Whoever misses pages gets a turn, first come, first served, and in it reserves all their
+//! bytes at once: nobody who is in line for bytes has pages that others wait for. What leaves first is
+//! what has the lowest priority, then what was not used for longest; of one area the last pages.
+//!
+//! **Invariants.** A pinned page does not leave. A page leaves, or is written again, only after all
+//! streams that have used it are done ([`Stream`], [`Event`]); its content is used only after its copy
+//! is done. The bytes reserved for an area are those of its pages that have memory, within those that
+//! are on their way. Pins, and what is given up half-way, are undone however it ends. Nothing is shared
+//! between devices.
+//!
+//! **Order of locks.** The arena's mutex is held for nothing but its books: no driver, budget or waker
+//! is called under it.
+//!
+//! **Errors.** [`ArenaError`].
+//!
+//! ```
+//! use coresident::arena::{Arena, Beside, Content};
+//! use coresident::budget::{Budget, Spec};
+//! use coresident::device::{HostBytes, Stream, VirtualSpec, virtual_devices};
+//! use coresident::wait::{Owner, Patience};
+//! use coresident::weights::ElementType;
+//! # use std::sync::Arc;
+//! struct Ones;
+//! impl HostBytes for Ones {
+//!     fn copy_to(&self, _from: usize, to: &mut [u8]) {
+//!         to.fill(1);
+//!     }
+//! }
+//!
+//! let spec = VirtualSpec { memory: Some(64 << 20), ..VirtualSpec::default() };
+//! let device = virtual_devices(1, spec)?.remove(0);
+//! let budget = Budget::new(Spec { limit: 64 << 20, ..Spec::named("virtual:0") });
+//! let (arena, me) = (Arena::new(&device, &budget)?, Owner::thread(|| "main".into()));
+//! let (element, nbytes, bytes) = (ElementType::UInt8, 5 << 20, Arc::new(Ones));
+//! let content = Content { name: "w".into(), element, shape: vec![nbytes], nbytes, bytes };
+//! let area = arena.area("model", 1, &me, || vec![content])?;
+//! let block = area.block(&[area.find("w")?]);
+//! let (pins, _) = area.fault(&block, Beside::default(), Stream::Host, &me, &Patience::FOREVER)?;
+//! assert_eq!((budget.used(), area.residency()), (6 << 20, vec![2, 2, 2]));
+//! drop(pins);
+//! assert_eq!((arena.evict(1), area.residency()), (2 << 20, vec![1, 1, 0]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod area;
+mod error;
+mod evict;
+mod fault;
+mod layout;
+mod state;
+mod status;
+mod tensor;
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+pub use area::{Area, Pins};
+pub use error::ArenaError;
+pub use fault::Beside;
+pub use layout::{Content, PageSet};
+pub use status::{AreaStatus, ArenaStatus};
+pub use tensor::{PinnedTensor, RangeView};
+
+#[cfg(doc)]
+use crate::device::{Event, Stream};
+
+use crate::budget::Budget;
+use crate::device::{Device, DeviceMemory, Name};
+use crate::load_lock::LoadLock;
+use crate::sync::{Condvar, Mutex};
+use crate::wait::{Birth, Owner};
+use state::State;
+
+/// After what costs nothing to give back, before what is slow to come again.
+const PRIORITY: i64 = 50;
+
+/// One device's memory in pages. Clones share it.
+#[derive(Clone)]
+pub struct Arena(Arc<Shared>);
+
+/// What an arena and its areas share.
+pub(crate) struct Shared {
+    birth: Birth,
+    device: Name,
+    memory: Arc<dyn DeviceMemory>,
+    budget: Budget,
+    /// By which number the budget knows it.
+    evictor: u64,
+    /// Whoever brings pages has it.
+    turn: LoadLock,
+    state: Mutex<State>,
+    /// Pages have left.
+    left: Condvar,
+}
+
+impl Arena {
+    /// An arena of a device, whose pages are charged to `budget`. The budget asks it for bytes.
+    ///
+    /// # Errors
+    /// [`ArenaError::NoPages`] if there can be none on the device.
+    pub fn new(device: &Device, budget: &Budget) -> Result<Self, ArenaError> {
+        let name = device.name();
+        let memory = device.driver().memory().ok_or(ArenaError::NoPages { device: name })?;
+        Ok(Self::over(name, memory, budget))
+    }
+
+    /// The same of any memory.
+    #[must_use]
+    pub fn over(device: Name, memory: Arc<dyn DeviceMemory>, budget: &Budget) -> Self {
+        Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
+            let evictor = Arc::new(evict::Pages(arena.clone()));
+            Shared {
+                birth: Birth::default(),
+                device,
+                memory,
+                budget: budget.clone(),
+                evictor: budget.add_evictor(PRIORITY, evictor),
+                turn: LoadLock::called(format!("a turn to place weights on {device}")),
+                state: Mutex::new(State::default()),
+                left: Condvar::new(),
+            }
+        }))
+    }
+
+    /// The area of what has this identity: the one that somebody has, or a new one with these contents.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`] if there are no addresses for it, and [`ArenaError::Forked`].
+    pub fn area(
+        &self,
+        key: &str,
+        identity: usize,
+        owner: &Owner,
+        contents: impl FnOnce() -> Vec<Content>,
+    ) -> Result<Area, ArenaError> {
+        self.0.birth.check("arena")?;
+        let known = |state: &State| state.known.get(&identity).and_then(Weak::upgrade).map(Area);
+        let found = known(&self.0.state.lock());
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let made = Area::new(&self.0, key, identity, contents(), owner)?;
+        let mut state = self.0.state.lock();
+        // Somebody may have made it meanwhile.
+        let found = known(&state);
+        if found.is_none() {
+            state.known.insert(identity, Arc::downgrade(&made.0));
+        }
+        drop(state);
+        Ok(found.unwrap_or(made))
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> Name {
+        self.0.device
+    }
+
+    /// What its pages are charged to.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    /// Refuses to go on in a forked child.
+    ///
+    /// # Errors
+    /// [`ArenaError::Forked`].
+    pub fn check(&self) -> Result<(), ArenaError> {
+        Ok(self.0.birth.check("arena")?)
+    }
+
+    /// Evicts unpinned pages of so many bytes, or all that there are. Those that a stream still uses
+    /// are not waited for. Returns the bytes.
+    pub fn evict(&self, bytes: u64) -> u64 {
+        if !self.0.birth.is_here() {
+            return 0;
+        }
+        let page = self.0.memory.page();
+        let pages = usize::try_from(bytes.div_ceil(page as u64)).unwrap_or(usize::MAX);
+        (self.0.evict_pages(pages, Some(Instant::now())) * page) as u64
+    }
+
+    /// When pages are unpinned and more than `high` bytes of the device are pages with memory, they are
+    /// evicted until `low` are left. `None` never does so. With 0 and 0 nothing stays that is not used.
+    ///
+    /// # Errors
+    /// [`ArenaError::Watermarks`] and [`ArenaError::Forked`].
+    pub fn set_watermarks(&self, low: u64, high: Option<u64>) -> Result<(), ArenaError> {
+        self.0.birth.check("arena")?;
+        if let Some(high) = high.filter(|high| low > *high) {
+            return Err(ArenaError::Watermarks { device: self.0.device, low, high });
+        }
+        let mut state = self.0.state.lock();
+        (state.low, state.high) = (low, high);
+        let above = state.above_watermark(self.0.memory.page());
+        drop(state);
+        self.0.evict_pages(above, Some(Instant::now()));
+        Ok(())
+    }
+
+    /// Whether both are the same.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Shared {
+    /// What to tell somebody for whom there is no room though the budget has the bytes.
+    fn full(&self, key: &str, asked: u64) -> ArenaError {
+        let pinned = (self.state.lock().pinned() * self.memory.page()) as u64;
+        ArenaError::Full {
+            device: self.device,
+            key: key.to_owned(),
+            asked,
+            free: self.memory.free(),
+            // Those that were to come are claimed already.
+            pinned: pinned.saturating_sub(asked),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.budget.remove_evictor(self.evictor);
+    }
+}

@@ -1,0 +1,366 @@
+//! The pages of one device and their transitions; everything here happens under the arena's own mutex,
+//! and calls nothing.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use slab::Slab;
+
+use super::area::{Land, Shared as AreaShared};
+use super::layout::{PageSet, runs};
+use crate::device::{Event, Stream};
+use crate::sync::{Mutant, planted};
+
+/// Where a page is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has no memory.
+    Absent,
+    /// Whoever has the turn is giving it memory.
+    Coming,
+    /// It has memory.
+    Resident,
+    /// Its memory is being taken away.
+    Leaving,
+}
+
+pub(super) struct Page {
+    pub(super) place: Place,
+    /// By how many it is in use.
+    pub(super) pins: u32,
+    /// The content that it has, or will have once it is filled; 0 is none.
+    pub(super) generation: u64,
+    /// Changes whenever it is used, so that who has looked knows whether that is still true.
+    stamp: u64,
+    /// When its content is there, if that has not been seen yet.
+    pub(super) filled: Option<Event>,
+    /// When the streams that have used it are done with that.
+    used: Vec<(Stream, Event)>,
+}
+
+impl Page {
+    fn new() -> Self {
+        Self {
+            place: Place::Absent,
+            pins: 0,
+            generation: 0,
+            stamp: 0,
+            filled: None,
+            used: Vec::new(),
+        }
+    }
+
+    /// What has to pass before its memory can be taken away, or written again.
+    fn fences(&self) -> impl Iterator<Item = &Event> {
+        let fences = self.filled.iter().chain(self.used.iter().map(|(_, event)| event));
+        fences.filter(|_| !planted(Mutant::PageLeavesEarly))
+    }
+}
+
+/// What the arena knows of one area.
+pub(super) struct AreaState {
+    pub(super) land: Arc<Land>,
+    pub(super) pages: Vec<Page>,
+    /// What its content is now; pages of another one have to be filled again.
+    pub(super) generation: u64,
+    pub(super) priority: i64,
+    /// When it was used last.
+    pub(super) used_at: u64,
+    /// How many pages have memory, or get it.
+    pub(super) resident: usize,
+    /// How many are in use.
+    pub(super) pinned: usize,
+    /// Whether nobody has the area any more.
+    pub(super) orphan: bool,
+    /// Live pinned tensors, by their place in the layout.
+    pub(super) tensors: HashMap<usize, usize>,
+}
+
+impl AreaState {
+    /// By what areas are sorted when something has to leave.
+    pub(super) fn eviction_order(&self) -> (bool, i64, u64) {
+        (!self.orphan, self.priority, self.used_at)
+    }
+}
+
+/// Pages that are one after the other.
+pub(super) struct Run {
+    pub(super) area: usize,
+    pub(super) land: Arc<Land>,
+    pub(super) pages: Range<usize>,
+}
+
+/// A page that could leave, as it was when it was looked at.
+pub(super) struct Candidate {
+    area: usize,
+    page: usize,
+    stamp: u64,
+    pub(super) fences: Vec<Event>,
+}
+
+/// What was found of some pages when they were claimed.
+pub(super) struct Claim {
+    /// They get memory now.
+    pub(super) missing: Vec<usize>,
+    /// They have memory, but another content, and these have to pass before that is replaced.
+    pub(super) stale: Vec<usize>,
+    pub(super) fences: Vec<Event>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) areas: Slab<AreaState>,
+    /// By what they are made of.
+    pub(super) known: HashMap<usize, Weak<AreaShared>>,
+    clock: u64,
+    /// Unpinned pages leave when there are more bytes than this, until there are as few as the other.
+    pub(super) high: Option<u64>,
+    pub(super) low: u64,
+}
+
+impl State {
+    pub(super) fn add(&mut self, land: Arc<Land>, pages: usize) -> usize {
+        self.areas.insert(AreaState {
+            land,
+            pages: (0..pages).map(|_| Page::new()).collect(),
+            generation: 1,
+            priority: 0,
+            used_at: 0,
+            resident: 0,
+            pinned: 0,
+            orphan: false,
+            tensors: HashMap::new(),
+        })
+    }
+
+    /// Pins pages if all of them are there, with the right content. Returns what has to pass before
+    /// that can be read.
+    pub(super) fn pin(&mut self, area: usize, set: &PageSet) -> Option<Vec<Event>> {
+        let clock = self.tick();
+        let AreaState { pages, generation, pinned, used_at, .. } = &mut self.areas[area];
+        let there = |page: &Page| {
+            page.place == Place::Resident
+                && (page.generation == *generation || planted(Mutant::StalePageIsUsed))
+        };
+        if !set.iter().all(|at| there(&pages[at])) {
+            return None;
+        }
+        *used_at = clock;
+        let mut filled = Vec::new();
+        for at in set.iter() {
+            let page = &mut pages[at];
+            *pinned += usize::from(page.pins == 0);
+            page.pins += 1;
+            page.stamp = clock;
+            note(&mut filled, page.filled.iter());
+        }
+        Some(filled)
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Whether memory of one of the pages is being taken away.
+    pub(super) fn is_leaving(&self, area: usize, set: &PageSet) -> bool {
+        set.iter().any(|at| self.areas[area].pages[at].place == Place::Leaving)
+    }
+
+    /// Pins pages, whatever there is of them, for somebody who has the turn.
+    pub(super) fn claim(&mut self, area: usize, set: &PageSet) -> Claim {
+        let clock = self.tick();
+        let AreaState { pages, generation, pinned, resident, used_at, .. } = &mut self.areas[area];
+        *used_at = clock;
+        let mut claim = Claim { missing: Vec::new(), stale: Vec::new(), fences: Vec::new() };
+        for at in set.iter() {
+            let page = &mut pages[at];
+            if page.place == Place::Absent {
+                page.place = Place::Coming;
+                *resident += 1;
+                claim.missing.push(at);
+            } else if page.generation != *generation {
+                claim.stale.push(at);
+                note(&mut claim.fences, page.fences());
+            }
+            *pinned += usize::from(page.pins == 0);
+            page.pins += 1;
+            page.stamp = clock;
+        }
+        claim
+    }
+
+    /// What comes has memory now, and will have its content when `filled` has passed. Returns what the
+    /// pages of the set have to wait for.
+    pub(super) fn settle(
+        &mut self,
+        area: usize,
+        set: &PageSet,
+        claim: &Claim,
+        filled: Option<&Event>,
+    ) -> Vec<Event> {
+        let AreaState { pages, generation, .. } = &mut self.areas[area];
+        for at in claim.missing.iter().chain(&claim.stale) {
+            let page = &mut pages[*at];
+            page.place = Place::Resident;
+            page.generation = *generation;
+            page.filled = filled.cloned();
+        }
+        let mut events = Vec::new();
+        set.iter().for_each(|at| note(&mut events, pages[at].filled.iter()));
+        events
+    }
+
+    /// What came does not come: the pages that were to get memory have none.
+    pub(super) fn give_up(&mut self, area: usize, claim: &Claim) {
+        let AreaState { pages, resident, pinned, .. } = &mut self.areas[area];
+        for at in &claim.missing {
+            pages[*at] = Page::new();
+        }
+        *resident -= claim.missing.len();
+        *pinned -= claim.missing.len();
+    }
+
+    /// Pages whose content was seen to be there.
+    pub(super) fn seen(&mut self, area: usize, set: &PageSet, passed: &[Event]) {
+        let pages = &mut self.areas[area].pages;
+        for at in set.iter() {
+            pages[at]
+                .filled
+                .take_if(|filled| passed.iter().any(|event| Arc::ptr_eq(event, filled)));
+        }
+    }
+
+    /// Pages whose content did not come, because a copy has failed.
+    pub(super) fn spoil(&mut self, area: usize, set: &PageSet, failed: &Event) {
+        let pages = &mut self.areas[area].pages;
+        for at in set.iter() {
+            let page = &mut pages[at];
+            if page.filled.take_if(|filled| Arc::ptr_eq(failed, filled)).is_some() {
+                page.generation = 0;
+            }
+        }
+    }
+
+    /// Lets pages go that were used until `events`.
+    pub(super) fn unpin(&mut self, area: usize, set: &PageSet, events: &[(Stream, Event)]) {
+        let clock = self.tick();
+        let AreaState { pages, pinned, used_at, .. } = &mut self.areas[area];
+        *used_at = clock;
+        for at in set.iter() {
+            let page = &mut pages[at];
+            if page.pins == 0 {
+                // Given up.
+                continue;
+            }
+            page.pins -= 1;
+            page.stamp = clock;
+            *pinned -= usize::from(page.pins == 0);
+            if planted(Mutant::UseIsForgotten) {
+                continue;
+            }
+            for (stream, event) in events {
+                // What comes later on a stream passes later.
+                page.used.retain(|(other, _)| other != stream);
+                page.used.push((*stream, event.clone()));
+            }
+        }
+    }
+
+    /// How many pages have memory, or get it.
+    pub(super) fn resident(&self) -> usize {
+        self.areas.iter().map(|(_, area)| area.resident).sum()
+    }
+
+    /// How many are in use.
+    pub(super) fn pinned(&self) -> usize {
+        self.areas.iter().map(|(_, area)| area.pinned).sum()
+    }
+
+    /// How many should leave: none while there are no more bytes than the high watermark.
+    pub(super) fn above_watermark(&self, page: usize) -> usize {
+        let (bytes, page) = ((self.resident() * page) as u64, page as u64);
+        match self.high.filter(|high| bytes > *high) {
+            Some(_) => usize::try_from((bytes - self.low).div_ceil(page)).unwrap_or(usize::MAX),
+            None => 0,
+        }
+    }
+
+    /// Pages that could leave, so many or all that there are; the least wanted first. Of an area the
+    /// last ones go first.
+    pub(super) fn candidates(&self, most: usize) -> Vec<Candidate> {
+        let mut areas: Vec<(usize, &AreaState)> = self.areas.iter().collect();
+        areas.sort_by_key(|(_, area)| area.eviction_order());
+        let mut candidates = Vec::new();
+        for (key, area) in areas {
+            if area.resident == area.pinned && !planted(Mutant::PinnedPageLeaves) {
+                continue;
+            }
+            for (at, page) in area.pages.iter().enumerate().rev() {
+                if candidates.len() == most {
+                    return candidates;
+                }
+                if can_leave(page) {
+                    let mut fences = Vec::new();
+                    note(&mut fences, page.fences());
+                    candidates.push(Candidate { area: key, page: at, stamp: page.stamp, fences });
+                }
+            }
+        }
+        candidates
+    }
+
+    /// Has those leave that have not been used since they were looked at.
+    pub(super) fn leave(&mut self, candidates: &[Candidate]) -> Vec<Run> {
+        let mut leaving: HashMap<usize, Vec<usize>> = HashMap::new();
+        for candidate in candidates {
+            let Some(area) = self.areas.get_mut(candidate.area) else { continue };
+            let Some(page) = area.pages.get_mut(candidate.page) else { continue };
+            if can_leave(page) && page.stamp == candidate.stamp {
+                page.place = Place::Leaving;
+                leaving.entry(candidate.area).or_default().push(candidate.page);
+            }
+        }
+        let mut all = Vec::new();
+        for (area, mut pages) in leaving {
+            pages.sort_unstable();
+            let land = &self.areas[area].land;
+            all.extend(runs(pages).into_iter().map(|pages| Run {
+                area,
+                land: land.clone(),
+                pages,
+            }));
+        }
+        all
+    }
+
+    /// The pages of a run have left. Returns the area, if it was the last of one that nobody has.
+    pub(super) fn left(&mut self, run: &Run) -> Option<AreaState> {
+        let area = &mut self.areas[run.area];
+        for page in &mut area.pages[run.pages.clone()] {
+            *page = Page::new();
+        }
+        area.resident -= run.pages.len();
+        self.take_if_done(run.area)
+    }
+
+    /// An area that nobody has and that has no page left.
+    pub(super) fn take_if_done(&mut self, key: usize) -> Option<AreaState> {
+        let area = self.areas.get(key)?;
+        (area.orphan && area.resident == 0).then(|| self.areas.remove(key))
+    }
+}
+
+fn can_leave(page: &Page) -> bool {
+    page.place == Place::Resident && (page.pins == 0 || planted(Mutant::PinnedPageLeaves))
+}
+
+/// Adds events that are not there yet.
+fn note<'a>(all: &mut Vec<Event>, more: impl Iterator<Item = &'a Event>) {
+    for event in more {
+        if !all.iter().any(|known| Arc::ptr_eq(known, event)) {
+            all.push(event.clone());
+        }
+    }
+}

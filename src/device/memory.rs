@@ -1,0 +1,148 @@
+//! What a device with memory of its own must be able to do with it: pages, copies, streams, events.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{ByteSize, Name};
+
+/// An address in a device's memory.
+pub type Address = usize;
+
+/// The order in which work happens on a device. Work of one stream is done in order; streams are out of
+/// step with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// The calling thread does the work itself: whatever it has called is over. The CPU.
+    Host,
+    /// A queue of the device, by the driver's handle.
+    Device(usize),
+}
+
+/// Marks a place in a stream: it has passed once all the work before it is done.
+pub trait Fence: Any + Send + Sync {
+    /// Whether it has passed; never waits.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`] and [`MemoryError::Unmapped`]: what the work before it has done to itself.
+    fn has_passed(&self) -> Result<bool, MemoryError>;
+
+    /// Blocks until it has passed, or until then. Returns whether it has.
+    ///
+    /// # Errors
+    /// As [`Fence::has_passed`].
+    fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError>;
+}
+
+/// A fence as those who wait for it have it.
+pub type Event = Arc<dyn Fence>;
+
+/// Bytes in host memory that stay where they are.
+pub trait HostBytes: Send + Sync {
+    /// Copies as many of them as there is room for, from the byte `from` on.
+    fn copy_to(&self, from: usize, to: &mut [u8]);
+}
+
+/// One stretch of a copy.
+pub struct Piece {
+    /// Where the bytes come from.
+    pub source: Arc<dyn HostBytes>,
+    /// Which of them is the first.
+    pub from: usize,
+    /// Where on the device they go.
+    pub to: Address,
+    /// How many.
+    pub length: usize,
+}
+
+/// A device's memory in pages. Called with no lock held, from any thread.
+pub trait DeviceMemory: Send + Sync {
+    /// Bytes of a page: what is committed at once.
+    fn page(&self) -> usize;
+
+    /// Bytes that nobody has now.
+    fn free(&self) -> u64;
+
+    /// Reserves addresses, of which none has memory: so many bytes, a multiple of a page.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoAddresses`].
+    fn reserve(&self, bytes: usize) -> Result<Address, MemoryError>;
+
+    /// Gives addresses back, of which none has memory.
+    fn release(&self, start: Address, bytes: usize);
+
+    /// Gives addresses memory, of whatever content; all of them or none.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`] and [`MemoryError::Lost`].
+    fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError>;
+
+    /// Takes the memory of addresses away. No stream may use it any more.
+    fn decommit(&self, start: Address, bytes: usize);
+
+    /// The stream for copies to the device.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn copies(&self) -> Result<Stream, MemoryError>;
+
+    /// Copies to the device, later, on `stream`. Pieces that touch each other go at once.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError>;
+
+    /// Marks where `stream` is now. Of [`Stream::Host`] everything has passed.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn record(&self, stream: Stream) -> Result<Event, MemoryError>;
+
+    /// Has the work that comes on `stream` from now on wait for `event`; the caller does not.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError>;
+}
+
+/// What can go wrong in a device's memory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// It has not so many bytes left, whatever a budget says.
+    #[error("{device} is out of memory: {} was asked for, {} is free", ByteSize(*.asked), ByteSize(*.free))]
+    OutOfMemory {
+        /// The device.
+        device: Name,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that nobody had then.
+        free: u64,
+    },
+    /// It has no addresses for so many bytes.
+    #[error("{device} has no addresses for {}: {why}", ByteSize(*.asked))]
+    NoAddresses {
+        /// The device.
+        device: Name,
+        /// Bytes asked for.
+        asked: u64,
+        /// What the system says.
+        why: String,
+    },
+    /// Work on a stream has used an address that has no memory.
+    #[error("{device} was made to use address {address:#x}, which has no memory")]
+    Unmapped {
+        /// The device.
+        device: Name,
+        /// The first such address.
+        address: Address,
+    },
+    /// It does not answer any more.
+    #[error("{device} is lost: {why}")]
+    Lost {
+        /// The device.
+        device: Name,
+        /// What the driver says.
+        why: String,
+    },
+}

@@ -1,0 +1,576 @@
+//! `Arena`: pages that come and go without ever being wrong, on virtual devices whose streams are late.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use coresident::arena::{Area, Arena, ArenaError, Beside, Content, Pins};
+use coresident::budget::{Budget, BudgetError, Probe, Spec};
+use coresident::device::{
+    Device, Driver, HostBytes, MemoryError, Stream, VirtualMemory, VirtualSpec, virtual_devices,
+};
+use coresident::wait::{CancelToken, Owner, Patience, WaitError};
+use coresident::weights::ElementType;
+
+use super::{Random, refusal, somebody as owner};
+
+const PAGE: u64 = 2 << 20;
+
+/// Bytes that tell where they are from; counts how many were copied.
+struct Pattern {
+    seed: u8,
+    copied: AtomicUsize,
+}
+
+impl Pattern {
+    /// Another byte every 256.
+    fn write(&self, from: usize, to: &mut [u8]) {
+        let mut at = from;
+        let end = from + to.len();
+        while at < end {
+            let next = ((at >> 8) + 1 << 8).min(end);
+            let byte = self.seed.wrapping_mul(31).wrapping_add(((at >> 8) % 251) as u8);
+            to[at - from..next - from].fill(byte);
+            at = next;
+        }
+    }
+
+    fn is(&self, bytes: &[u8]) -> bool {
+        let mut right = vec![0; bytes.len()];
+        self.write(0, &mut right);
+        right == bytes
+    }
+}
+
+impl HostBytes for Pattern {
+    fn copy_to(&self, from: usize, to: &mut [u8]) {
+        self.write(from, to);
+        self.copied.fetch_add(to.len(), Ordering::SeqCst);
+    }
+}
+
+struct OfDevice(Arc<dyn Driver>);
+
+impl Probe for OfDevice {
+    fn free(&self) -> Option<u64> {
+        self.0.free_memory()
+    }
+}
+
+/// A device of so many pages, with an arena.
+struct House {
+    device: Device,
+    memory: Arc<VirtualMemory>,
+    budget: Budget,
+    arena: Arena,
+}
+
+fn house_with(pages: u64, jitter: Option<u64>) -> House {
+    let spec = VirtualSpec { memory: Some(pages * PAGE), jitter, ..VirtualSpec::default() };
+    let device = virtual_devices(1, spec).unwrap().remove(0);
+    let budget = Budget::new(Spec {
+        total: device.memory(),
+        limit: pages * PAGE,
+        probe: Some(Arc::new(OfDevice(device.driver()))),
+        look_every: Duration::from_millis(1),
+        ..Spec::named("virtual:0")
+    });
+    let arena = Arena::new(&device, &budget).unwrap();
+    let memory = device.driver().virtual_memory().unwrap();
+    House { device, memory, budget, arena }
+}
+
+fn house(pages: u64) -> House {
+    house_with(pages, Some(7))
+}
+
+/// A model of so many tensors of so many bytes.
+struct Model {
+    area: Area,
+    patterns: Vec<Arc<Pattern>>,
+}
+
+impl House {
+    fn model(&self, seed: u8, sizes: &[usize]) -> Model {
+        let pattern = |at: usize| {
+            let seed = seed.wrapping_add(at as u8);
+            Arc::new(Pattern { seed, copied: AtomicUsize::new(0) })
+        };
+        let patterns: Vec<Arc<Pattern>> = (0..sizes.len()).map(pattern).collect();
+        let contents = || {
+            let content = |(at, &nbytes): (usize, &usize)| Content {
+                name: format!("t{at}"),
+                element: ElementType::UInt8,
+                shape: vec![nbytes],
+                nbytes,
+                bytes: patterns[at].clone(),
+            };
+            sizes.iter().enumerate().map(content).collect()
+        };
+        let key = format!("model {seed}");
+        let area = self.arena.area(&key, usize::from(seed) + 1, &owner("main"), contents).unwrap();
+        Model { area, patterns }
+    }
+
+    /// Whether ledger, books and memory agree.
+    fn is_consistent(&self) -> bool {
+        let status = self.arena.status().unwrap();
+        let reserved: u64 = self.budget.status().unwrap().holders.iter().map(|h| h.bytes).sum();
+        status.resident == self.memory.committed() && reserved == self.budget.used()
+    }
+}
+
+impl Model {
+    fn fault(&self, who: &Owner) -> Pins {
+        self.fault_on(Stream::Host, who)
+    }
+
+    fn fault_on(&self, stream: Stream, who: &Owner) -> Pins {
+        let all = self.area.all();
+        self.area.fault(&all, Beside::default(), stream, who, &Patience::FOREVER).unwrap().0
+    }
+
+    fn copied(&self) -> usize {
+        self.patterns.iter().map(|pattern| pattern.copied.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Some bytes of a tensor, as they are on the device.
+    fn check(&self, memory: &VirtualMemory, tensor: usize) -> Result<bool, MemoryError> {
+        check(memory, self.area.address(tensor), &self.patterns[tensor], &self.area, tensor)
+    }
+
+    fn is_whole(&self, memory: &VirtualMemory) -> bool {
+        (0..self.patterns.len()).all(|tensor| self.check(memory, tensor).unwrap())
+    }
+}
+
+fn check(
+    memory: &VirtualMemory,
+    address: usize,
+    pattern: &Pattern,
+    area: &Area,
+    tensor: usize,
+) -> Result<bool, MemoryError> {
+    let mut bytes = vec![0; area.contents()[tensor].nbytes];
+    memory.read_at(address, &mut bytes)?;
+    Ok(pattern.is(&bytes))
+}
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_fault_brings_all_tensors_and_a_second_one_copies_nothing() {
+    let house = house(16);
+    // Small ones, one of many pages, an empty one, and one that ends in the middle of a page.
+    let model = house.model(1, &[100, 0, 5 * MIB, 3, 700, 3 * MIB + 1]);
+    assert_eq!(model.area.pages(), 5);
+    let me = owner("main");
+    for _ in 0..3 {
+        let pins = model.fault(&me);
+        assert!(model.is_whole(&house.memory));
+        assert_eq!(model.copied(), 8 * MIB + 804);
+        drop(pins);
+    }
+    assert_eq!(house.budget.used(), 5 * PAGE);
+    assert!(house.is_consistent());
+}
+
+#[test]
+fn tensors_share_pages_so_that_a_model_wastes_less_than_one() {
+    let house = house(16);
+    let sizes: Vec<usize> = (0..300).map(|at| 1 + at * 37 % 20_000).collect();
+    let model = house.model(1, &sizes);
+    let bytes: usize = sizes.iter().map(|size| size.next_multiple_of(256)).sum();
+    assert!(model.area.pages() as u64 * PAGE - (bytes as u64) < PAGE);
+    drop(model.fault(&owner("main")));
+    assert!(model.is_whole(&house.memory));
+}
+
+#[test]
+fn a_block_brings_only_the_pages_that_it_lies_in() {
+    let house = house(16);
+    let model = house.model(1, &[4 * MIB, 3 * MIB, 3 * MIB]);
+    let block = model.area.block(&[1]);
+    assert_eq!(block.len(), 2);
+    let me = owner("main");
+    let (pins, _) =
+        model.area.fault(&block, Beside::default(), Stream::Host, &me, &Patience::FOREVER).unwrap();
+    assert_eq!(model.area.residency(), [0, 0, 2, 2, 0]);
+    assert!(model.check(&house.memory, 1).unwrap());
+    drop(pins);
+    drop(model.fault(&me));
+    assert_eq!(model.copied(), 10 * MIB, "pages that were there are not copied again");
+}
+
+#[test]
+fn what_is_evicted_is_given_back_and_using_it_is_an_error() {
+    let house = house(8);
+    let model = house.model(1, &[4 * MIB, 4 * MIB]);
+    drop(model.fault(&owner("main")));
+    assert_eq!(house.memory.committed(), 4 * PAGE);
+    assert_eq!(house.arena.evict(3 * PAGE - 1), 3 * PAGE);
+    assert_eq!((house.memory.committed(), house.budget.used()), (PAGE, PAGE));
+    assert_eq!(model.area.residency(), [1, 0, 0, 0], "the last pages go first");
+    let refused = model.check(&house.memory, 1).unwrap_err();
+    assert!(matches!(refused, MemoryError::Unmapped { .. }), "{refused}");
+    drop(model.fault(&owner("main")));
+    assert!(model.is_whole(&house.memory));
+    assert_eq!(model.copied(), 14 * MIB, "the page that stayed is not copied again");
+}
+
+#[test]
+fn only_missing_bytes_are_evicted_and_of_the_least_wanted_first() {
+    let house = house(8);
+    let [first, second, third] = [1, 2, 3].map(|seed| house.model(10 * seed, &[6 * MIB]));
+    let me = owner("main");
+    drop(first.fault(&me));
+    drop(second.fault(&me));
+    drop(third.fault(&me));
+    let resident = |model: &Model| model.area.residency().iter().filter(|page| **page > 0).count();
+    assert_eq!([&first, &second, &third].map(resident), [2, 3, 3]);
+    second.area.set_priority(-1);
+    drop(first.fault(&me));
+    assert_eq!([&first, &second, &third].map(resident), [3, 2, 3], "a lower priority goes first");
+    assert!(house.is_consistent());
+}
+
+#[test]
+fn pinned_pages_stay_whoever_asks() {
+    let house = house(4);
+    let model = house.model(1, &[4 * MIB]);
+    let pins = model.fault(&owner("main"));
+    assert_eq!(house.arena.evict(u64::MAX), 0);
+    let error = house.budget.reserve(
+        3 * PAGE,
+        None,
+        &owner("other"),
+        &Patience::at_most(Duration::from_millis(60)),
+    );
+    assert!(matches!(error, Err(BudgetError::Timeout { .. })));
+    assert!(model.is_whole(&house.memory));
+    drop(pins);
+    let taken = house.budget.reserve(3 * PAGE, None, &owner("other"), &Patience::FOREVER);
+    assert_eq!(taken.unwrap().bytes(), 3 * PAGE);
+    assert_eq!(model.area.residency(), [1, 0]);
+}
+
+#[test]
+fn pages_whose_content_may_be_wrong_are_filled_again() {
+    let house = house(4);
+    let model = house.model(1, &[3 * MIB]);
+    drop(model.fault(&owner("main")));
+    model.area.renew();
+    let committed = house.memory.committed();
+    drop(model.fault(&owner("main")));
+    assert_eq!((model.copied(), house.memory.committed()), (6 * MIB, committed));
+}
+
+#[test]
+fn working_memory_comes_with_the_pages_or_not_at_all() {
+    let house = house(8);
+    let (model, other) = (house.model(1, &[6 * MIB]), house.model(2, &[10 * MIB]));
+    let me = owner("main");
+    drop(other.fault(&me));
+    let fault = |bytes| {
+        let all = model.area.all();
+        model.area.fault(&all, Beside { bytes }, Stream::Host, &me, &Patience::FOREVER)
+    };
+    let (pins, working) = fault(5 * PAGE).unwrap();
+    assert_eq!(working.as_ref().unwrap().bytes(), 5 * PAGE);
+    assert_eq!(other.area.residency(), [0; 5], "what is not used makes room");
+    drop((pins, working));
+    assert_eq!(house.budget.used(), 3 * PAGE, "when it ends nothing moves");
+    let error = fault(6 * PAGE).map(drop).unwrap_err();
+    assert!(matches!(error, ArenaError::Budget(BudgetError::Impossible(_))), "{error}");
+    assert_eq!(house.budget.used(), 3 * PAGE);
+    assert_eq!(model.area.residency(), [1; 3], "nothing stays pinned");
+}
+
+#[test]
+fn two_who_do_not_fit_together_take_turns() {
+    let house = house(4);
+    let models = [1, 2].map(|seed| house.model(10 * seed, &[6 * MIB]));
+    let start = Barrier::new(2);
+    thread::scope(|scope| {
+        for (number, model) in models.iter().enumerate() {
+            let (start, memory) = (&start, &house.memory);
+            scope.spawn(move || {
+                let me = owner(if number == 0 { "one" } else { "two" });
+                start.wait();
+                for _ in 0..20 {
+                    let pins = model.fault(&me);
+                    assert!(model.is_whole(memory));
+                    drop(pins);
+                }
+            });
+        }
+    });
+    assert!(house.is_consistent());
+}
+
+#[test]
+fn who_waits_for_what_he_has_himself_is_told_so() {
+    let house = house(4);
+    let (outer, inner) = (house.model(1, &[6 * MIB]), house.model(2, &[4 * MIB]));
+    let me = owner("main");
+    let pins = outer.fault(&me);
+    let all = inner.area.all();
+    let fault = || {
+        inner.area.fault(&all, Beside::default(), Stream::Host, &me, &Patience::FOREVER).map(drop)
+    };
+    let error = fault().unwrap_err();
+    let ArenaError::Budget(BudgetError::Wait(WaitError::Deadlock(deadlock))) = error else {
+        panic!("{error}");
+    };
+    assert!(deadlock.to_string().contains("thread 'main'"), "{deadlock}");
+    drop(pins);
+    fault().unwrap();
+}
+
+#[test]
+fn a_wait_for_pages_ends_with_its_timeout_or_its_token_and_leaves_nothing() {
+    let house = house(4);
+    let (held, wanted) = (house.model(1, &[6 * MIB]), house.model(2, &[4 * MIB]));
+    let pins = held.fault(&owner("holder"));
+    let all = wanted.area.all();
+    let fault = |patience: &Patience<'_>| {
+        let me = owner("waiter");
+        refusal(wanted.area.fault(&all, Beside::default(), Stream::Host, &me, patience).map(drop))
+    };
+    let told = fault(&Patience::at_most(Duration::from_millis(30)));
+    assert!(told.contains("timed out"), "{told}");
+    let token = CancelToken::new();
+    token.cancel(Some("enough".to_owned()));
+    let told = fault(&Patience::FOREVER.or_cancelled(&token));
+    assert!(told.contains("enough"), "{told}");
+    assert_eq!(wanted.area.residency(), [0, 0]);
+    assert_eq!(house.budget.used(), 3 * PAGE);
+    drop(pins);
+    drop(wanted.fault(&owner("waiter")));
+    assert!(wanted.is_whole(&house.memory));
+}
+
+#[test]
+fn a_page_leaves_only_after_every_stream_that_used_it() {
+    for seed in 0..40 {
+        let house = house_with(6, Some(seed));
+        let streams = [house.memory.stream(), house.memory.stream()];
+        let models = [1, 2, 3].map(|seed| Arc::new(house.model(10 * seed, &[3 * MIB, MIB])));
+        let wrong = Arc::new(AtomicUsize::new(0));
+        for (round, model) in models.iter().cycle().take(12).enumerate() {
+            let stream = streams[round % 2];
+            let pins = model.fault_on(stream, &owner("main"));
+            let (model, wrong) = (model.clone(), wrong.clone());
+            house.memory.launch(stream, move |memory| {
+                let right = (0..2).all(|tensor| model.check(memory, tensor).unwrap_or(false));
+                wrong.fetch_add(usize::from(!right), Ordering::SeqCst);
+                Ok(())
+            });
+            drop(pins);
+        }
+        for stream in streams {
+            let device = house.device.driver().memory().unwrap();
+            device.record(stream).unwrap().wait(None).unwrap();
+        }
+        assert_eq!(wrong.load(Ordering::SeqCst), 0, "seed {seed}");
+        assert!(house.is_consistent());
+    }
+}
+
+#[test]
+fn what_others_take_from_the_device_is_evicted_and_comes_back_by_itself() {
+    let house = house(8);
+    let models = [1, 2].map(|seed| house.model(10 * seed, &[8 * MIB]));
+    let me = owner("main");
+    let all_fit = || models.iter().for_each(|model| drop(model.fault(&me)));
+    all_fit();
+    house.arena.evict(4 * PAGE);
+    let spike = house.memory.occupy(4 * PAGE).unwrap();
+    house.budget.look().unwrap();
+    for _ in 0..2 {
+        all_fit();
+    }
+    assert!(house.memory.committed() <= 4 * PAGE);
+    drop(spike);
+    house.budget.look().unwrap();
+    all_fit();
+    let copied: usize = models.iter().map(Model::copied).sum();
+    all_fit();
+    assert_eq!(models.iter().map(Model::copied).sum::<usize>(), copied, "all fits, nothing moves");
+    assert!(house.is_consistent());
+}
+
+#[test]
+fn a_device_that_is_fuller_than_its_budget_knows_is_an_error_that_leaves_nothing() {
+    let house = house_with(8, None);
+    // A ledger that does not look.
+    let budget = Budget::new(Spec { limit: 8 * PAGE, ..Spec::named("virtual:0") });
+    let arena = Arena::new(&house.device, &budget).unwrap();
+    let house = House { budget, arena, ..house };
+    let (small, large) = (house.model(1, &[4 * MIB]), house.model(2, &[8 * MIB]));
+    let me = owner("main");
+    drop(small.fault(&me));
+    let outside = house.memory.occupy(4 * PAGE).unwrap();
+    drop(large.fault(&me));
+    assert_eq!(small.area.residency(), [0, 0], "what nobody uses goes first");
+    let pins = large.fault(&me);
+    let all = small.area.all();
+    let error = small
+        .area
+        .fault(&all, Beside::default(), Stream::Host, &me, &Patience::FOREVER)
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "virtual:0 is out of memory: \"model 1\" needs 4 MiB more there, 0 B is free now that \
+         everything unpinned was evicted; 8 MiB of weights are pinned"
+    );
+    assert_eq!(small.area.residency(), [0, 0]);
+    assert!(house.is_consistent());
+    drop((outside, pins));
+    drop(small.fault(&me));
+    assert!(small.is_whole(&house.memory));
+}
+
+#[test]
+fn limits_headroom_and_watermarks_hold_from_when_they_are_set() {
+    let house = house(8);
+    let models = [1, 2].map(|seed| house.model(10 * seed, &[8 * MIB]));
+    let me = owner("main");
+    let all_fit = || models.iter().for_each(|model| drop(model.fault(&me)));
+    all_fit();
+    house.budget.set_limit(5 * PAGE).unwrap();
+    assert_eq!(house.memory.committed(), 5 * PAGE);
+    house.budget.set_limit(8 * PAGE).unwrap();
+    all_fit();
+    house.budget.set_headroom(2 * PAGE).unwrap();
+    assert_eq!(house.memory.committed(), 6 * PAGE);
+    house.budget.set_headroom(0).unwrap();
+    all_fit();
+    assert_eq!(house.memory.committed(), 8 * PAGE);
+    house.arena.set_watermarks(PAGE, Some(6 * PAGE)).unwrap();
+    assert_eq!(house.memory.committed(), PAGE);
+    drop(models[0].fault(&me));
+    assert_eq!(house.memory.committed(), 5 * PAGE, "below the high watermark they stay");
+    house.arena.set_watermarks(0, Some(0)).unwrap();
+    drop(models[0].fault(&me));
+    assert_eq!(house.memory.committed(), 0, "nothing stays that is not used");
+    let told = refusal(house.arena.set_watermarks(PAGE, Some(0)));
+    assert!(
+        told.contains("low watermark of virtual:0 is 2 MiB, above the high one of 0 B"),
+        "{told}"
+    );
+}
+
+#[test]
+fn an_area_that_nobody_has_gives_its_memory_back_and_a_view_keeps_the_addresses() {
+    let house = house(8);
+    let model = house.model(1, &[8 * MIB]);
+    drop(model.fault(&owner("main")));
+    let view = model.area.view(0);
+    drop(model);
+    assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
+    assert!(house.arena.status().unwrap().areas.is_empty());
+    let other = house.model(2, &[8 * MIB]);
+    let view_ends = view.address() + view.nbytes();
+    assert!(
+        other.area.address(0) >= view_ends || other.area.address(0) + 8 * MIB <= view.address()
+    );
+}
+
+#[test]
+fn a_pinned_tensor_stays_until_it_is_dropped_and_status_names_it() {
+    let house = house(4);
+    let model = house.model(1, &[2 * MIB, 2 * MIB, 2 * MIB]);
+    let me = owner("main");
+    let tensor = model.area.pinned(1, Stream::Host, &me, &Patience::FOREVER).unwrap();
+    drop(model.fault(&me));
+    let Model { area, patterns } = model;
+    assert_eq!(house.arena.status().unwrap().areas[0].pinned_tensors, ["t1"]);
+    drop(area);
+    assert_eq!(house.arena.evict(u64::MAX), 2 * PAGE);
+    let mut bytes = vec![0; 2 * MIB];
+    house.memory.read_at(tensor.view().address(), &mut bytes).unwrap();
+    assert!(patterns[1].is(&bytes));
+    drop(tensor);
+    assert_eq!(house.memory.committed(), 0);
+}
+
+#[test]
+fn an_area_is_the_same_for_all_who_ask_for_its_identity() {
+    let house = house(4);
+    let one = house.model(1, &[MIB]);
+    assert!(one.area.is(&house.model(1, &[MIB]).area));
+    assert!(!one.area.is(&house.model(2, &[MIB]).area));
+}
+
+#[test]
+fn an_arena_needs_memory_that_can_be_paged() {
+    let unified = virtual_devices(1, VirtualSpec::default()).unwrap().remove(0);
+    let told = refusal(Arena::new(&unified, &Budget::new(Spec::named("virtual:0"))).map(drop));
+    assert!(told.contains("virtual:0 has no memory of its own"), "{told}");
+}
+
+#[test]
+fn many_threads_on_one_device_never_read_what_is_wrong() {
+    for jitter in [None, Some(3)] {
+        let house = house_with(10, jitter);
+        let models: Vec<Model> =
+            (1..=4).map(|seed| house.model(10 * seed, &[3 * MIB, 700, MIB, 2 * MIB])).collect();
+        let streams: Vec<Stream> = (0..2).map(|_| house.memory.stream()).collect();
+        let wrong = Arc::new(AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for number in 0..4_u64 {
+                let (house, models, streams, wrong) = (&house, &models, &streams, &wrong);
+                scope.spawn(move || {
+                    let me = owner(&format!("thread {number}"));
+                    let mut random = Random(number + 1);
+                    for _ in 0..60 {
+                        let model = &models[random.below(4) as usize];
+                        let tensors: Vec<usize> = (0..4).filter(|_| random.below(2) == 0).collect();
+                        let block = model.area.block(&tensors);
+                        let device = random.below(3) as usize;
+                        let stream = streams.get(device).copied().unwrap_or(Stream::Host);
+                        let beside = Beside { bytes: random.below(2) * PAGE };
+                        let (pins, working) = model
+                            .area
+                            .fault(&block, beside, stream, &me, &Patience::FOREVER)
+                            .unwrap();
+                        if stream == Stream::Host {
+                            for tensor in &tensors {
+                                assert!(model.check(&house.memory, *tensor).unwrap());
+                            }
+                        } else {
+                            let area = model.area.clone();
+                            let (patterns, wrong) = (model.patterns.clone(), wrong.clone());
+                            house.memory.launch(stream, move |memory| {
+                                let right = tensors.into_iter().all(|tensor| {
+                                    let (at, pattern) = (area.address(tensor), &patterns[tensor]);
+                                    check(memory, at, pattern, &area, tensor).unwrap_or(false)
+                                });
+                                wrong.fetch_add(usize::from(!right), Ordering::SeqCst);
+                                Ok(())
+                            });
+                        }
+                        drop((pins, working));
+                        match random.below(8) {
+                            0 => drop(house.arena.evict(3 * PAGE)),
+                            1 => model.area.renew(),
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        for stream in streams {
+            let device = house.device.driver().memory().unwrap();
+            device.record(stream).unwrap().wait(None).unwrap();
+        }
+        assert_eq!(wrong.load(Ordering::SeqCst), 0);
+        assert!(house.is_consistent());
+        drop(models);
+        house.arena.evict(u64::MAX);
+        assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
+    }
+}
