@@ -205,6 +205,8 @@ pub enum Mutant {
     BudgetReleaseWakesNobody,
     /// A lower limit says nothing to those who wait for more than it.
     LowerLimitForgetsWaiters,
+    /// Who waits for bytes does not hear that an evictor has some now.
+    OfferIsNotHeard,
     /// A reservation that is split or shrunk keeps the bytes.
     SplitKeepsBytes,
     /// Who wants weights that are being loaded loads them too.
@@ -225,6 +227,10 @@ pub enum Mutant {
     ContentIsNotAwaited,
     /// A page with another content is taken for what is wanted.
     StalePageIsUsed,
+    /// The bytes of a page that has left stay charged.
+    LeavingKeepsBytes,
+    /// Who gives up a fault leaves the pages as if they still came.
+    GivenUpStaysClaimed,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layout::{Content, Layout, PageSet};
 use super::{Arena, ArenaError, Shared as ArenaShared};
@@ -15,9 +16,16 @@ pub(super) struct Land {
     pub(super) start: Address,
     bytes: usize,
     pub(super) reservation: Reservation,
+    /// Whether some of the pages could leave.
+    spare: Arc<AtomicBool>,
 }
 
 impl Land {
+    /// Says how many pages have memory, and how many are pinned; under the arena's mutex.
+    pub(super) fn count(&self, resident: usize, pinned: usize) {
+        self.spare.store(resident > pinned, Ordering::SeqCst);
+    }
+
     /// Where some of its pages are, and their bytes.
     pub(super) fn span(&self, pages: &Range<usize>) -> (Address, usize) {
         let page = self.memory.page();
@@ -65,8 +73,9 @@ impl Area {
         let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
         reservation.disown();
         let start = if bytes == 0 { 0 } else { arena.memory.reserve(bytes)? };
-        let memory = arena.memory.clone();
-        let land = Arc::new(Land { memory, start, bytes, reservation });
+        let (memory, spare) = (arena.memory.clone(), Arc::new(AtomicBool::new(false)));
+        reservation.spare_when(spare.clone());
+        let land = Arc::new(Land { memory, start, bytes, reservation, spare });
         let number = arena.state.lock().add(land.clone(), layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
         Ok(Self(Arc::new(Shared { arena, key, identity, number, layout, land })))
@@ -244,5 +253,6 @@ impl Drop for Pins {
         if above > 0 && !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
         }
+        arena.budget.offer();
     }
 }

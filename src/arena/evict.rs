@@ -7,6 +7,7 @@ use super::Shared;
 use super::state::{Candidate, Run};
 use crate::budget::Evictor;
 use crate::device::Event;
+use crate::sync::{Mutant, planted};
 
 /// How long an eviction waits for streams. Who still misses bytes then asks again.
 const SLICE: Duration = Duration::from_millis(20);
@@ -61,13 +62,15 @@ impl Shared {
 
     fn take_memory(&self, run: &Run) {
         let (start, length) = run.land.span(&run.pages);
-        // In this order, so that a look at the memory meanwhile finds less than there is, not more.
+        // In this order, so that a look at the memory meanwhile finds less than there is, not more, and
+        // whoever finds that the pages have left finds their bytes given back.
         run.land.reservation.fill_less(length as u64);
         self.memory.decommit(start, length);
+        let bytes = if planted(Mutant::LeavingKeepsBytes) { 0 } else { length };
+        // It has at least the bytes of these pages.
+        let _ = run.land.reservation.shrink(bytes as u64);
         let done = self.state.lock().left(run);
         self.left.notify_all();
-        // It has at least the bytes of these pages.
-        let _ = run.land.reservation.shrink(length as u64);
         drop(done);
     }
 }

@@ -89,7 +89,7 @@ struct Coming<'a> {
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
-        if let Some(claim) = self.claim.take() {
+        if let Some(claim) = self.claim.take().filter(|_| !planted(Mutant::GivenUpStaysClaimed)) {
             self.area.arena.state.lock().give_up(self.area.number, &claim);
         }
     }

@@ -138,7 +138,8 @@ impl State {
     /// that can be read.
     pub(super) fn pin(&mut self, area: usize, set: &PageSet) -> Option<Vec<Event>> {
         let clock = self.tick();
-        let AreaState { pages, generation, pinned, used_at, .. } = &mut self.areas[area];
+        let AreaState { land, pages, generation, pinned, used_at, resident, .. } =
+            &mut self.areas[area];
         let there = |page: &Page| {
             page.place == Place::Resident
                 && (page.generation == *generation || planted(Mutant::StalePageIsUsed))
@@ -155,6 +156,7 @@ impl State {
             page.stamp = clock;
             note(&mut filled, page.filled.iter());
         }
+        land.count(*resident, *pinned);
         Some(filled)
     }
 
@@ -171,7 +173,8 @@ impl State {
     /// Pins pages, whatever there is of them, for somebody who has the turn.
     pub(super) fn claim(&mut self, area: usize, set: &PageSet) -> Claim {
         let clock = self.tick();
-        let AreaState { pages, generation, pinned, resident, used_at, .. } = &mut self.areas[area];
+        let AreaState { land, pages, generation, pinned, resident, used_at, .. } =
+            &mut self.areas[area];
         *used_at = clock;
         let mut claim = Claim { missing: Vec::new(), stale: Vec::new(), fences: Vec::new() };
         for at in set.iter() {
@@ -188,6 +191,7 @@ impl State {
             page.pins += 1;
             page.stamp = clock;
         }
+        land.count(*resident, *pinned);
         claim
     }
 
@@ -214,12 +218,13 @@ impl State {
 
     /// What came does not come: the pages that were to get memory have none.
     pub(super) fn give_up(&mut self, area: usize, claim: &Claim) {
-        let AreaState { pages, resident, pinned, .. } = &mut self.areas[area];
+        let AreaState { land, pages, resident, pinned, .. } = &mut self.areas[area];
         for at in &claim.missing {
             pages[*at] = Page::new();
         }
         *resident -= claim.missing.len();
         *pinned -= claim.missing.len();
+        land.count(*resident, *pinned);
     }
 
     /// Pages whose content was seen to be there.
@@ -246,7 +251,7 @@ impl State {
     /// Lets pages go that were used until `events`.
     pub(super) fn unpin(&mut self, area: usize, set: &PageSet, events: &[(Stream, Event)]) {
         let clock = self.tick();
-        let AreaState { pages, pinned, used_at, .. } = &mut self.areas[area];
+        let AreaState { land, pages, pinned, used_at, resident, .. } = &mut self.areas[area];
         *used_at = clock;
         for at in set.iter() {
             let page = &mut pages[at];
@@ -266,6 +271,7 @@ impl State {
                 page.used.push((*stream, event.clone()));
             }
         }
+        land.count(*resident, *pinned);
     }
 
     /// How many pages have memory, or get it.
@@ -342,6 +348,7 @@ impl State {
             *page = Page::new();
         }
         area.resident -= run.pages.len();
+        area.land.count(area.resident, area.pinned);
         self.take_if_done(run.area)
     }
 

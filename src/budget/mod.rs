@@ -316,6 +316,16 @@ impl Budget {
         self.settle(bytes, asked, &parker, patience)
     }
 
+    /// Says that an evictor has something to give that it had not when it was asked: who is first in
+    /// line asks again.
+    pub fn offer(&self) {
+        let first = self.0.birth.is_here().then(|| self.0.state.lock().first()).flatten();
+        if let Some(first) = first {
+            self.0.evictors.are_to_be_asked();
+            first.wake();
+        }
+    }
+
     /// Asks the evictors for so many bytes beside what is missing, and returns when they have been
     /// asked: for somebody who has met a memory that is fuller than the ledger.
     pub fn relieve(&self, bytes: u64) {

@@ -104,6 +104,11 @@ impl Evictors {
         self.all.lock().entries.iter().map(|(.., evictor)| evictor.clone()).collect()
     }
 
+    /// Has one of those who wait ask them again as soon as he looks.
+    pub(super) fn are_to_be_asked(&self) {
+        self.all.lock().asked = None;
+    }
+
     /// Whether it is time that one of those who wait asks them again.
     fn are_due(&self, every: Duration) -> bool {
         let mut all = self.all.lock();

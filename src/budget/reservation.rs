@@ -1,6 +1,7 @@
 //! `Reservation`: so many bytes of a budget.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::state::{Place, Wish};
@@ -193,6 +194,13 @@ impl Reservation {
     pub fn add_user(&self, user: &Owner) {
         if self.shared.birth.is_here() {
             self.shared.state.lock().add_user(self.place, user.clone());
+        }
+    }
+
+    /// Has `spare` tell the graph whether an evictor could release some of it, whatever its users do.
+    pub fn spare_when(&self, spare: Arc<AtomicBool>) {
+        if self.shared.birth.is_here() {
+            self.shared.state.lock().spare(self.place, spare);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use slab::Slab;
@@ -56,13 +57,21 @@ struct Entry {
     wish: Wish,
     /// Who else keeps it from being released: once for each time that he was added.
     users: Vec<Owner>,
+    /// Whether an evictor could release some of it, whatever they do.
+    spare: Option<Arc<AtomicBool>>,
     filled: u64,
     since: Instant,
 }
 
 impl Entry {
+    /// Those without whom none of it is released.
+    fn keepers(&self) -> impl Iterator<Item = &Owner> {
+        let spare = self.spare.as_ref().is_some_and(|spare| spare.load(Ordering::SeqCst));
+        self.wish.owner.iter().chain(&self.users).filter(move |_| !spare)
+    }
+
     fn new(ticket: u64, wish: Wish, filled: u64) -> Self {
-        Self { ticket, wish, users: Vec::new(), filled, since: Instant::now() }
+        Self { ticket, wish, users: Vec::new(), spare: None, filled, since: Instant::now() }
     }
 }
 
@@ -118,6 +127,12 @@ impl State {
     pub(super) fn missing(&self) -> u64 {
         let first = self.line.front().map_or((0, 0), |first| (first.wish.bytes, first.wish.filled));
         self.used.saturating_add(first.0).saturating_sub(self.within_reach(first.1))
+    }
+
+    /// Who wakes the first in line.
+    pub(super) fn first(&self) -> Option<Arc<dyn Wake>> {
+        let first = self.line.front().filter(|_| !planted(Mutant::OfferIsNotHeard));
+        first.map(|first| first.waker.clone())
     }
 
     pub(super) fn has_line(&self) -> bool {
@@ -288,6 +303,13 @@ impl State {
         }
     }
 
+    /// Has `spare` tell whether an evictor could release some of a reservation.
+    pub(super) fn spare(&mut self, place: Place, spare: Arc<AtomicBool>) {
+        if let Some(entry) = self.entry_mut(place) {
+            entry.spare = Some(spare);
+        }
+    }
+
     /// Counts him no more.
     pub(super) fn remove_user(&mut self, place: Place, user: &Owner) -> Option<Owner> {
         let entry = self.entry_mut(place)?;
@@ -431,7 +453,7 @@ impl State {
         let holders = self.reservations.iter().map(|(_, entry)| entry);
         let holders = holders
             .filter(|entry| entry.wish.bytes > 0)
-            .map(|entry| entry.wish.owner.iter().chain(&entry.users).cloned().collect());
+            .map(|entry| entry.keepers().cloned().collect());
         let ways = holders.chain(outside);
         Some(ways.map(|way: Vec<Owner>| way.into_iter().chain(before.clone()).collect()).collect())
     }

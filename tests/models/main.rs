@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a model fails")]
 #![allow(clippy::arc_with_non_send_sync, reason = "loom's threads take turns on one")]
 
+mod arena;
 mod budget;
 mod load_lock;
 mod pool;
@@ -69,6 +70,14 @@ rules! {
         who_waits_for_a_load_that_is_given_up_loads_it_himself: LandingForgetsWaiters;
         what_was_invalidated_while_it_was_loaded_is_had_by_nobody_else: StaleLoadIsAdopted;
         what_somebody_has_is_never_evicted: EvictsWhatIsUsed;
+    }
+    arena {
+        a_page_stays_and_is_right_while_it_is_pinned: PinnedPageLeaves, ContentIsNotAwaited,
+            OfferIsNotHeard;
+        a_page_leaves_after_the_streams_that_use_it: PageLeavesEarly, UseIsForgotten;
+        what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
+        pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
+        a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
     }
     worker {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;

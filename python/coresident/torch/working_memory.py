@@ -1,41 +1,417 @@
+"""How much memory an operation needs beside the weights: measured before, or else estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
 import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
-def first(d,*names,default=None):
-    for n in names:
-        v=d.get(n) if hasattr(d,'get') else getattr(d,n,None)
-        if v is not None: return v
-    return default
-def channels(config,part):
-    if config.get("base_dim"):
-        base=config["base_dim"] if part=="encoder" else (config.get("decoder_base_dim") or config["base_dim"])
-        return [base*m for m in config["dim_mult"]]
-    if config.get("ch_mult"): return [config["channels"]*m for m in config["ch_mult"]]
-    names=("encoder_block_out_channels","down_block_out_channels","block_out_channels") if part=="encoder" else ("decoder_block_out_channels","decode_block_out_channels","up_block_out_channels","block_out_channels")
-    return first(config,*names)
-def units(vae,part,a,k):
-    config=dict(vae.config); ch=channels(config,part)
-    if not ch: return None
-    x=next(t for t in a if isinstance(t,torch.Tensor))
-    n=len(ch)
-    child=getattr(vae,part)
-    patch=config.get("patch_size") or 1
-    if not isinstance(patch,int): patch=1
-    R=config.get("scale_factor_spatial") or config.get("spatial_compression_ratio") or getattr(vae,"spatial_compression_ratio",None) or 2**(n-1)*1
-    d=round(math.log2(R//patch)); 
-    inner=getattr(child,"patch_size",1) if not hasattr(child,"patch_embed") else patch
-    temporal=config.get("temporal_compression_ratio") or config.get("scale_factor_temporal") or getattr(vae,"temporal_compression_ratio",None) or (math.prod(config["temporal_expansions"]) if "temporal_expansions" in config else None) or (2**sum(config["temperal_downsample"]) if "temperal_downsample" in config else 1)
-    h,w=x.shape[-2:]
-    f=x.shape[2] if x.dim()==5 else 1
-    if part=="decoder":
-        h*=2**d; w*=2**d
-        if x.dim()==5:
-            cached=any(isinstance(v,torch.Tensor) or v=="Rep" for v in (k.get("feat_cache") or [])) or k.get("conv_cache")
-            f= 1 if f==1 and not cached and "temporal_expansions" not in config else f*temporal
-        widest=max(max(ch[i],ch[min(i+1,n-1)])*4.0**-min(i,d) for i in range(n))
+
+from coresident.errors import InvalidTypeError, InvalidValueError
+
+try:
+    import fcntl
+except ImportError:
+    # Not on Windows: processes that save at once may lose each other's values there.
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("coresident.torch")
+
+_FORMAT = 1
+_MAX_ENTRIES = 4096
+# How often, 10 ms apart, another process's saving is looked at before it is no longer waited for.
+_TRIES = 100
+
+_Key = tuple[str, str, str]
+
+
+class _Peak(NamedTuple):
+    nbytes: int
+    # The second, in UTC, as text that sorts.
+    used: str
+
+
+class WorkingMemory:
+    """Measured peaks of working memory, in bytes, by model, part and :func:`signature`.
+
+    The least recently used of more than 4096 are forgotten. All methods may be called from any
+    thread, and files are read and written without any lock of this process.
+
+    Args:
+        path: A file of JSON that keeps them, and that several processes may share: what others
+            have learned meanwhile is merged when one saves, the larger value of two. A file that is
+            damaged or of another version is replaced, and one that cannot be read or written is
+            done without; the log says so.
+
+    Raises:
+        InvalidTypeError: ``path`` is no path.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        if path is not None and not isinstance(path, (str, Path)):
+            raise InvalidTypeError(f"path is a str or a Path, not {type(path).__name__}")
+        self._path = None if path is None else Path(path).expanduser().absolute()
+        # By process: a forked child must not wait for threads that it does not have. A finaliser
+        # may ask for a peak in the middle of what is done under the lock.
+        self._locks: dict[int, threading.RLock] = {}
+        self._peaks: OrderedDict[_Key, _Peak] = OrderedDict()
+        self._warned = False
+        if self._path is not None:
+            try:
+                self._merge(self._read(self._path))
+            except OSError as why:
+                self._warn(f"cannot read the working memory of models: {why}")
+
+    def peak(self, key: str, part: str, signature: str) -> int | None:
+        """The most bytes that were measured; ``None`` if nothing was. Does not wait.
+
+        Args:
+            key: What the model's weights are called.
+            part: A component of it.
+            signature: What it is called with.
+        """
+        with self._lock:
+            found = self._peaks.get((key, part, signature))
+            if found is None:
+                return None
+            self._peaks[key, part, signature] = _Peak(found.nbytes, _now())
+            self._peaks.move_to_end((key, part, signature))
+            return found.nbytes
+
+    def learn(self, key: str, part: str, signature: str, nbytes: int) -> None:
+        """Remembers a measured peak; saves it if it is the largest so far. Waits as :meth:`save`.
+
+        Args:
+            key: What the model's weights are called.
+            part: A component of it.
+            signature: What it was called with.
+            nbytes: Bytes at the peak, without the weights.
+
+        Raises:
+            InvalidValueError: ``nbytes`` is no number of bytes.
+        """
+        if not isinstance(nbytes, int) or nbytes < 0:
+            raise InvalidValueError(f"nbytes is a number of bytes, not {nbytes!r}")
+        before = self.peak(key, part, signature)
+        if before is None or nbytes > before:
+            self._merge({(key, part, signature): _Peak(nbytes, _now())})
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file, with what other processes have written. Nothing without a path.
+
+        Waits for the disk, and up to a second for other processes that save. If it fails, the log
+        says so once, and what was learned stays in memory.
+        """
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self._path.with_name(self._path.name + ".lock")):
+                self._merge(self._read(self._path))
+                with self._lock:
+                    peaks = dict(self._peaks)
+                _write(self._path, peaks)
+        except OSError as why:
+            self._warn(f"cannot save the working memory of models, and goes on without: {why}")
+        else:
+            self._warned = False
+
+    @property
+    def _lock(self) -> threading.RLock:
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+    def _merge(self, others: Mapping[_Key, _Peak]) -> None:
+        with self._lock:
+            for key, other in others.items():
+                own = self._peaks.get(key, other)
+                self._peaks[key] = _Peak(*map(max, own, other))  # type: ignore[arg-type]
+            # Stable: what was used in the same second stays in order.
+            for key in sorted(self._peaks, key=lambda key: self._peaks[key].used):
+                self._peaks.move_to_end(key)
+            while len(self._peaks) > _MAX_ENTRIES:
+                self._peaks.popitem(last=False)
+
+    def _read(self, path: Path) -> dict[_Key, _Peak]:
+        try:
+            content = json.loads(path.read_bytes())
+            if content["format"] != _FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, not {_FORMAT}")
+            return {
+                (key, part, signature): _Peak(_bytes(peak["bytes"]), str(peak["used"]))
+                for key, parts in content["peaks"].items()
+                for part, signatures in parts.items()
+                for signature, peak in signatures.items()
+            }
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+            log.warning("%s is not used, and will be replaced: %s: %s", path, type(why).__name__, why)
+            return {}
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(message)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _bytes(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of bytes")
+    return value
+
+
+def _write(path: Path, peaks: dict[_Key, _Peak]) -> None:
+    """Replaces the file by one with these, whole or not at all."""
+    nested: dict[str, dict[str, dict[str, Any]]] = {}
+    for (key, part, signature), peak in peaks.items():
+        of_part = nested.setdefault(key, {}).setdefault(part, {})
+        of_part[signature] = {"bytes": peak.nbytes, "used": peak.used}
+    text = json.dumps({"format": _FORMAT, "peaks": nested}, indent=1, sort_keys=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        new.write_text(text + "\n")
+        os.replace(new, path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While no other process does the same, where files can be locked; waits a second at most."""
+    with path.open("w") as file:
+        locked = False
+        for _ in range(_TRIES if fcntl else 0):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                # Some file systems have no locks.
+                break
+        try:
+            yield
+        finally:
+            # A child that was forked meanwhile has the same lock open, and closes it who knows when.
+            if locked:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def signature(module: torch.nn.Module, args: Any, kwargs: Any) -> str:
+    """What working memory depends on in a call: a text that is the same for calls that are alike.
+
+    Shapes and dtypes of all tensors, in lists, tuples, dicts and dataclasses too, those in dicts in
+    the order of their names; the dtype of the module's parameters; and whether it works in tiles or
+    slices, if it is one that can. Numbers and texts do not count. Does not wait.
+
+    Args:
+        module: The module that is called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    first = next(module.parameters(), None)
+    parts = ["" if first is None else _dtype(first), ", ".join((*_texts(args), *_texts(kwargs)))]
+    flags = []
+    if hasattr(module, "use_tiling") or hasattr(module, "use_slicing"):
+        flags = [name for name in ("tiling", "slicing") if getattr(module, f"use_{name}", False)]
+        processors = (getattr(child, "processor", None) for child in module.modules())
+        if any("Sliced" in type(processor).__name__ for processor in processors):
+            flags.append("attention slicing")
+    return " | ".join(filter(None, (*parts, ", ".join(flags))))
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _texts(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, torch.Tensor):
+        shape = "x".join(map(str, value.shape)) or "scalar"
+        yield f"{name}{'=' if name else ''}{shape} {_dtype(value)}"
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _texts(value[key], f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item, name)
+    elif dataclasses.is_dataclass(value):
+        yield from _texts(vars(value), name)
+
+
+# Feature maps of the widest kind that there is room for; see `estimate`.
+_MAPS = 8.6
+# What a decoder in tiles keeps beside a tile: overlapping tiles, rows of them, and the whole.
+_KEPT = 4
+
+
+def estimate(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
+    """Working memory of a VAE's encoder or decoder, as long as it was not measured.
+
+    8.6 of the widest feature maps: of the channels that there are at the resolution of the pixels,
+    or deeper if there are so many more. That is what InvokeAI has found on GPUs, allocator and
+    cuDNN included: 2200 elements per pixel to decode with SD's and SDXL's VAEs, whose widest map
+    has 256 channels there, and 1100 to encode, where it has 128. ComfyUI takes 2178 and 1767. What
+    is live at once on the CPU (:class:`~coresident.torch.activations.Activations`) is 3 to 8 of
+    such maps with images. Convolutions of video keep and pad frames: one more is counted, which is
+    3 to 8 maps again, and agrees with InvokeAI's 2900 (Qwen, Wan, one frame) and ComfyUI's 7000
+    (Wan, four frames). It is at least what was measured, and at most four times as much, for all
+    VAEs in the tests. For inference; attention without a score matrix.
+
+    Args:
+        module: A VAE of diffusers, with ``encoder``, ``decoder`` and the channels of their blocks
+            in its configuration.
+        part: ``"encoder"`` or ``"decoder"``.
+        args: What that child is called with.
+        kwargs: The same, by name.
+
+    Returns:
+        Bytes beside the weights; ``None`` for everything else. Does not wait.
+    """
+    call = _call(module, part, args, kwargs)
+    return None if call is None else call.peak(call.height, call.width)
+
+
+def tiled(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
+    """:func:`estimate` of the same call if the VAE's tiling was enabled.
+
+    For one tile, and the output of all tiles for as many frames as there are in the call.
+
+    Args:
+        module: The VAE.
+        part: ``"encoder"`` or ``"decoder"``.
+        args: What that child is called with.
+        kwargs: The same, by name.
+
+    Returns:
+        Bytes beside the weights; ``None`` if that is unknown, the VAE has no tiling or has it
+        enabled, or a tile is not smaller than the whole.
+    """
+    call = _call(module, part, args, kwargs)
+    if call is None or getattr(module, "use_tiling", True):
+        return None
+    tile = _tile(module, part, call)
+    if tile is None or (tile[0] >= call.height and tile[1] >= call.width):
+        return None
+    peak = call.peak(min(tile[0], call.height), min(tile[1], call.width))
+    if part == "decoder":
+        peak += math.ceil(_KEPT * call.pixels * call.height * call.width)
+    return peak
+
+
+class _Call(NamedTuple):
+    """A call of a VAE's encoder or decoder."""
+
+    # Of its input; and how many pixels high and wide each element of that is.
+    height: int
+    width: int
+    scale: float
+    # Bytes, for each of height times width: the widest feature map, and the images or the video.
+    widest: float
+    pixels: float
+
+    def peak(self, height: int, width: int) -> int:
+        return math.ceil(_MAPS * self.widest * height * width)
+
+
+def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
+    """What is known of a call; ``None`` if it is none of an encoder or decoder."""
+    config, child = getattr(vae, "config", None), getattr(vae, part, None)
+    x = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+    if part not in ("encoder", "decoder") or child is None or x is None or x.dim() not in (4, 5):
+        return None
+    # How wavelets enlarge, the configuration does not tell.
+    if not isinstance(config, Mapping) or "patch_type" in config:
+        return None
+    channels = _channels(config, part)
+    if not channels:
+        return None
+    patch = config.get("patch_size")
+    patch = patch if isinstance(patch, int) else 1
+    scale = config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
+    scale = scale or 2 ** (len(channels) - 1)
+    halvings = math.log2(max(1, scale / patch))
+    frames = x.shape[2] if x.dim() == 5 else 1
+    if part == "decoder":
+        frames *= _frames(vae, kwargs, frames) if x.dim() == 5 else 1
+        grid = scale / patch
+        if config.get("upsample_block_type") != "pixel_shuffle" and not _FEWER.intersection(config):
+            channels = [max(pair) for pair in zip(channels, [*channels[1:], 0], strict=True)]
     else:
-        h/=inner; w/=inner
-        widest=max(ch[i]*4.0**-min(i,d) for i in range(n))
-    e=x.element_size()
-    return widest*h*w*f*x.shape[0]*e, (ch,d,temporal,f)
-def estimate(vae,part,a,k):
-    return units(vae,part,a,k)
+        # It makes the patches itself, or is given them.
+        grid, scale = 1 / getattr(child, "patch_size", 1), 1
+    widest = max(number / 4 ** min(level, halvings) for level, number in enumerate(channels))
+    first = next(child.parameters(), x)
+    frame = x.shape[0] * max(x.element_size(), first.element_size())
+    # One more is what convolutions of video pad and keep.
+    widest *= frame * (frames + (x.dim() == 5)) * grid**2
+    return _Call(x.shape[-2], x.shape[-1], scale, widest, 3 * frame * frames * scale**2)
+
+
+# In configurations of decoders that make fewer channels before they enlarge, not after.
+_FEWER = {"spatio_temporal_scaling", "temporal_expansions", "upsample_match_channel"}
+
+
+def _channels(config: Mapping[str, Any], part: str) -> list[int]:
+    """The channels of a part's blocks, from those of the pixels on; none if that is not known."""
+    names = ["encoder_block_out_channels", "down_block_out_channels"]
+    if part == "decoder":
+        names = ["decoder_block_out_channels", "up_block_out_channels"]
+    for name in (*names, "block_out_channels"):
+        if found := config.get(name):
+            return list(found)
+    base = part == "decoder" and config.get("decoder_base_dim") or config.get("base_dim")
+    factors = config.get("dim_mult") if base else config.get("ch_mult")
+    return [(base or config.get("channels") or 0) * factor for factor in factors or ()]
+
+
+def _frames(vae: Any, kwargs: Mapping[str, Any], latents: int) -> int:
+    """How many frames a decoder makes of each of the latents'."""
+    caches = [kwargs[name] for name in ("feat_cache", "conv_cache") if name in kwargs]
+    if latents == 1 and caches and all(kept is None for kept in caches[0] or ()):
+        # The first one.
+        return 1
+    names = ("scale_factor_temporal", "temporal_compression_ratio")
+    found = (vae.config.get(name) or getattr(vae, name, None) for name in names)
+    if ratio := next(filter(None, found), None):
+        return int(ratio)
+    if expansions := vae.config.get("temporal_expansions"):
+        return math.prod(expansions)
+    if halved := vae.config.get("temperal_downsample"):
+        return int(2 ** sum(halved))
+    batches = (getattr(vae, f"num_{name}_frames_batch_size", 1) for name in ("sample", "latent"))
+    return int(next(batches) // next(batches))
+
+
+def _tile(vae: Any, part: str, call: _Call) -> tuple[int, int] | None:
+    """Height and width of a tile, as the input of a part."""
+    tile = []
+    for side in ("height", "width"):
+        kind = "latent" if part == "decoder" else "sample"
+        size = getattr(vae, f"tile_{kind}_min_{side}", None) or getattr(
+            vae, f"tile_{kind}_min_size", None
+        )
+        if size is None:
+            sample = getattr(vae, f"tile_sample_min_{side}", None)
+            size = sample and sample // call.scale
+        if not size:
+            return None
+        tile.append(int(size[0] if isinstance(size, (list, tuple)) else size))
+    return tile[0], tile[1]
