@@ -44,6 +44,11 @@ from typing_extensions import Self
 from coresident._aio import Awaitable
 
 __all__ = [
+    "Area",
+    "AreaStatus",
+    "Arena",
+    "ArenaStatus",
+    "Block",
     "Borrow",
     "Budget",
     "BudgetStatus",
@@ -52,6 +57,7 @@ __all__ = [
     "Device",
     "DevicePool",
     "DeviceStatus",
+    "DeviceTensor",
     "Holder",
     "Lane",
     "LastMoment",
@@ -60,6 +66,8 @@ __all__ = [
     "LockGuard",
     "LockStatus",
     "LockUser",
+    "Occupied",
+    "Pins",
     "PrivateWeights",
     "Request",
     "Reservation",
@@ -83,6 +91,7 @@ __all__ = [
     "release_this_thread",
     "restore_device",
     "shares",
+    "size",
     "virtual_devices",
 ]
 
@@ -163,6 +172,10 @@ class Device:
         """Whether weights are used where they lie in host memory, without a copy."""
 
     @property
+    def paged(self) -> bool:
+        """Whether an :class:`Arena` can place pages in its memory."""
+
+    @property
     def bandwidth(self) -> int | None:
         """Bytes per second of the imitated bus of a virtual device; ``None`` without one."""
 
@@ -177,7 +190,20 @@ class Device:
 
         Returns:
             Bytes; ``None`` where it cannot be known. For the CPU and unified virtual devices, what
-            the host has available; for a virtual device with memory of its own, all of it.
+            the host has available.
+        """
+
+    def occupy(self, nbytes: int | str) -> Occupied:
+        """Takes bytes of a virtual device's memory, as another process would: they are in nobody's
+        budget, and budgets see them by looking. For tests. Does not wait.
+
+        Args:
+            nbytes: Bytes, or a text such as ``'1GiB'``; 0 to begin with nothing.
+
+        Raises:
+            InvalidTypeError: ``nbytes`` is neither a number nor a text.
+            InvalidDeviceError: the device is no virtual one with memory of its own.
+            DeviceMemoryError: it has not so many free.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -209,8 +235,42 @@ def devices(wanted: _DeviceLike | Iterable[_DeviceLike] | None = None) -> list[D
         [Device('cuda:0', 'RTX 3090 #1', 24 GiB), Device('cuda:1', 'RTX 3090 #2', 24 GiB)]
     """
 
+@final
+class Occupied:
+    """Bytes of a virtual device's memory that somebody outside has. Gives them back when it is
+    released or collected."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many; 0 once they are released."""
+
+    def resize(self, nbytes: int) -> bool:
+        """Has other bytes from now on. Does not wait.
+
+        Returns:
+            Whether the device has so many; if not, nothing has changed.
+
+        Raises:
+            ReleasedError: they have been released.
+        """
+
+    def release(self) -> None:
+        """Gives them back. Again without effect. Does not wait."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
 def virtual_devices(
-    count: int, *, memory: int | str | None = None, bandwidth: int | str | None = None
+    count: int,
+    *,
+    memory: int | str | None = None,
+    bandwidth: int | str | None = None,
+    jitter: int | None = None,
 ) -> list[Device]:
     """CPU-backed devices, for machines without an accelerator and for test suites.
 
@@ -221,6 +281,8 @@ def virtual_devices(
         memory: Bytes that each has of its own, as a number or a text such as ``'2GiB'``. Without
             it the devices are unified: they use host memory, and nothing is copied.
         bandwidth: Bytes per second of an imitated bus, as a number or a text; only with ``memory``.
+        jitter: A number that random delays of everything that the device's streams do are drawn
+            from, for tests; only with ``memory``. Fresh memory has garbage in it then.
 
     Returns:
         ``count`` devices.
@@ -228,7 +290,7 @@ def virtual_devices(
     Raises:
         InvalidTypeError: ``count`` is no whole number, or a size is neither a number nor a text.
         InvalidValueError: ``count`` is out of range, a size is 0 or cannot be read, or
-            ``bandwidth`` is given without ``memory``.
+            ``bandwidth`` or ``jitter`` is given without ``memory``.
 
     Example:
         >>> co.virtual_devices(2, memory="2GiB")
@@ -2132,6 +2194,358 @@ class Tensor:
     def __dlpack_device__(self) -> tuple[int, int]:
         """Host memory: ``(1, 0)``, or ``(3, 0)`` if it is pinned."""
 
+# Device memory
+
+@final
+class Arena:
+    """One device's memory in pages of 2 MiB, and the models that have some of it.
+
+    A :class:`~coresident.Runtime` has one for each device whose memory has pages. Models use it by
+    ``Model.on``; what follows is for those who place weights themselves.
+
+    Whoever misses pages gets a turn, in order of arrival, and reserves all their bytes at once.
+    What is evicted first has the lowest priority, then was not used for longest; of one model the
+    last pages go first. Evicting copies nothing: the host has the weights.
+
+    Args:
+        device: A device that is :attr:`~Device.paged`.
+        budget: What the pages are charged to. It asks the arena for bytes that somebody misses.
+
+    Raises:
+        InvalidDeviceError: there can be no pages on the device.
+        DeviceNotFoundError: this machine does not have it.
+
+    Example:
+        >>> [device] = co.virtual_devices(1, memory="64MiB")
+        >>> arena = co.Arena(device, co.Budget(device))
+        >>> area = arena.area(weights)
+        >>> with area.fault():
+        ...     tensors = area.state_dict()
+    """
+
+    def __new__(cls, device: _DeviceLike, budget: Budget) -> Self: ...
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def budget(self) -> Budget:
+        """What the pages are charged to."""
+
+    def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
+        """The place of some weights on the device: the one that somebody has, or a new one,
+        of which nothing is resident. Does not wait.
+
+        Args:
+            weights: What its pages are filled from.
+            order: The names of the tensors that it has, in the order in which they are to lie;
+                ``None`` for all, in the order of the file. Of no effect on one that is there.
+
+        Raises:
+            InvalidTypeError: ``weights`` are no weights, or ``order`` is no list of names.
+            TensorNotFoundError: the weights have no tensor of one of the names.
+            DeviceMemoryError: there are no addresses for it.
+            ReleasedError: the weights have been released.
+            ForkedError: the arena is another process's.
+        """
+
+    def evict(self, nbytes: int | str | None = None) -> int:
+        """Evicts pages that nobody uses, the least wanted first. Does not wait: what a stream still
+        uses stays.
+
+        Args:
+            nbytes: How many bytes; ``None`` for all that there are.
+
+        Returns:
+            The bytes that are free now.
+
+        Raises:
+            InvalidTypeError: ``nbytes`` is neither a number nor a text.
+            ForkedError: the arena is another process's.
+        """
+
+    def set_watermarks(self, low: int | str, high: int | str | None) -> None:
+        """Sets when pages leave without anybody asking: when some are unpinned and more than
+        ``high`` bytes are resident, until ``low`` are left. Holds at once. Does not wait.
+
+        Args:
+            low: Where it ends, in bytes. With 0 and 0 nothing stays that is not used.
+            high: Where it begins; ``None``, as at first, is never.
+
+        Raises:
+            InvalidTypeError: one of them is no number of bytes.
+            InvalidValueError: ``low`` is more than ``high``.
+            ForkedError: the arena is another process's.
+        """
+
+    def status(self) -> ArenaStatus:
+        """What is resident now, and who uses it. Does not wait.
+
+        Raises:
+            ForkedError: the arena is another process's.
+        """
+
+@final
+class ArenaStatus:
+    """An arena at a glance."""
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
+    @property
+    def page(self) -> int:
+        """Bytes of a page."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of pages that have memory, or are on their way."""
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of those that are in use."""
+
+    @property
+    def evictable(self) -> int:
+        """Bytes of those that are not: what could be free, on this device alone."""
+
+    @property
+    def low(self) -> int:
+        """The low watermark, in bytes."""
+
+    @property
+    def high(self) -> int | None:
+        """The high watermark, in bytes; ``None`` without one."""
+
+    @property
+    def areas(self) -> list[AreaStatus]:
+        """The models; the least wanted first."""
+
+@final
+class AreaStatus:
+    """What one model has of an arena."""
+
+    @property
+    def key(self) -> str:
+        """The key of its weights."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its pages."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of those that have memory, or are on their way."""
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of those that are in use."""
+
+    @property
+    def priority(self) -> int:
+        """Those of a lower one are evicted first."""
+
+    @property
+    def pinned_tensors(self) -> list[str]:
+        """The names of tensors of :meth:`Area.pinned` that somebody has: they keep their pages."""
+
+@final
+class Area:
+    """A model's place in a device's memory: addresses for all of its tensors, memory for some.
+
+    Everybody who asks for the same weights has the same. When nobody has it any more, its pages
+    leave.
+    """
+
+    @property
+    def key(self) -> str:
+        """The key of the weights."""
+
+    @property
+    def arena(self) -> Arena:
+        """The arena."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, with what lies between them; the pages have less than one more."""
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are addresses for."""
+
+    @property
+    def priority(self) -> int:
+        """Areas of a lower priority are evicted first; 0 at first. May be set at any time.
+
+        Raises:
+            ForkedError: the arena is another process's.
+        """
+
+    @priority.setter
+    def priority(self, priority: int) -> None: ...
+    def keys(self) -> list[str]:
+        """The names of the tensors, in the order in which they lie there."""
+
+    def block(self, names: Iterable[str]) -> Block:
+        """The pages of some tensors, to be made resident in one call. Does not wait.
+
+        Raises:
+            InvalidTypeError: ``names`` is no list of names.
+            TensorNotFoundError: there is no tensor of one of the names.
+        """
+
+    def fault(
+        self,
+        block: Block | None = None,
+        *,
+        working_memory: int | str | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Pins:
+        """Makes pages resident, with their content, and pins them. Pages that are there are not
+        copied again. Waits in line for bytes, and for the copies.
+
+        Args:
+            block: Which pages; ``None`` for all.
+            working_memory: Bytes to be reserved with them, or a text such as ``'3GiB'``.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            What keeps them, to be used with ``with`` or released.
+
+        Raises:
+            InvalidTypeError: ``block`` is none, or a size is neither a number nor a text.
+            InvalidValueError: the block is of another area.
+            BudgetExceededError: they can never fit.
+            BudgetTimeoutError: the time was over before there were the bytes.
+            WaitTimeoutError: it was over before it was the caller's turn, or the copies were done.
+            CancelledError: the token was raised.
+            DeadlockError: the caller has the bytes himself, or two have each other's.
+            DeviceMemoryError: the device is full, whatever the budget says.
+            DeviceLostError: a copy has failed.
+            ForkedError: the arena is another process's.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
+        somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
+        resident ends the process. Does not wait.
+
+        Raises:
+            ImportError: torch is not installed.
+        """
+
+    def pinned(
+        self, name: str, *, timeout: float | None = None, cancel: CancelToken | None = None
+    ) -> DeviceTensor:
+        """A tensor that is resident, and stays for as long as somebody has it, or what
+        ``torch.from_dlpack`` has made of it. Waits as :meth:`fault`, and raises as it does.
+
+        Raises:
+            TensorNotFoundError: there is no tensor of this name.
+        """
+
+    def renew(self) -> None:
+        """Says that what the pages have in them may be wrong, because somebody has written there:
+        each is filled again before it is used the next time. Does not wait.
+
+        Raises:
+            ForkedError: the arena is another process's.
+        """
+
+    def residency(self) -> Any:
+        """What there is of each page, as a numpy array of ``uint8`` of shape ``(pages,)``: 0 has no
+        memory, 1 is resident, 2 is pinned, 3 is on its way. Does not wait.
+
+        Raises:
+            RuntimeError: numpy is not installed.
+            ForkedError: the arena is another process's.
+        """
+
+    def __len__(self) -> int: ...
+
+@final
+class Block:
+    """The pages of some tensors of an area. Made by :meth:`Area.block`."""
+
+    @property
+    def pages(self) -> int:
+        """How many there are."""
+
+@final
+class Pins:
+    """Pages that stay resident until this is released, and working memory beside them."""
+
+    @property
+    def area(self) -> Area:
+        """The area."""
+
+    @property
+    def working_memory(self) -> Reservation | None:
+        """The working memory; ``None`` without any."""
+
+    @property
+    def released(self) -> bool:
+        """Whether they have been released."""
+
+    def release(self) -> None:
+        """Lets the pages leave when somebody wants their bytes, and gives the working memory back.
+        From any thread; again without effect. Does not wait."""
+
+    def hand_over(self) -> Self:
+        """Says that nobody in particular will release them. Does not wait."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class DeviceTensor:
+    """A tensor on a device, for ``torch.from_dlpack`` and its like: read-only, never a copy.
+
+    It is resident for as long as somebody has it, or what was made of it.
+    """
+
+    @property
+    def dtype(self) -> str:
+        """The type of the elements, as torch names it: ``'bfloat16'``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions, the slowest first."""
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of its elements."""
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The tensor as a DLPack capsule, flagged read-only where the consumer can read that.
+
+        Args:
+            stream: Ignored on a virtual device, which is the CPU.
+            max_version: The newest version of DLPack that the consumer understands.
+            dl_device: Where it is, or ``None``.
+            copy: Not ``True``.
+
+        Raises:
+            BufferError: for another device, or with ``copy=True``.
+        """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Where it is, as DLPack numbers devices; ``(1, 0)`` on a virtual device."""
+
 # Internal: what the Python files of this package use. Not for users, and changed without notice.
 
 @final
@@ -2223,6 +2637,9 @@ class Lane:
 
 def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Device:
     """Internal: the device that was pickled."""
+
+def size(nbytes: int) -> str:
+    """Internal: a number of bytes as people read it."""
 
 def about_to_fork() -> None:
     """Internal: tells the core that the process forks."""

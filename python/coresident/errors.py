@@ -143,6 +143,35 @@ class BudgetTimeoutError(BudgetExceededError, WaitTimeoutError):
         self.running: list[str] = []
 
 
+class DeviceMemoryError(CoresidentError, MemoryError):
+    """A device has not the memory, also after everything that nobody uses there was evicted.
+
+    Attributes:
+        device: The device.
+        asked: The bytes asked for; 0 if it is not known.
+        free: The bytes that nobody had then.
+    """
+
+    def __init__(self, message: str, device: str = "", asked: int = 0, free: int = 0) -> None:
+        super().__init__(message)
+        self.device = device
+        self.asked = asked
+        self.free = free
+
+
+class DeviceLostError(CoresidentError, RuntimeError):
+    """A device does not answer, or was made to use memory that is not there: nothing of what it was
+    doing can be trusted.
+
+    Attributes:
+        device: The device.
+    """
+
+    def __init__(self, message: str, device: str = "") -> None:
+        super().__init__(message)
+        self.device = device
+
+
 class WeightsFileError(CoresidentError, OSError):
     """A file of weights that cannot be opened or mapped.
 

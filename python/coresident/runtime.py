@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from coresident import _core, _torch_memory
+from coresident.errors import InvalidDeviceError, InvalidTypeError
 
 if TYPE_CHECKING:
     from coresident.torch import Model
+    from coresident.torch.room import Room
 
 _LOAD_LOCKS: dict[int, _core.LoadLock] = {}
 
@@ -32,18 +34,29 @@ class Runtime:
         ram: The budget of host memory, with its default limit.
         vram: The budget of each device that has memory of its own, by device. What torch has cached
             there and does not use counts as free, and is asked back before anybody waits.
+        arenas: The arena of each device whose memory has pages, charged to its budget, by device.
         weights: The weight store, charged to ``ram``.
 
     Args:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
             ``torch.device`` objects.
+        working_memory: A file of JSON that keeps how much memory calls of models were seen to need
+            beside the weights, for the next time; ``None`` learns anew each time.
 
     Raises:
         InvalidDeviceError: for a text that names no device, or an empty list.
         DeviceNotFoundError: for a device that this machine does not have.
     """
 
-    def __init__(self, devices: str | _core.Device | Iterable[Any] = "auto") -> None:
+    def __init__(
+        self,
+        devices: str | _core.Device | Iterable[Any] = "auto",
+        *,
+        working_memory: str | Path | None = None,
+    ) -> None:
+        if working_memory is not None and not isinstance(working_memory, (str, Path)):
+            given = type(working_memory).__name__
+            raise InvalidTypeError(f"working_memory is the path of a file, not {given}")
         chosen = _core.devices(devices)
         self.pool = _core.DevicePool(chosen)
         self.load_lock = _load_lock()
@@ -54,7 +67,14 @@ class Runtime:
             for device in chosen
             if device.memory is not None and not device.unified
         }
+        self.arenas = {
+            device: _core.Arena(device, budget)
+            for device, budget in self.vram.items()
+            if device.paged
+        }
         self.weights = _core.WeightStore(budget=self.ram)
+        self._learned = working_memory
+        self._room: Room | None = None
 
     def load(
         self,
@@ -72,7 +92,8 @@ class Runtime:
             dtype: The dtype of the parameters, if it is not to be the file's.
 
         Returns:
-            The model, to be closed. ``model.replica(device)`` is a module on a device.
+            The model, to be closed. ``model.on(device)`` is a module with its weights on a device,
+            for as long as it is used there.
 
         Raises:
             ImportError: torch is not installed.
@@ -80,7 +101,28 @@ class Runtime:
         """
         from coresident.torch import load
 
-        return load(self.weights, key, source, dtype=dtype)
+        return load(self.weights, key, source, dtype=dtype, room=self._models_room())
+
+    def analyze(self, device: Any) -> _core.ArenaStatus:
+        """What is resident on one device, what of it is in use, and by whom. Does not wait.
+
+        Raises:
+            InvalidDeviceError: the device is none of the runtime's whose memory has pages.
+        """
+        [device] = _core.devices([device])
+        if device not in self.arenas:
+            known = ", ".join(map(str, self.arenas)) or "none"
+            message = f"{device} has no pages in this runtime: those with pages are {known}"
+            raise InvalidDeviceError(message)
+        return self.arenas[device].status()
+
+    def _models_room(self) -> Room:
+        from coresident.torch.room import Room
+        from coresident.torch.working_memory import WorkingMemory
+
+        if self._room is None:
+            self._room = Room(self.arenas, self.vram, WorkingMemory(self._learned))
+        return self._room
 
     @property
     def devices(self) -> list[_core.Device]:

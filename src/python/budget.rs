@@ -127,7 +127,10 @@ impl Budget {
         Ok((Some(probe.clone()), Some(probe)))
     }
 
-    fn reservation(slf: &Bound<'_, Self>, reservation: budget::Reservation) -> Reservation {
+    pub(super) fn reservation(
+        slf: &Bound<'_, Self>,
+        reservation: budget::Reservation,
+    ) -> Reservation {
         let held = Held {
             reservation: Arc::new(reservation),
             budget: slf.clone().unbind(),
@@ -433,7 +436,7 @@ impl Reservation {
     }
 
     /// Gives the bytes back. From any thread; again without effect. Does not wait.
-    fn release(&self) {
+    pub(super) fn release(&self) {
         let reservation = {
             let mut held = self.held.lock();
             held.released = true;

@@ -7,12 +7,14 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyString};
 
 use super::argument;
-use super::error::{Error, Result, invalid_type};
+use super::error::{Error, Result, invalid_type, raise};
 use super::exit::{Inside, detached};
+use super::guard::released;
 use crate::device::{
-    self, Choice, DeviceError, DeviceType, Driver, Found, Inventory, Name, Provider, Selection,
-    VirtualSpec,
+    self, ByteSize, Choice, DeviceError, DeviceType, Driver, Found, Inventory, Name, Provider,
+    Selection, VirtualSpec,
 };
+use crate::sync::Mutex;
 
 /// Something to run on.
 #[pyclass(frozen, eq, hash, module = "coresident", name = "Device")]
@@ -79,6 +81,12 @@ impl Device {
         self.0.is_unified()
     }
 
+    /// Whether an `Arena` can place pages in its memory.
+    #[getter]
+    fn paged(&self) -> bool {
+        self.0.driver().memory().is_some()
+    }
+
     /// Bytes per second of the imitated bus of a virtual device; `None` without one.
     #[getter]
     fn bandwidth(&self) -> Option<u64> {
@@ -108,12 +116,71 @@ impl Device {
         detached(py, || self.0.free_memory())
     }
 
+    /// Takes bytes of a virtual device's memory, as another process would.
+    fn occupy(&self, nbytes: &Bound<'_, PyAny>) -> Result<Occupied> {
+        let bytes = argument::bytes("nbytes", nbytes)?;
+        let Some(memory) = self.0.driver().virtual_memory() else {
+            let message = format!(
+                "occupy() imitates what others take from a virtual device with memory of its own: \
+                 {} is none",
+                self.0
+            );
+            return Err(raise("InvalidDeviceError", &message, |_| Ok(())));
+        };
+        Ok(Occupied(Mutex::new(Some(memory.occupy(bytes)?))))
+    }
+
     fn __str__(&self) -> String {
         self.0.to_string()
     }
 
     fn __repr__(&self) -> String {
         format!("{:?}", self.0)
+    }
+}
+
+/// Bytes of a virtual device that somebody else has, until they are released.
+#[pyclass(frozen, weakref, module = "coresident", name = "Occupied")]
+pub(super) struct Occupied(Mutex<Option<device::Occupied>>);
+
+#[pymethods]
+impl Occupied {
+    /// How many; 0 once they are released.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.lock().as_ref().map_or(0, device::Occupied::bytes)
+    }
+
+    /// Has other bytes from now on. Returns false if the device has not so many.
+    fn resize(&self, nbytes: u64) -> Result<bool> {
+        let occupied = self.0.lock();
+        let Some(occupied) = occupied.as_ref() else {
+            return Err(released("the memory of others"));
+        };
+        Ok(occupied.resize(nbytes).is_ok())
+    }
+
+    /// Gives them back; again without effect.
+    fn release(&self) {
+        let occupied = self.0.lock().take();
+        drop(occupied);
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
+        self.release();
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Occupied {}>", ByteSize(self.nbytes()))
     }
 }
 
@@ -261,17 +328,20 @@ pub(super) fn devices(py: Python<'_>, wanted: Option<&Bound<'_, PyAny>>) -> Resu
 
 /// CPU-backed devices for machines without an accelerator.
 #[pyfunction]
-#[pyo3(signature = (count, *, memory=None, bandwidth=None))]
+#[pyo3(signature = (count, *, memory=None, bandwidth=None, jitter=None))]
 pub(super) fn virtual_devices(
     count: &Bound<'_, PyAny>,
     memory: Option<&Bound<'_, PyAny>>,
     bandwidth: Option<&Bound<'_, PyAny>>,
+    jitter: Option<&Bound<'_, PyAny>>,
 ) -> Result<Vec<Device>> {
     let given = |value: Option<&Bound<'_, PyAny>>, what| {
         value.filter(|value| !value.is_none()).map(|value| argument::bytes(what, value)).transpose()
     };
-    let spec =
-        VirtualSpec { memory: given(memory, "memory")?, bandwidth: given(bandwidth, "bandwidth")? };
+    let jitter = jitter.filter(|jitter| !jitter.is_none());
+    let jitter = jitter.map(|seed| argument::whole_number("jitter", seed)).transpose()?;
+    let (memory, bandwidth) = (given(memory, "memory")?, given(bandwidth, "bandwidth")?);
+    let spec = VirtualSpec { memory, bandwidth, jitter };
     let count = argument::whole_number("the number of virtual devices", count)?;
     let devices = device::virtual_devices(count, spec)?;
     Ok(devices.into_iter().map(Device).collect())
@@ -281,4 +351,10 @@ impl From<device::NameError> for Error {
     fn from(error: device::NameError) -> Self {
         DeviceError::from(error).into()
     }
+}
+
+/// A number of bytes as people read it.
+#[pyfunction]
+pub(super) fn size(nbytes: u64) -> String {
+    ByteSize(nbytes).to_string()
 }

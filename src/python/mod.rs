@@ -4,6 +4,7 @@
 //! a lock of the core is held.
 
 mod aio;
+mod arena;
 mod argument;
 mod budget;
 mod context;
@@ -45,11 +46,15 @@ mod _core {
     #[pymodule_export]
     use super::aio::{Request, Wakeups};
     #[pymodule_export]
+    use super::arena::{Area, AreaStatus, Arena, ArenaStatus, Block, DeviceTensor, Pins};
+    #[pymodule_export]
     use super::budget::{Budget, BudgetStatus, BudgetUser, Reservation};
     #[pymodule_export]
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
-    use super::device::{Device, devices, register_provider, restore_device, virtual_devices};
+    use super::device::{
+        Device, Occupied, devices, register_provider, restore_device, size, virtual_devices,
+    };
     #[pymodule_export]
     use super::exit::{LastMoment, about_to_fork, entered_child, has_forked, release_this_thread};
     #[pymodule_export]

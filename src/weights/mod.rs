@@ -184,6 +184,12 @@ impl Weights {
         PrivateWeights::of(&self.0)
     }
 
+    /// A number that no other load of any key has for as long as somebody has these.
+    #[must_use]
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     /// Whether both are the same load of the same key.
     #[must_use]
     pub fn shares_with(&self, other: &Self) -> bool {

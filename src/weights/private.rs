@@ -61,6 +61,12 @@ impl PrivateWeights {
         Ok(Self { entry: entry.clone(), maps: Arc::new(Maps(maps)) })
     }
 
+    /// A number that no other map has for as long as somebody has this one.
+    #[must_use]
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.maps).addr()
+    }
+
     /// The key of the weights.
     #[must_use]
     pub fn key(&self) -> &str {

@@ -79,6 +79,11 @@ class Activations(TorchDispatchMode):
     # They come like other operations, or else torch refuses to run them.
     supports_higher_order_operators = True
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled stays so: not compiled, it would be computed in another way."""
+        return True
+
     def __init__(self, resize: Callable[[int], bool] | None = None) -> None:
         super().__init__()
         self.peak = 0
@@ -105,9 +110,11 @@ class Activations(TorchDispatchMode):
 
     def __enter__(self) -> Activations:
         thread = threading.get_ident()
-        if self._entered and self._entered[-1] != thread:
-            raise RuntimeError("another thread has entered these activations: use others for each")
+        # First, and then looked at: of two that do so at once, one is the first.
         self._entered.append(thread)
+        if self._entered[0] != thread:
+            self._entered.remove(thread)
+            raise RuntimeError("another thread counts with these Activations: make others for each")
         # Not as torch enters: it notes for all threads that one is in a mode, and two that leave
         # in the order in which they came leave that noted for good.
         dispatch._push_mode(self)
@@ -126,7 +133,8 @@ class Activations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _comes_whole(func):
+        # A subclass of tensors may want it whole.
+        if not types and torch.is_inference_mode_enabled() and _comes_whole(func):
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
@@ -150,7 +158,11 @@ class Activations(TorchDispatchMode):
                 made += self._watch(tensor, args, kwargs)
             elif isinstance(tensor, torch.Tensor) and (storage := _storage_of(tensor)) is not None:
                 key = storage._cdata
-                if key in self._storages or _is_in(key, args) or _is_in(key, kwargs.values()):
+                known = self._storages.get(key)
+                # Another thread may be about to forget one that had this address before.
+                if known is not None and known() is storage:
+                    continue
+                if _is_in(key, args) or _is_in(key, kwargs.values()):
                     continue
                 if storage.device.type == "cpu" and (nbytes := storage.nbytes()):
                     watched = _Watched(storage, _is_freed)
@@ -160,9 +172,8 @@ class Activations(TorchDispatchMode):
         return made
 
     def _grow(self, asked: int, made: list[_Watched]) -> bool:
-        """Counts what was made; not if there is no room for it, which it returns."""
+        """Counts what was made, or forgets it if there is no room. Returns whether there is."""
         self._made += asked
-        self._add_up()
         live = self.live
         granted = False
         try:
@@ -173,60 +184,66 @@ class Activations(TorchDispatchMode):
                 self.peak = max(self.peak, live)
             else:
                 for watched in made:
-                    del self._storages[watched.key], _WATCHED[id(watched)]
+                    del _WATCHED[id(watched)]
+                    self._forget(watched)
                 self._made -= asked
                 self._mark = object()
                 self._told()
         return granted
 
-    def freed(self, watched: _Watched) -> None:
-        """Takes off a storage that was just freed: by any thread, anywhere."""
-        del self._storages[watched.key]
+    def _take_off(self, watched: _Watched) -> None:
+        """Counts a storage no more: it was just freed, by any thread, anywhere."""
+        self._forget(watched)
         self._just_freed.append(watched.nbytes)
         self._mark = object()
+        if self._resize is None:
+            return
         if _TELLING.postponed is None:
             self._told()
         else:
             _TELLING.postponed.append(self)
 
-    def _add_up(self) -> None:
-        while self._just_freed and self._adding_up.acquire(blocking=False):
-            try:
-                # Nobody else takes out any.
-                while self._just_freed:
-                    self._freed += self._just_freed.popleft()
-            finally:
-                self._adding_up.release()
-            # Who has read the total meanwhile has read too much.
-            self._mark = object()
+    def _forget(self, watched: _Watched) -> None:
+        if self._storages.get(watched.key) is watched:
+            self._storages.pop(watched.key, None)
 
     def _told(self) -> bool:
         """Tells the total, and those that change meanwhile. Returns whether there is room."""
-        if self._resize is None:
-            return True
         if _TELLING.postponed is not None:
-            return self._tell(self._resize)
+            # An operation within somebody else's `resize`, which needs to know.
+            return self._tell()
         postponed = _TELLING.postponed = []
         try:
-            granted = self._tell(self._resize)
+            return self._tell()
         finally:
             _TELLING.postponed = None
             for other in set(postponed):
                 other._told()
-        return granted
 
-    def _tell(self, resize: Callable[[int], bool]) -> bool:
+    def _tell(self) -> bool:
         while True:
             self._add_up()
             mark = self._mark
-            granted = resize(self.live)
+            granted = self._resize is None or self._resize(self.live)
             if self._mark is mark:
                 return granted
 
+    def _add_up(self) -> None:
+        while self._just_freed and self._adding_up.acquire(blocking=False):
+            try:
+                # Nobody else takes any out.
+                while self._just_freed:
+                    self._freed += self._just_freed.popleft()
+            finally:
+                self._adding_up.release()
+            # Who has read the total meanwhile may have read too much.
+            self._mark = object()
+
 
 def _is_freed(watched: _Watched) -> None:
-    del _WATCHED[id(watched)]
-    watched.counted_by.freed(watched)
+    # Unless there was no room for it.
+    if _WATCHED.pop(id(watched), None) is not None:
+        watched.counted_by._take_off(watched)
 
 
 def _comes_whole(func: Any) -> bool:

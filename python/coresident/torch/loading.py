@@ -22,6 +22,7 @@ from coresident.errors import (
 from coresident.torch import _folder
 from coresident.torch.installation import install
 from coresident.torch.model import Model
+from coresident.torch.room import Room
 from coresident.torch.structure import Structure
 
 log = logging.getLogger("coresident.torch")
@@ -48,6 +49,7 @@ class _Loaded:
         return None if self.files == files else f"{source} has changed since it was loaded"
 
 
+_Found = tuple[_core.Weights, Structure, _Loaded]
 _Key = tuple[int, str]
 _LOADED: weakref.WeakValueDictionary[_Key, _Loaded] = weakref.WeakValueDictionary()
 # Of each process: a forked child must not wait for threads that it does not have.
@@ -61,6 +63,7 @@ def load(
     source: str | Path | Callable[[], torch.nn.Module],
     *,
     dtype: torch.dtype | None = None,
+    room: Room | None = None,
     timeout: float | None = None,
     cancel: _core.CancelToken | None = None,
 ) -> Model:
@@ -80,6 +83,7 @@ def load(
         dtype: The dtype of the parameters, if it is not to be the file's: half, bfloat16, float or
             double. What the model's library keeps in float32 is kept so. A function has to see to
             it itself.
+        room: Where it finds room on devices; a runtime gives its own.
         timeout: Seconds to wait for others who load the key; ``None`` waits for ever.
         cancel: A token that ends the wait.
 
@@ -107,12 +111,12 @@ def load(
     folder = None if callable(source) else Path(source).resolve()
     wanted = (source if folder is None else folder, _files(folder), dtype)
     with _lock_of(store, key).write(timeout=timeout, cancel=cancel):
-        if (model := _known(store, key, wanted)) is None:
+        if (found := _known(store, key, wanted)) is None:
             if folder is None:
-                model = _copied(store, key, source, wanted)  # type: ignore[arg-type]
+                found = _copied(store, key, source, wanted)  # type: ignore[arg-type]
             else:
-                model = _of_folder(store, key, folder, wanted)
-        return model
+                found = _of_folder(store, key, folder, wanted)
+        return Model(*found, room)
 
 
 def _lock_of(store: _core.WeightStore, key: str) -> _core.LoadLock:
@@ -129,7 +133,7 @@ def _files(folder: Path | None) -> list[tuple[str, int, int]] | None:
     return [(name, status.st_size, status.st_mtime_ns) for name, status in entries]
 
 
-def _known(store: _core.WeightStore, key: str, wanted: tuple[Any, Any, Any]) -> Model | None:
+def _known(store: _core.WeightStore, key: str, wanted: tuple[Any, Any, Any]) -> _Found | None:
     """The model that somebody has loaded already.
 
     Raises:
@@ -148,7 +152,7 @@ def _known(store: _core.WeightStore, key: str, wanted: tuple[Any, Any, Any]) -> 
         path = weights.path
         weights.release()
         raise _in_use(key, difference, path)
-    return Model(weights, loaded.structure, loaded)
+    return weights, loaded.structure, loaded
 
 
 def _in_use(key: str, difference: str, path: Path | None) -> WeightsInUseError:
@@ -158,15 +162,15 @@ def _in_use(key: str, difference: str, path: Path | None) -> WeightsInUseError:
 
 def _made(
     store: _core.WeightStore, weights: _core.Weights, structure: Structure, wanted: Any
-) -> Model:
+) -> _Found:
     source, files, dtype = wanted
     loaded = _Loaded(source, files, dtype, structure)
     loaded.version = weights.version
     _LOADED[id(store), weights.key] = loaded
-    return Model(weights, structure, loaded)
+    return weights, structure, loaded
 
 
-def _of_folder(store: _core.WeightStore, key: str, folder: Path, wanted: Any) -> Model:
+def _of_folder(store: _core.WeightStore, key: str, folder: Path, wanted: Any) -> _Found:
     dtype = wanted[2]
     kind = _folder.class_of(folder)
     # Only to look at: nothing is read but the header.
@@ -192,7 +196,7 @@ def _copied(
     key: str,
     make: Callable[[], torch.nn.Module],
     wanted: tuple[Any, Any, Any],
-) -> Model:
+) -> _Found:
     """A model of a module that somebody makes."""
     try:
         other = store.acquire(key)

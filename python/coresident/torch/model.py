@@ -9,7 +9,13 @@ from typing import Any
 from coresident import _core
 from coresident.errors import ReleasedError
 from coresident.torch.replica import Replica, Tensors
+from coresident.torch.residence import Residence
+from coresident.torch.room import Place, Room
 from coresident.torch.structure import Structure
+from coresident.torch.working_memory import WorkingMemory
+
+# Of a model that was loaded without a runtime.
+_NO_ROOM = Room({}, {}, WorkingMemory())
 
 
 class Model:
@@ -21,8 +27,11 @@ class Model:
         weights: Its weights in the store.
     """
 
-    def __init__(self, weights: _core.Weights, structure: Structure, loaded: object) -> None:
+    def __init__(
+        self, weights: _core.Weights, structure: Structure, loaded: object, room: Room | None
+    ) -> None:
         self.weights = weights
+        self.room = room
         self.structure = structure
         self._state = weights.state_dict()
         # Under which name the weights have each tensor of the structure.
@@ -36,6 +45,7 @@ class Model:
         # A finaliser may release a replica in the middle of what is done under the lock.
         self._lock = threading.RLock()
         self._idle: dict[_core.Device, list[Tensors]] = {}
+        self._places: dict[_core.Device, Place] = {}
         self._closed = False
 
     @property
@@ -46,9 +56,10 @@ class Model:
     def replica(self, device: Any) -> Replica:
         """A module on a device, with parameters over the weights of the store.
 
-        On the CPU and on virtual devices that use host memory its parameters are a private map: the
-        same memory, until somebody writes them. On a device with memory of its own they are copied
-        there from the store, or are those of a replica that was released. Does not wait for others.
+        Its parameters are a private map in host memory: the same memory, until somebody writes
+        them. On a device whose memory has pages they come there with :meth:`Replica.on`. On another
+        one with memory of its own they are copied there from the store, or are those of a replica
+        that was released. Does not wait for others.
 
         Args:
             device: A device, or its name.
@@ -60,13 +71,86 @@ class Model:
             InvalidDeviceError: there is no such device.
             ReleasedError: the model has been closed.
         """
-        [device] = _core.devices([device])
+        device = self._device(device)
         with self._lock:
-            if self._closed:
-                raise ReleasedError(f"the model {self.key!r} has been closed already")
+            self._check()
             idle = self._idle.get(device)
             tensors, state = (idle.pop() if idle else None), self._state
         return Replica(self, tensors or Tensors(self, state, device))
+
+    def on(
+        self,
+        device: Any,
+        working_memory: int | str | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: _core.CancelToken | None = None,
+    ) -> Residence:
+        """A module whose weights are on a device, with working memory beside them, until it is
+        released::
+
+            with model.on("cuda:0", working_memory="3GiB") as module:
+                image = module(latents)
+
+        What is there already stays, and is not copied again. For what is missing, those pages of
+        others leave that nobody uses and that were not used for longest. When it ends nothing
+        moves. On a device that uses host memory it is a replica there.
+
+        A call of the module that meets a full device is made once more after everything has left
+        that nobody uses. What each call takes is measured, and reserved before the next one like
+        it; a VAE's first one is estimated. On a virtual device the activations count as its
+        memory: an operation that does not fit fails there as on a GPU.
+
+        Waits in line, for others to end theirs and for the copies.
+
+        Args:
+            device: A device, or its name.
+            working_memory: Bytes for activations, or a text such as ``"3GiB"``; reserved together
+                with the weights, and never more. ``None`` reserves what each call is known to need.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            What holds it, to be used with ``with``, which gives the module, or released.
+
+        Raises:
+            InvalidDeviceError: there is no such device, or it is none of the runtime's.
+            BudgetExceededError: they can never fit; from a call, with what it would need in tiles.
+            BudgetTimeoutError: the time was over.
+            CancelledError: the token was raised.
+            DeadlockError: the caller has what he waits for himself, or two have each other's.
+            DeviceMemoryError: the device is full, whatever its budget says.
+            ReleasedError: the model has been closed.
+        """
+        return self.replica(device)._on(working_memory, timeout, cancel, owned=True)
+
+    def place(self, device: _core.Device, own: Tensors | None = None) -> Place | None:
+        """Where the weights, or a replica's own, are on a device; ``None`` without pages there.
+
+        Raises:
+            InvalidDeviceError: the device has pages, but is none of the runtime's.
+            ReleasedError: the model has been closed.
+        """
+        room = self.room or _NO_ROOM
+        if (arena := room.arena(device)) is None:
+            return None
+        if own is not None:
+            return own.place(arena)
+        with self._lock:
+            self._check()
+            if device not in self._places:
+                self._places[device] = Place(arena.area(self.weights, self.order), self.order)
+            return self._places[device]
+
+    def _device(self, device: Any) -> _core.Device:
+        """A device by its name: of virtual ones of the same name, the runtime's."""
+        [found] = _core.devices([device])
+        known = () if self.room is None else self.room.vram
+        return next((own for own in known if own == found), found)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ReleasedError(f"the model {self.key!r} has been closed")
 
     def give_back(self, tensors: Tensors) -> None:
         """Keeps the weights of a replica for the next one."""
@@ -82,7 +166,8 @@ class Model:
         with self._lock:
             self._closed = True
             (idle, self._idle), (state, self._state) = (self._idle, {}), (self._state, {})
-        del idle, state
+            places, self._places = self._places, {}
+        del idle, state, places
         self.weights.release()
 
     def __enter__(self) -> Model:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from coresident import _core
-from coresident.errors import ReleasedError
+from coresident.errors import InvalidValueError, ReleasedError
+from coresident.torch.residence import Residence
+from coresident.torch.room import Place
 
 if TYPE_CHECKING:
     from coresident.torch.model import Model
@@ -23,7 +25,8 @@ class StrayWriteWarning(UserWarning):
 class Tensors:
     """The weights of a model for one replica after the other on a device.
 
-    In host memory a private map of the weights; elsewhere a copy of them.
+    In host memory a private map of the weights, also where their pages come and go; elsewhere a
+    copy of them.
     """
 
     def __init__(self, model: Model, state: dict[str, torch.Tensor], device: _core.Device) -> None:
@@ -34,7 +37,7 @@ class Tensors:
         self._private: _core.PrivateWeights | None = None
         # Inference tensors could never be written, not even to make them what they were.
         with torch.inference_mode(False):
-            if self.target.type == "cpu":
+            if self.target.type == "cpu" or device.paged:
                 self._private = model.weights.private()
                 own = self._private.state_dict()
                 self.all = [own[name] for name in model.order]
@@ -52,6 +55,11 @@ class Tensors:
         if changed:
             written |= {at for at, name in enumerate(self._model.order) if name in changed}
         return [self._model.structure.names[at][0] for at in sorted(written)]
+
+    def place(self, arena: _core.Arena) -> Place:
+        """Pages for these alone, filled from what has been written here."""
+        assert self._private is not None
+        return Place(arena.area(self._private, self._model.order), self._model.order)
 
     def restore(self) -> None:
         """Makes them what the weights are."""
@@ -79,15 +87,58 @@ class Replica:
         self._tensors = tensors
         self._lock = threading.RLock()
         self._writable = False
+        self._residing = False
         self._released = False
+        self._resident: Residence | None = None
         self._parts = model.structure.shells()
         self.module = self._parts[0]
-        model.structure.fill(self._parts, tensors.all, tensors.target)
+        self._fill()
+
+    def _fill(self) -> None:
+        structure, tensors = self._model.structure, self._tensors
+        # The objects that the module has of the weights, in the order of the structure.
+        self._made = structure.fill(self._parts, tensors.all, tensors.target)
 
     @property
     def released(self) -> bool:
         """Whether it was given back."""
         return self._released
+
+    def on(
+        self,
+        working_memory: int | str | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: _core.CancelToken | None = None,
+    ) -> Residence:
+        """Has the weights on the device, and working memory beside them, until it is released: as
+        :meth:`Model.on`, for a module that is kept, with what has been put into it.
+
+        Within :func:`writable` the device has pages for this replica alone, with what was written.
+
+        Raises:
+            InvalidValueError: it is on the device already.
+            CoresidentError: as :meth:`Model.on`.
+        """
+        return self._on(working_memory, timeout, cancel)
+
+    def _on(
+        self,
+        working_memory: int | str | None,
+        timeout: float | None,
+        cancel: _core.CancelToken | None,
+        *,
+        owned: bool = False,
+    ) -> Residence:
+        with self._lock:
+            self._check()
+            if self._residing:
+                raise InvalidValueError(f"{self!r} is on its device already: end that first")
+            self._residing = True
+        self._resident = Residence(
+            self, working_memory, owned=owned, timeout=timeout, cancel=cancel
+        )
+        return self._resident
 
     def written(self) -> list[str]:
         """The names of parameters and buffers that are no longer what the weights are.
@@ -120,20 +171,33 @@ class Replica:
             if self._released:
                 return []
             self._released = True
+        if self._resident is not None:
+            self._resident.release()
         written = self._tensors.written()
         if written:
-            shown = ", ".join(written[:5]) + (", ..." if len(written) > 5 else "")
-            count = "1 parameter" if len(written) == 1 else f"{len(written)} parameters"
-            warnings.warn(
-                f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
-                "else's have changed. Do it within writable() if it is meant",
-                StrayWriteWarning,
-                # Whoever has called release(), or ended the block.
-                stacklevel=3,
-            )
+            # Whoever has called release(), or ended the block.
+            self._warn_of(written, stacklevel=4)
         else:
             self._model.give_back(self._tensors)
         return written
+
+    def _warn_of(self, written: list[str], stacklevel: int) -> None:
+        shown = ", ".join(written[:5]) + (", ..." if len(written) > 5 else "")
+        count = "1 parameter" if len(written) == 1 else f"{len(written)} parameters"
+        warnings.warn(
+            f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
+            "else's have changed. Do it within writable() if it is meant",
+            StrayWriteWarning,
+            stacklevel=stacklevel,
+        )
+
+    def _place(self) -> Place | None:
+        """Where its weights are on the device; ``None`` where there are no pages."""
+        return self._model.place(self.device, self._tensors if self._writable else None)
+
+    def _budget(self) -> _core.Budget | None:
+        room = self._model.room
+        return None if room is None else room.vram.get(self.device)
 
     def _check(self) -> None:
         if self._released:
@@ -141,8 +205,10 @@ class Replica:
 
     def _restore(self) -> None:
         """Makes the module and its weights what those of a new replica are."""
+        if self._resident is not None:
+            self._resident.release()
         self._tensors.restore()
-        self._model.structure.fill(self._parts, self._tensors.all, self._tensors.target)
+        self._fill()
 
     def __enter__(self) -> Replica:
         self._check()

@@ -118,13 +118,16 @@ class Structure:
 
     def fill(
         self, parts: list[torch.nn.Module], tensors: list[torch.Tensor], target: torch.device
-    ) -> None:
+    ) -> list[torch.Tensor]:
         """Makes modules what those of the structure are, whatever was in them.
 
         Args:
             parts: What :meth:`shells` has made.
             tensors: The weights, in the order of :attr:`names`.
             target: Where copies of buffers beside the weights are to be.
+
+        Returns:
+            The parameters and buffers that the modules have of the weights, in the same order.
         """
         with torch.inference_mode(False):
             made = [
@@ -150,6 +153,7 @@ class Structure:
             own["_non_persistent_buffers_set"] = recipe.not_saved.copy()
         if any(recipe.deep for recipe in self._recipes):
             self._copy_the_rest(made, parts)
+        return made[: len(tensors)]
 
     def _copy_the_rest(self, made: list[torch.Tensor], parts: list[torch.nn.Module]) -> None:
         """Copies what is neither tensor nor module; what it has of these, is the replica's."""

@@ -104,7 +104,10 @@ class WorkingMemory:
             raise InvalidValueError(f"nbytes is a number of bytes, not {nbytes!r}")
         before = self.peak(key, part, signature)
         if before is None or nbytes > before:
-            self._merge({(key, part, signature): _Peak(nbytes, _now())})
+            with self._lock:
+                known = self._peaks.pop((key, part, signature), _Peak(0, ""))
+                self._peaks[key, part, signature] = _Peak(max(nbytes, known.nbytes), _now())
+            self._merge({})
             self.save()
 
     def save(self) -> None:
@@ -131,16 +134,15 @@ class WorkingMemory:
     def _lock(self) -> threading.RLock:
         return self._locks.setdefault(os.getpid(), threading.RLock())
 
-    def _merge(self, others: Mapping[_Key, _Peak]) -> None:
+    def _merge(self, others: dict[_Key, _Peak]) -> None:
         with self._lock:
-            for key, other in others.items():
-                own = self._peaks.get(key, other)
-                self._peaks[key] = _Peak(*map(max, own, other))  # type: ignore[arg-type]
-            # Stable: what was used in the same second stays in order.
-            for key in sorted(self._peaks, key=lambda key: self._peaks[key].used):
-                self._peaks.move_to_end(key)
-            while len(self._peaks) > _MAX_ENTRIES:
-                self._peaks.popitem(last=False)
+            merged = others
+            for key, own in self._peaks.items():
+                other = merged.pop(key, own)
+                merged[key] = _Peak(max(own.nbytes, other.nbytes), max(own.used, other.used))
+            # Those of the same second stay in order, the others' first.
+            latest = sorted(merged.items(), key=lambda item: item[1].used)[-_MAX_ENTRIES:]
+            self._peaks = OrderedDict(latest)
 
     def _read(self, path: Path) -> dict[_Key, _Peak]:
         try:
@@ -156,7 +158,9 @@ class WorkingMemory:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
-            log.warning("%s is not used, and will be replaced: %s: %s", path, type(why).__name__, why)
+            log.warning(
+                "%s is not used, and will be replaced: %s: %s", path, type(why).__name__, why
+            )
             return {}
 
     def _warn(self, message: str) -> None:
@@ -210,7 +214,7 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # A child that was forked meanwhile has the same lock open, and closes it who knows when.
+            # A child that was forked meanwhile has it open too.
             if locked:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
@@ -256,24 +260,26 @@ def _texts(value: Any, name: str = "") -> Iterator[str]:
         yield from _texts(vars(value), name)
 
 
-# Feature maps of the widest kind that there is room for; see `estimate`.
+# How many of its widest feature maps a VAE has room for; `estimate` says where it is from.
 _MAPS = 8.6
-# What a decoder in tiles keeps beside a tile: overlapping tiles, rows of them, and the whole.
+# What a decoder keeps beside a tile: the tiles, which overlap, their rows, and the whole.
 _KEPT = 4
+# In configurations of decoders that make fewer channels before they enlarge, not after.
+_FEWER_FIRST = {"spatio_temporal_scaling", "temporal_expansions", "upsample_match_channel"}
 
 
 def estimate(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
-    """Working memory of a VAE's encoder or decoder, as long as it was not measured.
+    """Working memory of a VAE's encoder or decoder, as long as nobody has measured it.
 
-    8.6 of the widest feature maps: of the channels that there are at the resolution of the pixels,
-    or deeper if there are so many more. That is what InvokeAI has found on GPUs, allocator and
-    cuDNN included: 2200 elements per pixel to decode with SD's and SDXL's VAEs, whose widest map
-    has 256 channels there, and 1100 to encode, where it has 128. ComfyUI takes 2178 and 1767. What
-    is live at once on the CPU (:class:`~coresident.torch.activations.Activations`) is 3 to 8 of
-    such maps with images. Convolutions of video keep and pad frames: one more is counted, which is
-    3 to 8 maps again, and agrees with InvokeAI's 2900 (Qwen, Wan, one frame) and ComfyUI's 7000
-    (Wan, four frames). It is at least what was measured, and at most four times as much, for all
-    VAEs in the tests. For inference; attention without a score matrix.
+    Room for 8.6 of the widest feature maps: those with the resolution of the pixels, or deeper ones
+    that have so many more channels. It is what InvokeAI has found on GPUs, with what the allocator
+    and cuDNN take: 2200 elements per pixel to decode with the VAEs of SD and SDXL, which have 256
+    channels there, and 1100 to encode, where they have 128. ComfyUI takes 2178 and 1767. What is
+    live at once (:class:`~coresident.torch.activations.Activations`) are 3 to 8 such maps. Where
+    convolutions keep and pad the frames of a video, one frame more is counted, and then it is 3 to
+    8 there too; compare InvokeAI's 2900 for one frame of Qwen's and Wan's VAEs, which is 3300 here,
+    and ComfyUI's 7000 for four, here 8300. For all VAEs in the tests it is at least what is
+    measured, and at most four times that. For inference, with attention that keeps no score matrix.
 
     Args:
         module: A VAE of diffusers, with ``encoder``, ``decoder`` and the channels of their blocks
@@ -290,40 +296,38 @@ def estimate(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
 
 
 def tiled(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
-    """:func:`estimate` of the same call if the VAE's tiling was enabled.
+    """The :func:`estimate` of the same call, were the VAE's tiling enabled.
 
-    For one tile, and the output of all tiles for as many frames as there are in the call.
+    For one tile, and the output of all tiles for those frames that are in the call.
 
     Args:
-        module: The VAE.
+        module: As for :func:`estimate`, like the others.
         part: ``"encoder"`` or ``"decoder"``.
         args: What that child is called with.
         kwargs: The same, by name.
 
     Returns:
-        Bytes beside the weights; ``None`` if that is unknown, the VAE has no tiling or has it
-        enabled, or a tile is not smaller than the whole.
+        Bytes beside the weights; ``None`` if there is no estimate, if the VAE has no tiling or has
+        it enabled, or if a tile is not smaller than the whole. Does not wait.
     """
     call = _call(module, part, args, kwargs)
     if call is None or getattr(module, "use_tiling", True):
         return None
-    tile = _tile(module, part, call)
-    if tile is None or (tile[0] >= call.height and tile[1] >= call.width):
+    height, width = (_tile(module, part, side, call.scale) for side in ("height", "width"))
+    if not height or not width or (height >= call.height and width >= call.width):
         return None
-    peak = call.peak(min(tile[0], call.height), min(tile[1], call.width))
-    if part == "decoder":
-        peak += math.ceil(_KEPT * call.pixels * call.height * call.width)
-    return peak
+    kept = _KEPT * call.pixels * call.height * call.width if part == "decoder" else 0
+    return call.peak(min(height, call.height), min(width, call.width)) + math.ceil(kept)
 
 
 class _Call(NamedTuple):
     """A call of a VAE's encoder or decoder."""
 
-    # Of its input; and how many pixels high and wide each element of that is.
+    # Of the input; and how many pixels high and wide one of its elements is.
     height: int
     width: int
     scale: float
-    # Bytes, for each of height times width: the widest feature map, and the images or the video.
+    # Bytes for each of height times width: of the widest feature map, and of images or video.
     widest: float
     pixels: float
 
@@ -337,81 +341,76 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
     x = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
     if part not in ("encoder", "decoder") or child is None or x is None or x.dim() not in (4, 5):
         return None
-    # How wavelets enlarge, the configuration does not tell.
+    # What wavelets do to the resolution, a configuration does not tell.
     if not isinstance(config, Mapping) or "patch_type" in config:
         return None
     channels = _channels(config, part)
     if not channels:
         return None
-    patch = config.get("patch_size")
-    patch = patch if isinstance(patch, int) else 1
-    scale = config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
+    patch = config["patch_size"] if isinstance(config.get("patch_size"), int) else 1
+    scale = _number(vae, "scale_factor_spatial", "spatial_compression_ratio")
     scale = scale or 2 ** (len(channels) - 1)
     halvings = math.log2(max(1, scale / patch))
     frames = x.shape[2] if x.dim() == 5 else 1
     if part == "decoder":
-        frames *= _frames(vae, kwargs, frames) if x.dim() == 5 else 1
         grid = scale / patch
-        if config.get("upsample_block_type") != "pixel_shuffle" and not _FEWER.intersection(config):
+        frames *= _frames(vae, kwargs, frames) if x.dim() == 5 else 1
+        shuffles = config.get("upsample_block_type") == "pixel_shuffle"
+        if not shuffles and not _FEWER_FIRST.intersection(config):
             channels = [max(pair) for pair in zip(channels, [*channels[1:], 0], strict=True)]
+        if any(hasattr(module, "conv_y") for module in child.modules()):
+            # Norms that enlarge the latents to the size of each map.
+            channels = [number + x.shape[1] for number in channels]
     else:
         # It makes the patches itself, or is given them.
-        grid, scale = 1 / getattr(child, "patch_size", 1), 1
+        grid, scale = 1 / (_number(child, "patch_size") or 1), 1
     widest = max(number / 4 ** min(level, halvings) for level, number in enumerate(channels))
-    first = next(child.parameters(), x)
-    frame = x.shape[0] * max(x.element_size(), first.element_size())
-    # One more is what convolutions of video pad and keep.
+    parameter = next(child.parameters(), x)
+    frame = x.shape[0] * max(x.element_size(), parameter.element_size())
+    # One more is what convolutions of video keep and pad.
     widest *= frame * (frames + (x.dim() == 5)) * grid**2
     return _Call(x.shape[-2], x.shape[-1], scale, widest, 3 * frame * frames * scale**2)
 
 
-# In configurations of decoders that make fewer channels before they enlarge, not after.
-_FEWER = {"spatio_temporal_scaling", "temporal_expansions", "upsample_match_channel"}
-
-
 def _channels(config: Mapping[str, Any], part: str) -> list[int]:
-    """The channels of a part's blocks, from those of the pixels on; none if that is not known."""
-    names = ["encoder_block_out_channels", "down_block_out_channels"]
-    if part == "decoder":
-        names = ["decoder_block_out_channels", "up_block_out_channels"]
-    for name in (*names, "block_out_channels"):
+    """The channels of a part's blocks, from the pixels on; none if they are not known."""
+    direction = "down" if part == "encoder" else "up"
+    for name in (f"{part}_block_out_channels", f"{direction}_block_out_channels"):
         if found := config.get(name):
             return list(found)
-    base = part == "decoder" and config.get("decoder_base_dim") or config.get("base_dim")
-    factors = config.get("dim_mult") if base else config.get("ch_mult")
-    return [(base or config.get("channels") or 0) * factor for factor in factors or ()]
+    if found := config.get("block_out_channels"):
+        return list(found)
+    base = config.get(f"{part}_base_dim") or config.get("base_dim") or config.get("channels")
+    return [base * factor for factor in config.get("dim_mult") or config.get("ch_mult") or ()]
+
+
+def _number(owner: Any, *names: str) -> int | None:
+    """The first of these that there is, in a configuration or as an attribute."""
+    config = getattr(owner, "config", {})
+    found = (config.get(name) or getattr(owner, name, None) for name in names)
+    return next((number for number in found if isinstance(number, int)), None)
 
 
 def _frames(vae: Any, kwargs: Mapping[str, Any], latents: int) -> int:
-    """How many frames a decoder makes of each of the latents'."""
+    """How many frames a decoder makes of each frame of latents."""
     caches = [kwargs[name] for name in ("feat_cache", "conv_cache") if name in kwargs]
     if latents == 1 and caches and all(kept is None for kept in caches[0] or ()):
-        # The first one.
+        # The first one is not made more.
         return 1
-    names = ("scale_factor_temporal", "temporal_compression_ratio")
-    found = (vae.config.get(name) or getattr(vae, name, None) for name in names)
-    if ratio := next(filter(None, found), None):
-        return int(ratio)
-    if expansions := vae.config.get("temporal_expansions"):
-        return math.prod(expansions)
+    if ratio := _number(vae, "scale_factor_temporal", "temporal_compression_ratio"):
+        return ratio
     if halved := vae.config.get("temperal_downsample"):
         return int(2 ** sum(halved))
-    batches = (getattr(vae, f"num_{name}_frames_batch_size", 1) for name in ("sample", "latent"))
-    return int(next(batches) // next(batches))
+    of_pixels = _number(vae, "num_sample_frames_batch_size") or 1
+    return of_pixels // (_number(vae, "num_latent_frames_batch_size") or 1)
 
 
-def _tile(vae: Any, part: str, call: _Call) -> tuple[int, int] | None:
-    """Height and width of a tile, as the input of a part."""
-    tile = []
-    for side in ("height", "width"):
-        kind = "latent" if part == "decoder" else "sample"
-        size = getattr(vae, f"tile_{kind}_min_{side}", None) or getattr(
-            vae, f"tile_{kind}_min_size", None
-        )
-        if size is None:
-            sample = getattr(vae, f"tile_sample_min_{side}", None)
-            size = sample and sample // call.scale
-        if not size:
-            return None
-        tile.append(int(size[0] if isinstance(size, (list, tuple)) else size))
-    return tile[0], tile[1]
+def _tile(vae: Any, part: str, side: str, scale: float) -> int | None:
+    """The height or width of a tile, of the input of a part."""
+    kinds = [("latent", 1.0)] if part == "decoder" else []
+    for kind, divisor in (*kinds, ("sample", scale)):
+        for name in (side, "size"):
+            size = getattr(vae, f"tile_{kind}_min_{name}", None)
+            if size:
+                return int((size[0] if isinstance(size, (list, tuple)) else size) // divisor)
+    return None

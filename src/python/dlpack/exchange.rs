@@ -7,21 +7,20 @@ use dlpark::python::consumer::exchange::ExchangeApi;
 use pyo3::exceptions::{PyBufferError, PyException};
 use pyo3::prelude::*;
 
-use super::export::shared;
+use super::export::Exportable;
 use crate::python::error::{Error, Result};
 use crate::python::exit::{Inside, detached};
-use crate::weights::Tensor;
 
 /// So many take about 0.1 ms.
 const TURN: usize = 256;
 
 /// The tensors of the library whose `from_dlpack` this is, in the same order. `wrap` makes the object
 /// that has the methods of the protocol.
-pub(in crate::python) fn exchange<'py>(
+pub(in crate::python) fn exchange<'py, T: Exportable>(
     from_dlpack: &Bound<'py, PyAny>,
     names: &[&str],
-    tensors: &[Tensor],
-    wrap: impl Fn(Tensor) -> Result<Bound<'py, PyAny>>,
+    tensors: &[T],
+    wrap: impl Fn(T) -> Result<Bound<'py, PyAny>>,
 ) -> Result<Vec<Bound<'py, PyAny>>> {
     let py = from_dlpack.py();
     let _inside = Inside::enter(py);
@@ -36,7 +35,7 @@ pub(in crate::python) fn exchange<'py>(
         }
         let element = tensor.element_type();
         let taken = match &table {
-            Some(table) if known.contains(&element) => shared(py, tensor).and_then(|managed| {
+            Some(table) if known.contains(&element) => tensor.shared(py).and_then(|managed| {
                 Ok(ExchangeApi::managed_tensor_to_py_object_no_sync(table, managed, py)?)
             }),
             _ => wrap(tensor.clone()).and_then(|wrapped| Ok(from_dlpack.call1((wrapped,))?)),

@@ -1,6 +1,6 @@
 //! Tensors of ours for other libraries.
 
-use dlpark::ffi::{DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+use dlpark::ffi::{DLDevice, DLDeviceType, DLManagedTensor, DLManagedTensorVersioned};
 use dlpark::metadata::Dynamic;
 use dlpark::python::{ExportAbi, ExportRequest};
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, OpaqueContext};
@@ -8,10 +8,11 @@ use pyo3::exceptions::{PyBufferError, PyMemoryError};
 use pyo3::prelude::*;
 
 use super::{HOST, PINNED, dtype_of};
-use crate::device::ByteSize;
+use crate::arena::RangeView;
+use crate::device::{ByteSize, DeviceType};
 use crate::python::error::{Error, Result};
 use crate::python::exit::detached;
-use crate::weights::Tensor;
+use crate::weights::{ElementType, Tensor};
 
 /// Memory for a copy, aligned for any element and for wide loads.
 struct Aligned {
@@ -75,10 +76,98 @@ pub(in crate::python) fn export(
     }
 }
 
-/// A tensor in the newest protocol, where it lies if that can be: for a consumer that asks for nothing.
-pub(super) fn shared(py: Python<'_>, tensor: &Tensor) -> Result<Managed<DLManagedTensorVersioned>> {
-    let copy = !tensor.is_aligned();
-    managed(py, tensor, copy, flags_of(tensor, copy))
+/// A tensor of ours.
+pub(in crate::python) trait Exportable: Clone {
+    /// The type of its elements.
+    fn element_type(&self) -> ElementType;
+
+    /// It in the newest protocol, where it lies if that can be: for a consumer that asks for nothing.
+    fn shared(&self, py: Python<'_>) -> Result<Managed<DLManagedTensorVersioned>>;
+}
+
+impl Exportable for Tensor {
+    fn element_type(&self) -> ElementType {
+        Self::element_type(self)
+    }
+
+    fn shared(&self, py: Python<'_>) -> Result<Managed<DLManagedTensorVersioned>> {
+        let copy = !self.is_aligned();
+        managed(py, self, copy, flags_of(self, copy))
+    }
+}
+
+impl Exportable for RangeView {
+    fn element_type(&self) -> ElementType {
+        Self::element_type(self)
+    }
+
+    fn shared(&self, _py: Python<'_>) -> Result<Managed<DLManagedTensorVersioned>> {
+        on_device(self, Box::new(self.clone()), DlpackFlags::READ_ONLY)
+    }
+}
+
+/// Exports a tensor on a device where it lies there, read-only. `keeper` is what keeps it.
+pub(in crate::python) fn export_placed(
+    py: Python<'_>,
+    view: &RangeView,
+    keeper: impl OpaqueContext,
+    request: &ExportRequest<'_>,
+) -> Result<Py<PyAny>> {
+    if request.copy() == Some(true) {
+        let message = "this tensor is exported where it is: take it, and copy it then";
+        return Err(PyBufferError::new_err(message).into());
+    }
+    let here = device_of_placed(view);
+    if let Some(DLDevice { device_type, device_id }) =
+        request.device().filter(|device| *device != here)
+    {
+        let message = format!(
+            "this tensor is on {}, ({}, {}) in DLPack, not on ({}, {device_id})",
+            view.device(),
+            here.device_type.0,
+            here.device_id,
+            device_type.0
+        );
+        return Err(PyBufferError::new_err(message).into());
+    }
+    match request.abi() {
+        ExportAbi::Legacy => {
+            to_python(py, on_device::<DLManagedTensor>(view, keeper, DlpackFlags::empty())?)
+        }
+        ExportAbi::Versioned => to_python(
+            py,
+            on_device::<DLManagedTensorVersioned>(view, keeper, DlpackFlags::READ_ONLY)?,
+        ),
+    }
+}
+
+/// Where a tensor of an arena is: a virtual device's memory is the host's.
+pub(super) fn device_of_placed(view: &RangeView) -> DLDevice {
+    match view.device().kind() {
+        DeviceType::Cuda => DLDevice {
+            device_type: DLDeviceType::CUDA,
+            device_id: view.device().index().cast_signed(),
+        },
+        _ => HOST,
+    }
+}
+
+fn on_device<M: ManagedTensorBase>(
+    view: &RangeView,
+    keeper: impl OpaqueContext,
+    flags: DlpackFlags,
+) -> Result<Managed<M>> {
+    let described =
+        Described { element: view.element_type(), shape: view.shape(), nbytes: view.nbytes() };
+    let data = std::ptr::with_exposed_provenance(view.address());
+    finish(&described, None, device_of_placed(view), keeper, data, flags)
+}
+
+/// What a tensor's elements are.
+struct Described<'a> {
+    element: ElementType,
+    shape: &'a [usize],
+    nbytes: usize,
 }
 
 fn flags_of(tensor: &Tensor, copy: bool) -> DlpackFlags {
@@ -102,6 +191,11 @@ fn managed<M: ManagedTensorBase>(
     copy: bool,
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
+    let described = Described {
+        element: tensor.element_type(),
+        shape: tensor.shape(),
+        nbytes: tensor.nbytes(),
+    };
     if copy {
         // A large copy takes a while.
         let copied = detached(py, || Aligned::copy_of(tensor)).ok_or_else(|| {
@@ -110,30 +204,31 @@ fn managed<M: ManagedTensorBase>(
         })?;
         let copied = Box::new(copied);
         let data = copied.memory.as_ptr().cast();
-        finish(tensor, None, HOST, copied, data, flags)
+        finish(&described, None, HOST, copied, data, flags)
     } else {
         let device = if tensor.is_pinned() { PINNED } else { HOST };
-        finish(tensor, tensor.strides(), device, Box::new(tensor.clone()), tensor.start(), flags)
+        let keeper = Box::new(tensor.clone());
+        finish(&described, tensor.strides(), device, keeper, tensor.start(), flags)
     }
 }
 
 /// `data` points into what `keeper` keeps alive.
 fn finish<M: ManagedTensorBase>(
-    tensor: &Tensor,
+    tensor: &Described<'_>,
     strides: Option<&[i64]>,
     device: DLDevice,
     keeper: impl OpaqueContext,
     data: *const u8,
     flags: DlpackFlags,
 ) -> Result<Managed<M>> {
-    let dtype = dtype_of(tensor.element_type());
-    let mut shape: Vec<i64> = Vec::with_capacity(tensor.shape().len());
-    for &size in tensor.shape() {
+    let dtype = dtype_of(tensor.element);
+    let mut shape: Vec<i64> = Vec::with_capacity(tensor.shape.len());
+    for &size in tensor.shape {
         shape.push(i64::try_from(size).map_err(|error| refused(&error))?);
     }
     if let Some(last) = shape.last_mut() {
         // torch counts the pairs of four-bit numbers, safetensors the numbers.
-        if *last % i64::from(dtype.lanes) != 0 && tensor.nbytes() > 0 {
+        if *last % i64::from(dtype.lanes) != 0 && tensor.nbytes > 0 {
             return Err(refused(&"its rows are no whole bytes"));
         }
         *last /= i64::from(dtype.lanes);

@@ -7,9 +7,10 @@ mod import;
 use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 
 pub(super) use exchange::exchange;
-pub(super) use export::export;
+pub(super) use export::{Exportable, export, export_placed};
 pub(super) use import::import;
 
+use crate::arena::RangeView;
 use crate::weights::{ElementType, Tensor};
 
 /// The device of host memory, as `__dlpack_device__` has it.
@@ -20,6 +21,12 @@ const PINNED: DLDevice = DLDevice { device_type: DLDeviceType::CUDAHOST, device_
 /// Where a tensor is, as `__dlpack_device__` has it.
 pub(super) fn device_of(tensor: &Tensor) -> (u32, i32) {
     let DLDevice { device_type, device_id } = if tensor.is_pinned() { PINNED } else { HOST };
+    (device_type.0, device_id)
+}
+
+/// The same of a tensor in an arena.
+pub(super) fn device_of_range(view: &RangeView) -> (u32, i32) {
+    let DLDevice { device_type, device_id } = export::device_of_placed(view);
     (device_type.0, device_id)
 }
 

@@ -46,7 +46,7 @@ impl Weights {
         }
     }
 
-    fn held(&self) -> Result<weights::Weights> {
+    pub(in crate::python) fn held(&self) -> Result<weights::Weights> {
         let held = self.opened.lock().clone();
         held.ok_or_else(|| released(&format!("the weights {:?}", self.key)))
     }

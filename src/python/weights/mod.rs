@@ -2,7 +2,7 @@
 
 mod handle;
 mod private;
-mod state_dict;
+pub(super) mod state_dict;
 mod tensor;
 
 use std::collections::{HashMap, HashSet};
@@ -160,13 +160,30 @@ impl WeightStore {
     }
 }
 
-fn text(what: &str, value: &Bound<'_, PyAny>) -> Result<String> {
+pub(super) fn text(what: &str, value: &Bound<'_, PyAny>) -> Result<String> {
     match value.cast::<PyString>() {
         Ok(text) => text.extract().map_err(Error::from),
         Err(_) => {
             Err(invalid_type(&format!("{what} is a text, not {}", argument::type_name(value))))
         }
     }
+}
+
+/// The texts of an iterable; a text itself is refused, for it would be taken letter by letter.
+pub(super) fn strings(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<String>> {
+    let refused = |given: &Bound<'_, PyAny>| {
+        let given = argument::type_name(given);
+        invalid_type(&format!("{what} takes a list of names, not {given}"))
+    };
+    if value.is_instance_of::<PyString>() {
+        return Err(refused(value));
+    }
+    let _inside = Inside::enter(value.py());
+    let mut texts = Vec::new();
+    for item in value.try_iter().map_err(|_| refused(value))? {
+        texts.push(text(what, &item?)?);
+    }
+    Ok(texts)
 }
 
 /// The pairs of a mapping.

@@ -10,13 +10,13 @@ use crate::weights;
 
 /// A private map of some weights.
 #[pyclass(frozen, weakref, module = "coresident", name = "PrivateWeights")]
-pub(in crate::python) struct PrivateWeights(pub(super) weights::PrivateWeights);
+pub(in crate::python) struct PrivateWeights(pub(in crate::python) weights::PrivateWeights);
 
 #[pymethods]
 impl PrivateWeights {
     /// torch's tensors by name, which may be written.
     fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
-        state_dict::make(py, &self.0.names().collect::<Vec<_>>(), &self.0.tensors())
+        state_dict::of_weights(py, &self.0.names().collect::<Vec<_>>(), &self.0.tensors())
     }
 
     /// The names of the tensors that torch gets as copies.

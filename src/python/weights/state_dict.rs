@@ -53,7 +53,8 @@ impl Known {
         if let Some(found) = found {
             return Ok(found.cast_into::<TorchTensors>().map_err(PyErr::from)?.unbind());
         }
-        let by_name = make(py, &held.names().collect::<Vec<_>>(), &held.tensors())?.unbind();
+        let (names, tensors) = (held.names().collect::<Vec<_>>(), held.tensors());
+        let by_name = of_weights(py, &names, &tensors)?.unbind();
         let made = Bound::new(py, TorchTensors { by_name })?;
         let mut reference = Some(PyWeakrefReference::new(&made)?.unbind());
         let mut known = self.0.lock();
@@ -83,11 +84,21 @@ impl Known {
     }
 }
 
-/// torch's tensors by name, where ours lie.
-pub(super) fn make<'py>(
+/// torch's tensors by name, where those of weights lie.
+pub(super) fn of_weights<'py>(
     py: Python<'py>,
     names: &[&str],
     tensors: &[weights::Tensor],
+) -> Result<Bound<'py, PyDict>> {
+    make(py, names, tensors, |tensor| Ok(Bound::new(py, Tensor(tensor))?.into_any()))
+}
+
+/// torch's tensors by name, where ours lie. `wrap` makes the object that has the methods of DLPack.
+pub(in crate::python) fn make<'py, T: dlpack::Exportable>(
+    py: Python<'py>,
+    names: &[&str],
+    tensors: &[T],
+    wrap: impl Fn(T) -> Result<Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyDict>> {
     let _inside = Inside::enter(py);
     let torch = py.import(intern!(py, "torch")).map_err(|error| {
@@ -103,19 +114,19 @@ pub(super) fn make<'py>(
     // Inference tensors would be so for everybody who gets them.
     let plain = torch.call_method1(intern!(py, "inference_mode"), (false,))?;
     plain.call_method0(intern!(py, "__enter__"))?;
-    let made = make_plain(&torch, names, tensors);
+    let made = make_plain(&torch, names, tensors, wrap);
     plain.call_method1(intern!(py, "__exit__"), (py.None(), py.None(), py.None()))?;
     made
 }
 
-fn make_plain<'py>(
+fn make_plain<'py, T: dlpack::Exportable>(
     torch: &Bound<'py, PyModule>,
     names: &[&str],
-    tensors: &[weights::Tensor],
+    tensors: &[T],
+    wrap: impl Fn(T) -> Result<Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyDict>> {
     let py = torch.py();
     let from_dlpack = torch.getattr(intern!(py, "from_dlpack"))?;
-    let wrap = |tensor| Ok(Bound::new(py, Tensor(tensor))?.into_any());
     let made = dlpack::exchange(&from_dlpack, names, tensors, wrap)?;
     let by_name = PyDict::new(py);
     for (name, tensor) in names.iter().zip(made) {

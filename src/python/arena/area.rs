@@ -1,0 +1,224 @@
+//! `Area`: a model's place in a device's memory.
+
+use std::sync::Arc;
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::pins::Pins;
+use super::tensor::DeviceTensor;
+use super::{Arena, no_block};
+use crate::arena::{self, Beside, PageSet};
+use crate::device::{ByteSize, Stream};
+use crate::python::error::{Error, Result, invalid_value};
+use crate::python::wait::{Terms, caller, patiently};
+use crate::python::weights::{state_dict, strings, text};
+use crate::python::{argument, budget};
+
+/// A model's place in a device's memory: addresses for all of its tensors, memory for some.
+#[pyclass(frozen, weakref, module = "coresident", name = "Area")]
+pub(in crate::python) struct Area {
+    area: arena::Area,
+    arena: Py<Arena>,
+    all: Arc<PageSet>,
+}
+
+/// The pages of some tensors of an area, to be made resident in one call.
+#[pyclass(frozen, module = "coresident", name = "Block")]
+pub(in crate::python) struct Block {
+    area: arena::Area,
+    set: Arc<PageSet>,
+}
+
+#[pymethods]
+impl Block {
+    /// How many pages there are.
+    #[getter]
+    fn pages(&self) -> usize {
+        self.set.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Block of {:?}: {} pages>", self.area.key(), self.set.len())
+    }
+}
+
+impl Area {
+    pub(super) fn new(area: arena::Area, arena: Py<Arena>) -> Self {
+        let all = area.all();
+        Self { area, arena, all }
+    }
+
+    fn set(&self, block: Option<&Bound<'_, PyAny>>) -> Result<Arc<PageSet>> {
+        let Some(block) = block.filter(|block| !block.is_none()) else {
+            return Ok(self.all.clone());
+        };
+        let block = block.cast::<Block>().map_err(|_| no_block(block))?.get();
+        if !block.area.is(&self.area) {
+            let (key, other) = (self.area.key(), block.area.key());
+            let message = format!("this block is of another area, of {other:?}, not of {key:?}'s");
+            return Err(invalid_value(&message));
+        }
+        Ok(block.set.clone())
+    }
+
+    fn find(&self, name: &Bound<'_, PyAny>) -> Result<usize> {
+        Ok(self.area.find(&text("the name of a tensor", name)?)?)
+    }
+}
+
+#[pymethods]
+impl Area {
+    /// The key of the weights.
+    #[getter]
+    fn key(&self) -> &str {
+        self.area.key()
+    }
+
+    /// The arena.
+    #[getter]
+    fn arena(&self, py: Python<'_>) -> Py<Arena> {
+        self.arena.clone_ref(py)
+    }
+
+    /// The bytes of the tensors, with what lies between them.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.area.nbytes()
+    }
+
+    /// How many pages there are addresses for.
+    #[getter]
+    fn pages(&self) -> usize {
+        self.area.pages()
+    }
+
+    /// Areas of a lower priority are evicted first.
+    #[getter]
+    fn priority(&self) -> Result<i64> {
+        self.area.arena().check()?;
+        Ok(self.area.priority())
+    }
+
+    #[setter]
+    fn set_priority(&self, priority: i64) -> Result<()> {
+        self.area.arena().check()?;
+        self.area.set_priority(priority);
+        Ok(())
+    }
+
+    /// The names of the tensors, in the order in which they lie there.
+    fn keys(&self) -> Vec<&str> {
+        self.area.contents().iter().map(|content| content.name.as_str()).collect()
+    }
+
+    /// The pages of these tensors.
+    fn block(&self, names: &Bound<'_, PyAny>) -> Result<Block> {
+        let mut tensors = Vec::new();
+        for name in strings("names", names)? {
+            tensors.push(self.area.find(&name)?);
+        }
+        Ok(Block { area: self.area.clone(), set: self.area.block(&tensors) })
+    }
+
+    /// Makes pages resident and pins them.
+    #[pyo3(signature = (block=None, *, working_memory=None, timeout=None, cancel=None))]
+    fn fault(
+        slf: &Bound<'_, Self>,
+        block: Option<&Bound<'_, PyAny>>,
+        working_memory: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Pins> {
+        let (py, this) = (slf.py(), slf.get());
+        let set = this.set(block)?;
+        let owner = caller(py)?;
+        let given = working_memory.filter(|bytes| !bytes.is_none());
+        let bytes = given.map(|bytes| argument::bytes("working_memory", bytes)).transpose()?;
+        let beside = Beside { bytes: bytes.unwrap_or(0) };
+        let terms = Terms::of(timeout, cancel)?;
+        terms.check(&format!(
+            "pages of {:?} on {}",
+            this.area.key(),
+            this.area.arena().device()
+        ))?;
+        if beside.bytes == 0
+            && let Some(pins) = this.area.pin(&set, Stream::Host, &owner)?
+        {
+            return Ok(Pins::new(slf, pins, None));
+        }
+        let (pins, working) = patiently(py, terms, |patience| {
+            this.area.fault(&set, beside, Stream::Host, &owner, patience)
+        })?;
+        let working = working
+            .map(|working| {
+                let ledger = this.arena.get().budget.bind(py);
+                Py::new(py, budget::Budget::reservation(ledger, working))
+            })
+            .transpose()?;
+        Ok(Pins::new(slf, pins, working))
+    }
+
+    /// Views of the tensors' addresses, for a module whose pages somebody pins.
+    fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let contents = self.area.contents();
+        let names: Vec<&str> = contents.iter().map(|content| content.name.as_str()).collect();
+        let views: Vec<_> = (0..contents.len()).map(|at| self.area.view(at)).collect();
+        state_dict::make(py, &names, &views, |view| {
+            Ok(Bound::new(py, DeviceTensor::view(view))?.into_any())
+        })
+    }
+
+    /// A tensor that stays for as long as somebody has it.
+    #[pyo3(signature = (name, *, timeout=None, cancel=None))]
+    fn pinned(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<DeviceTensor> {
+        let tensor = self.find(name)?;
+        let owner = caller(py)?;
+        let terms = Terms::of(timeout, cancel)?;
+        let pinned = patiently(py, terms, |patience| {
+            self.area.pinned(tensor, Stream::Host, &owner, patience)
+        })?;
+        Ok(DeviceTensor::pinned(pinned))
+    }
+
+    /// Has every page filled again before it is used.
+    fn renew(&self) -> Result<()> {
+        self.area.arena().check()?;
+        self.area.renew();
+        Ok(())
+    }
+
+    /// What there is of each page, as an array.
+    fn residency<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
+        self.area.arena().check()?;
+        let pages = PyBytes::new(py, &self.area.residency());
+        let numpy = py.import("numpy").map_err(|error| {
+            let told = PyRuntimeError::new_err("residency() gives an array of numpy");
+            told.set_cause(py, Some(error));
+            told
+        })?;
+        numpy.call_method1("frombuffer", (pages, "uint8")).map_err(Error::from)
+    }
+
+    fn __len__(&self) -> usize {
+        self.area.contents().len()
+    }
+
+    fn __repr__(&self) -> String {
+        let (key, device) = (self.area.key(), self.area.arena().device());
+        format!("<Area of {key:?} on {device}: {}>", ByteSize(self.area.nbytes()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        visit.call(&self.arena)
+    }
+}

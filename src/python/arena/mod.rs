@@ -1,0 +1,213 @@
+//! `Arena`, its areas, and what is pinned in them.
+
+mod area;
+mod pins;
+mod status;
+mod tensor;
+
+use indexmap::IndexMap;
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+
+pub(super) use area::{Area, Block};
+pub(super) use pins::Pins;
+pub(super) use status::{AreaStatus, ArenaStatus};
+pub(super) use tensor::DeviceTensor;
+
+use super::budget::Budget;
+use super::error::{Error, Result, invalid_type, raise};
+use super::exit::detached;
+use super::wait::caller;
+use super::weights::{PrivateWeights, Weights, strings};
+use super::{argument, device};
+use crate::arena::{self, ArenaError, Content};
+use crate::device::{ByteSize, MemoryError};
+use crate::weights::Tensor;
+
+/// One device's memory in pages, and the models that have some of it.
+#[pyclass(frozen, weakref, module = "coresident", name = "Arena")]
+pub(super) struct Arena {
+    arena: arena::Arena,
+    device: Py<device::Device>,
+    budget: Py<Budget>,
+}
+
+#[pymethods]
+impl Arena {
+    #[new]
+    fn new(device: &Bound<'_, PyAny>, budget: &Bound<'_, Budget>) -> Result<Self> {
+        let py = device.py();
+        let device = device::select_one("an arena", device)?;
+        let arena = arena::Arena::new(&device, &budget.get().ledger())?;
+        let device = Py::new(py, device::Device::of(device))?;
+        Ok(Self { arena, device, budget: budget.clone().unbind() })
+    }
+
+    /// The device.
+    #[getter]
+    fn device(&self, py: Python<'_>) -> Py<device::Device> {
+        self.device.clone_ref(py)
+    }
+
+    /// What the pages are charged to.
+    #[getter]
+    fn budget(&self, py: Python<'_>) -> Py<Budget> {
+        self.budget.clone_ref(py)
+    }
+
+    /// The place of some weights on the device: the one that somebody has, or a new one.
+    #[pyo3(signature = (weights, order=None))]
+    fn area(
+        slf: &Bound<'_, Self>,
+        weights: &Bound<'_, PyAny>,
+        order: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Area> {
+        let owner = caller(slf.py())?;
+        let (key, identity, known) = tensors_of(weights)?;
+        let order = order.filter(|order| !order.is_none());
+        let names = order.map(|order| strings("order", order)).transpose()?;
+        let tensors = match names {
+            None => known.into_iter().collect(),
+            Some(names) => {
+                let mut tensors = Vec::with_capacity(names.len());
+                for name in names {
+                    let missing = || {
+                        let device = slf.get().arena.device();
+                        ArenaError::NoTensor { name: name.clone(), key: key.clone(), device }
+                    };
+                    let tensor = known.get(&name).cloned().ok_or_else(missing)?;
+                    tensors.push((name, tensor));
+                }
+                tensors
+            }
+        };
+        let tensors: Vec<(String, Tensor)> = tensors;
+        let contents =
+            || tensors.into_iter().map(|(name, tensor)| Content::of(&name, tensor)).collect();
+        let area = slf.get().arena.area(&key, identity, &owner, contents)?;
+        Ok(Area::new(area, slf.clone().unbind()))
+    }
+
+    /// Evicts unpinned pages.
+    #[pyo3(signature = (nbytes=None))]
+    fn evict(&self, py: Python<'_>, nbytes: Option<&Bound<'_, PyAny>>) -> Result<u64> {
+        self.arena.check()?;
+        let nbytes = nbytes.filter(|nbytes| !nbytes.is_none());
+        let bytes = nbytes.map(|nbytes| argument::bytes("nbytes", nbytes)).transpose()?;
+        Ok(detached(py, || self.arena.evict(bytes.unwrap_or(u64::MAX))))
+    }
+
+    /// Sets where eviction begins without being asked, and where it ends.
+    #[pyo3(signature = (low, high))]
+    fn set_watermarks(
+        &self,
+        py: Python<'_>,
+        low: &Bound<'_, PyAny>,
+        high: Option<&Bound<'_, PyAny>>,
+    ) -> Result<()> {
+        let low = argument::bytes("low", low)?;
+        let high = high.filter(|high| !high.is_none());
+        let high = high.map(|high| argument::bytes("high", high)).transpose()?;
+        Ok(detached(py, || self.arena.set_watermarks(low, high))?)
+    }
+
+    /// What is there now.
+    fn status(&self, py: Python<'_>) -> Result<ArenaStatus> {
+        ArenaStatus::of(py, detached(py, || self.arena.status())?)
+    }
+
+    fn __repr__(&self) -> String {
+        match self.arena.status() {
+            Ok(status) => {
+                let (resident, pinned) = (ByteSize(status.resident), ByteSize(status.pinned));
+                format!("<Arena {}: {resident} resident, {pinned} pinned>", status.device)
+            }
+            Err(_) => format!("<Arena {} of another process>", self.arena.device()),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        visit.call(&self.budget)
+    }
+}
+
+/// The key, the identity and the tensors of what has weights.
+fn tensors_of(weights: &Bound<'_, PyAny>) -> Result<(String, usize, IndexMap<String, Tensor>)> {
+    fn by_name<'a>(
+        names: impl Iterator<Item = &'a str>,
+        tensors: Vec<Tensor>,
+    ) -> IndexMap<String, Tensor> {
+        names.map(str::to_owned).zip(tensors).collect()
+    }
+    if let Ok(weights) = weights.cast::<Weights>() {
+        let held = weights.get().held()?;
+        let tensors = by_name(held.names(), held.tensors());
+        return Ok((held.key().to_owned(), held.identity(), tensors));
+    }
+    let Ok(private) = weights.cast::<PrivateWeights>() else {
+        let given = argument::type_name(weights);
+        return Err(invalid_type(&format!(
+            "an area is of Weights or PrivateWeights, not of {given}"
+        )));
+    };
+    let private = &private.get().0;
+    let tensors = by_name(private.names(), private.tensors());
+    Ok((private.key().to_owned(), private.identity(), tensors))
+}
+
+impl From<ArenaError> for Error {
+    fn from(error: ArenaError) -> Self {
+        let message = error.to_string();
+        match error {
+            ArenaError::Budget(error) => error.into(),
+            ArenaError::Wait(error) => error.into(),
+            ArenaError::Memory(error) => error.into(),
+            ArenaError::Forked(error) => error.into(),
+            ArenaError::Full { device, asked, free, .. } => {
+                out_of_memory(&message, &device.to_string(), asked, free)
+            }
+            ArenaError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
+            ArenaError::NoTensor { name, key, .. } => {
+                raise("TensorNotFoundError", &message, |fields| {
+                    fields.set_item("name", name)?;
+                    fields.set_item("key", key)
+                })
+            }
+            ArenaError::Watermarks { .. } => super::error::invalid_value(&message),
+        }
+    }
+}
+
+impl From<MemoryError> for Error {
+    fn from(error: MemoryError) -> Self {
+        let message = error.to_string();
+        match error {
+            MemoryError::OutOfMemory { device, asked, free } => {
+                out_of_memory(&message, &device.to_string(), asked, free)
+            }
+            MemoryError::NoAddresses { device, asked, .. } => {
+                out_of_memory(&message, &device.to_string(), asked, 0)
+            }
+            MemoryError::Unmapped { device, .. } | MemoryError::Lost { device, .. } => {
+                raise("DeviceLostError", &message, |fields| {
+                    fields.set_item("device", device.to_string())
+                })
+            }
+        }
+    }
+}
+
+fn out_of_memory(message: &str, device: &str, asked: u64, free: u64) -> Error {
+    raise("DeviceMemoryError", message, |fields| {
+        fields.set_item("device", device)?;
+        fields.set_item("asked", asked)?;
+        fields.set_item("free", free)
+    })
+}
+
+/// A block as a caller gives it: made before, or by the names of its tensors; `None` is everything.
+fn no_block(value: &Bound<'_, PyAny>) -> Error {
+    let given = argument::type_name(value);
+    invalid_type(&format!("a block is made by area.block(names), or None for all, not {given}"))
+}

@@ -1,0 +1,405 @@
+"""Pages of weights on a device: arenas and areas, as those use them who place weights themselves."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import coresident as co
+import numpy as np
+import pytest
+from conftest import run_script, spawn, until
+
+torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+
+
+def device_of(pages: int, jitter: int | None = 5) -> co.Device:
+    return co.virtual_devices(1, memory=pages * PAGE, jitter=jitter)[0]
+
+
+@pytest.fixture
+def device() -> co.Device:
+    return device_of(8)
+
+
+@pytest.fixture
+def arena(device: co.Device) -> co.Arena:
+    return co.Arena(device, co.Budget(device))
+
+
+def tensors(seed: int, *sizes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"t{at}": torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator)
+        for at, size in enumerate(sizes)
+    }
+
+
+def weights_of(seed: int, *sizes: int) -> co.Weights:
+    return co.WeightStore().share(f"model {seed}", tensors(seed, *sizes))
+
+
+def test_a_fault_makes_every_tensor_what_it_is_in_the_weights(arena: co.Arena) -> None:
+    given = tensors(1, 100, 3 * MIB, 0, 7, 5 * MIB + 3)
+    given["half"] = torch.randn(3, 5).half()
+    given["strided"] = torch.randn(64, 48).T
+    given["scalar"] = torch.tensor(3.5)
+    area = arena.area(co.WeightStore().share("model", given))
+    with area.fault():
+        views = area.state_dict()
+        assert list(views) == list(given) == area.keys()
+        assert all(torch.equal(views[name], given[name]) for name in given)
+        assert all(view.data_ptr() % 256 == 0 for view in views.values() if view.numel())
+    assert area.pages * PAGE - area.nbytes < PAGE
+
+
+def test_the_order_of_tensors_is_the_callers(arena: co.Arena) -> None:
+    weights = weights_of(1, 10, 20, 30)
+    area = arena.area(weights, order=["t2", "t0"])
+    assert area.keys() == ["t2", "t0"]
+    assert len(area) == 2
+
+
+def test_blocks_come_and_leave_by_pages(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 4 * MIB, 3 * MIB, 3 * MIB))
+    block = area.block(["t1"])
+    assert block.pages == 2
+    with area.fault(block):
+        assert area.residency().tolist() == [0, 0, 2, 2, 0]
+        assert arena.evict() == 0
+    assert arena.evict(1) == PAGE
+    residency = area.residency()
+    assert residency.tolist() == [0, 0, 1, 0, 0]
+    assert isinstance(residency, np.ndarray)
+    assert residency.dtype == np.uint8
+    status = arena.status()
+    assert (status.resident, status.pinned, status.evictable) == (PAGE, 0, PAGE)
+    assert arena.budget.used == PAGE == 8 * PAGE - area.arena.device.free_memory()
+
+
+def test_working_memory_is_reserved_with_the_pages(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 4 * MIB))
+    with area.fault(working_memory="3MiB") as pins:
+        assert pins.working_memory is not None
+        assert pins.working_memory.nbytes == 3 * MIB
+        assert arena.budget.used == 2 * PAGE + 3 * MIB
+    assert arena.budget.used == 2 * PAGE
+
+
+def test_several_models_share_a_device_that_has_no_room_for_all(arena: co.Arena) -> None:
+    areas = [arena.area(weights_of(seed, 5 * MIB, MIB, 4 * MIB)) for seed in range(3)]
+    expected = [tensors(seed, 5 * MIB, MIB, 4 * MIB) for seed in range(3)]
+
+    def switch(first: int) -> None:
+        for turn in range(12):
+            at = (first + turn) % 3
+            with areas[at].fault():
+                views = areas[at].state_dict()
+                assert all(torch.equal(views[name], expected[at][name]) for name in views)
+
+    for thread in [spawn(lambda at=at: switch(at), name=f"job {at}") for at in range(3)]:
+        thread.join()
+    assert arena.status().pinned == 0
+    assert arena.status().resident == arena.budget.used
+
+
+def test_pinned_tensors_stay_until_the_last_consumer_lets_go(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 4 * MIB, 4 * MIB))
+    expected = tensors(1, 4 * MIB, 4 * MIB)["t1"]
+    pinned = area.pinned("t1")
+    tensor = torch.from_dlpack(pinned)
+    array = np.from_dlpack(pinned)
+    assert not array.flags.writeable
+    assert arena.status().areas[0].pinned_tensors == ["t1"]
+    assert "kept by tensors: t1" in repr(arena.status())
+    del pinned, array
+    part = tensor[5:10]
+    del tensor, area
+    gc.collect()
+    assert arena.evict() == 0
+    assert torch.equal(part, expected[5:10])
+    assert arena.status().resident == 2 * PAGE
+    del part
+    assert arena.status().areas == []
+    assert arena.device.free_memory() == 8 * PAGE
+
+
+def test_a_tensor_whose_pages_have_left_cannot_be_touched() -> None:
+    ended = run_script(
+        """
+        import coresident as co, torch
+        [device] = co.virtual_devices(1, memory="8MiB")
+        arena = co.Arena(device, co.Budget(device))
+        area = arena.area(co.WeightStore().share("model", {"w": torch.ones(100)}))
+        with area.fault():
+            view = area.state_dict()["w"]
+            print(view.sum().item(), flush=True)
+        print(view.sum().item(), flush=True)
+        arena.evict()
+        print(view.sum().item(), flush=True)
+        """
+    )
+    assert ended.stdout == "100.0\n100.0\n"
+    assert ended.returncode == -11, "a segmentation fault, not garbage"
+
+
+def test_addresses_of_a_view_are_nobody_elses_after_its_model_has_gone(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 4 * MIB))
+    view = area.state_dict()["t0"]
+    begin = view.data_ptr()
+    del area
+    assert arena.status().areas == []
+    others = [arena.area(weights_of(seed, 4 * MIB)) for seed in range(2, 10)]
+    starts = [other.state_dict()["t0"].data_ptr() for other in others]
+    assert all(start + 4 * MIB <= begin or begin + 4 * MIB <= start for start in starts)
+
+
+def test_a_wait_for_pages_can_be_ended(arena: co.Arena) -> None:
+    held = arena.area(weights_of(1, 12 * MIB)).fault()
+    wanted = arena.area(weights_of(2, 6 * MIB))
+    with pytest.raises(co.BudgetTimeoutError, match="6 MiB of virtual:0"):
+        spawn(lambda: wanted.fault(timeout=0.05)).join()
+    token = co.CancelToken()
+    waiter = spawn(lambda: wanted.fault(cancel=token))
+    until(lambda: arena.budget.status().waiting)
+    token.cancel("no more")
+    with pytest.raises(co.CancelledError, match="no more"):
+        waiter.join()
+    with pytest.raises(co.DeadlockError):
+        wanted.fault()
+    waiter = spawn(lambda: wanted.fault())
+    until(lambda: arena.budget.status().waiting)
+    held.release()
+    waiter.join().release()
+
+
+def test_who_unpins_lets_others_in_at_once(arena: co.Arena) -> None:
+    areas = [arena.area(weights_of(seed, 12 * MIB)) for seed in (1, 2)]
+    done = threading.Barrier(2)
+
+    def use(area: co.Area) -> None:
+        done.wait()
+        for _ in range(5):
+            area.fault().release()
+
+    for thread in [spawn(lambda area=area: use(area)) for area in areas]:
+        thread.join()
+    assert not arena.budget.status().waiting
+
+
+def test_a_token_that_was_raised_begins_nothing(arena: co.Arena) -> None:
+    token = co.CancelToken()
+    token.cancel()
+    area = arena.area(weights_of(1, 10))
+    with pytest.raises(co.CancelledError):
+        area.fault(cancel=token)
+    assert area.residency().tolist() == [0]
+
+
+def test_memory_that_others_take_is_seen_and_comes_back(device: co.Device) -> None:
+    arena = co.Arena(device, co.Budget(device))
+    area = arena.area(weights_of(1, 12 * MIB))
+    area.fault().release()
+    with pytest.raises(co.DeviceMemoryError, match="virtual:0 is out of memory") as caught:
+        device.occupy(8 * PAGE)
+    assert (caught.value.device, caught.value.free) == ("virtual:0", 2 * PAGE)
+    arena.evict()
+    with device.occupy(4 * PAGE) as spike:
+        arena.budget.look()
+        assert arena.budget.free == 4 * PAGE
+        with pytest.raises(co.BudgetTimeoutError, match="others outside this budget have 8 MiB"):
+            area.fault(timeout=0.05)
+        assert not spike.resize(9 * PAGE)
+        assert spike.resize(2 * PAGE)
+        area.fault().release()
+    arena.budget.look()
+    assert arena.budget.free == 2 * PAGE
+
+
+def test_limits_and_watermarks_can_change_at_any_time(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 12 * MIB))
+    area.fault().release()
+    arena.budget.limit = 4 * PAGE
+    assert arena.status().resident == 4 * PAGE
+    arena.budget.limit = "100%"
+    area.fault().release()
+    arena.set_watermarks(PAGE, "8MiB")
+    assert arena.status().resident == PAGE
+    arena.set_watermarks(0, 0)
+    with area.fault():
+        assert arena.status().resident == 6 * PAGE
+    assert arena.status().resident == 0
+    arena.set_watermarks(0, None)
+    area.fault().release()
+    assert arena.status().resident == 6 * PAGE
+
+
+def test_a_lower_priority_leaves_first(arena: co.Arena) -> None:
+    first, second = (arena.area(weights_of(seed, 6 * MIB)) for seed in (1, 2))
+    second.priority = -5
+    second.fault().release()
+    first.fault().release()
+    second.fault().release()
+    assert (first.priority, second.priority) == (0, -5)
+    assert [area.key for area in arena.status().areas] == ["model 2", "model 1"]
+    arena.evict(2 * PAGE)
+    assert second.residency().tolist() == [1, 0, 0]
+    assert first.residency().tolist() == [1, 1, 1]
+
+
+def test_what_was_written_on_the_device_is_filled_again(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 100))
+    with area.fault():
+        area.state_dict()["t0"].zero_()
+    area.renew()
+    with area.fault():
+        assert torch.equal(area.state_dict()["t0"], tensors(1, 100)["t0"])
+
+
+def test_private_weights_have_an_area_of_their_own(arena: co.Arena) -> None:
+    weights = co.WeightStore().share("model", {"w": torch.zeros(1 << 19)}, copy=True)
+    private = weights.private()
+    private.state_dict()["w"].fill_(7)
+    own, shared = arena.area(private), arena.area(weights)
+    with own.fault(), shared.fault():
+        assert own.state_dict()["w"].unique().tolist() == [7]
+        assert shared.state_dict()["w"].unique().tolist() == [0]
+
+
+def test_pins_that_are_forgotten_are_released(arena: co.Arena) -> None:
+    area = arena.area(weights_of(1, 100))
+
+    def forget() -> None:
+        area.fault(working_memory=5)
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="never released"):
+        forget()
+    assert arena.status().pinned == 0
+    assert arena.budget.used == PAGE
+
+
+REFUSED: dict[str, tuple[Callable[[co.Arena, co.Area], Any], type[Exception], str]] = {
+    "no weights": (lambda a, _: a.area({}), co.InvalidTypeError, "Weights or PrivateWeights"),
+    "a text of names": (
+        lambda a, _: a.area(weights_of(1, 1), order="t0"),
+        co.InvalidTypeError,
+        "a list of names, not str",
+    ),
+    "an unknown name": (
+        lambda a, _: a.area(weights_of(1, 1), order=["x"]),
+        co.TensorNotFoundError,
+        "'model 1' has no tensor 'x'|no tensor \"x\"",
+    ),
+    "a block of nothing": (lambda _, x: x.block(["t9"]), co.TensorNotFoundError, "t9"),
+    "a name as a block": (lambda _, x: x.fault("t0"), co.InvalidTypeError, r"area\.block\(names\)"),
+    "negative memory": (
+        lambda _, x: x.fault(working_memory=-1),
+        co.InvalidValueError,
+        "working_memory",
+    ),
+    "no memory": (lambda _, x: x.fault(working_memory=1.5), co.InvalidTypeError, "working_memory"),
+    "more than there is": (
+        lambda _, x: x.fault(working_memory="1TiB"),
+        co.BudgetExceededError,
+        "1 TiB",
+    ),
+    "a bad timeout": (lambda _, x: x.fault(timeout=-1), co.InvalidValueError, "timeout"),
+    "a bad token": (lambda _, x: x.fault(cancel=3), co.InvalidTypeError, "CancelToken"),
+    "a tensor that is not there": (lambda _, x: x.pinned("?"), co.TensorNotFoundError, r"\?"),
+    "evicting a text": (lambda a, _: a.evict("much"), co.InvalidValueError, "much"),
+    "watermarks upside down": (
+        lambda a, _: a.set_watermarks(2, 1),
+        co.InvalidValueError,
+        "low watermark",
+    ),
+    "an arena of nothing": (
+        lambda a, _: co.Arena(co.virtual_devices(1)[0], a.budget),
+        co.InvalidDeviceError,
+        "no memory of its own",
+    ),
+    "occupying what is unified": (
+        lambda *_: co.virtual_devices(1)[0].occupy(1),
+        co.InvalidDeviceError,
+        "is none",
+    ),
+    "jitter without memory": (
+        lambda *_: co.virtual_devices(1, jitter=3),
+        co.InvalidValueError,
+        "jitter needs memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_bad_input_is_refused_and_leaves_nothing(arena: co.Arena, call: str) -> None:
+    area = arena.area(weights_of(5, 100))
+    wrong, error, told = REFUSED[call]
+    with pytest.raises(error, match=told):
+        wrong(arena, area)
+    assert arena.budget.used == 0
+    with area.fault():
+        assert area.residency().tolist() == [2]
+
+
+def test_a_block_of_another_area_is_refused(arena: co.Arena) -> None:
+    one, other = (arena.area(weights_of(seed, 100)) for seed in (1, 2))
+    with pytest.raises(co.InvalidValueError, match="of another area"):
+        one.fault(other.block(["t0"]))
+
+
+def test_tensors_on_a_device_are_where_they_are(arena: co.Arena) -> None:
+    tensor = arena.area(co.WeightStore().share("m", {"w": torch.ones(2, 3).half()})).pinned("w")
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("float16", (2, 3), 12)
+    assert tensor.__dlpack_device__() == (1, 0)
+    with pytest.raises(BufferError, match="copy it then"):
+        tensor.__dlpack__(copy=True)
+    with pytest.raises(BufferError, match=r"is on virtual:0, \(1, 0\) in DLPack"):
+        tensor.__dlpack__(dl_device=(2, 0))
+
+
+def test_a_forked_child_is_refused_and_the_parent_goes_on() -> None:
+    ended = run_script(
+        """
+        import os, coresident as co, torch
+        [device] = co.virtual_devices(1, memory="8MiB")
+        arena = co.Arena(device, co.Budget(device))
+        area = arena.area(co.WeightStore().share("model", {"w": torch.ones(100)}))
+        pins = area.fault(working_memory=5)
+        tensor = torch.from_dlpack(area.pinned("w"))
+        if os.fork() == 0:
+            for call in (area.fault, arena.status, arena.evict, area.renew, area.residency):
+                try:
+                    call()
+                except co.ForkedError:
+                    continue
+                os._exit(3)
+            pins.release()
+            del tensor, pins, area, arena, device
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.wait()[1]), tensor.sum().item(), arena.status().pinned)
+        pins.release()
+        """
+    )
+    assert ended.stdout == f"0 100.0 {PAGE}\n", ended.stderr
+
+
+def test_the_interpreter_ends_with_copies_under_way_and_pins_held() -> None:
+    ended = run_script(
+        """
+        import threading, coresident as co, torch
+        [device] = co.virtual_devices(1, memory="64MiB", bandwidth="100MiB", jitter=1)
+        arena = co.Arena(device, co.Budget(device))
+        area = arena.area(co.WeightStore().share("model", {"w": torch.ones(8 << 20)}))
+        threading.Thread(target=area.fault, daemon=True).start()
+        pins = arena.area(co.WeightStore().share("other", {"w": torch.ones(1)})).fault()
+        tensor = torch.from_dlpack(pins.area.pinned("w"))
+        print("done")
+        """
+    )
+    assert (ended.stdout, ended.returncode) == ("done\n", 0), ended.stderr
