@@ -17,6 +17,7 @@ import coresident as co
 from coresident import demo
 
 _OTHERWISE = "else the accelerators there are, or two virtual devices"
+_MEMORY = "of each virtual device, such as 8MiB; less than needed has weights come and go"
 _PRESETS = "digits, or large: 400 MB of random weights"
 
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument("--users", type=int, metavar="N", default=3, help="whose they are: 3")
     shown.add_argument("--steps", type=int, metavar="N", help="of each image: 20, or 6 if large")
     shown.add_argument("--split", action="store_true", help="guidance on two devices at once")
+    shown.add_argument("--device-memory", metavar="BYTES", help=_MEMORY)
     shown.add_argument("--preset", choices=("digits", "large"), default="digits", help=_PRESETS)
     shown.add_argument("--out", type=Path, metavar="DIR", default=demo.OUT, help="of the pictures")
     options = vars(parser.parse_args(arguments))

@@ -2310,6 +2310,14 @@ class ArenaStatus:
         """Bytes of those that are not: what could be free, on this device alone."""
 
     @property
+    def filled(self) -> int:
+        """Bytes of all pages that have been filled since the arena was made."""
+
+    @property
+    def evicted(self) -> int:
+        """Bytes of all pages that have left since then."""
+
+    @property
     def low(self) -> int:
         """The low watermark, in bytes."""
 

@@ -117,6 +117,9 @@ pub(super) struct State {
     /// Unpinned pages leave when there are more bytes than this, until there are as few as the other.
     pub(super) high: Option<u64>,
     pub(super) low: u64,
+    /// How many pages have been filled, and how many have left, since the beginning.
+    pub(super) filled: u64,
+    pub(super) evicted: u64,
 }
 
 impl State {
@@ -204,6 +207,7 @@ impl State {
         claim: &Claim,
         filled: Option<&Event>,
     ) -> Vec<Event> {
+        self.filled += (claim.missing.len() + claim.stale.len()) as u64;
         let AreaState { pages, generation, .. } = &mut self.areas[area];
         for at in claim.missing.iter().chain(&claim.stale) {
             let page = &mut pages[*at];
@@ -343,6 +347,7 @@ impl State {
 
     /// The pages of a run have left. Returns the area, if it was the last of one that nobody has.
     pub(super) fn left(&mut self, run: &Run) -> Option<AreaState> {
+        self.evicted += run.pages.len() as u64;
         let area = &mut self.areas[run.area];
         for page in &mut area.pages[run.pages.clone()] {
             *page = Page::new();

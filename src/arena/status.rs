@@ -32,6 +32,10 @@ pub struct ArenaStatus {
     pub resident: u64,
     /// Bytes of those that are in use.
     pub pinned: u64,
+    /// Bytes of all pages that have been filled since the beginning.
+    pub filled: u64,
+    /// Bytes of all pages that have left since then.
+    pub evicted: u64,
     /// Where eviction ends.
     pub low: u64,
     /// Where eviction begins, if it does without being asked.
@@ -87,6 +91,8 @@ impl Arena {
             page,
             resident: bytes(state.resident()),
             pinned: bytes(state.pinned()),
+            filled: state.filled * page,
+            evicted: state.evicted * page,
             low: state.low,
             high: state.high,
             areas: all,

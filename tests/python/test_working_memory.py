@@ -306,6 +306,30 @@ def test_what_an_operation_is_made_of_counts_in_inference_mode_too() -> None:
     assert peak(torch.inference_mode) == peak(torch.no_grad) > 64 * 64 * 4
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_autocast_converts_what_it_converts_without_counting(enabled: bool) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    heads = torch.randn(1, 2, 16, 8)
+    square, sequence = torch.randn(8, 8), torch.randn(1, 3, 8)
+    recurrent = torch.nn.GRU(8, 8)
+    # The parts of some are converted, and some themselves.
+    for compute in (
+        lambda: torch.einsum("ij,kj->ik", square, square),
+        lambda: torch.linalg.multi_dot([square, square, square]),
+        lambda: torch.nn.functional.linear(square, square),
+        lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads),
+        lambda: recurrent(sequence)[0],
+    ):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+        with torch.inference_mode(), autocast, sdpa_kernel(SDPBackend.MATH):
+            expected = compute()
+            with Activations():
+                found = compute()
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
 def test_what_is_compiled_stays_so_and_gives_the_same() -> None:
     ran = []
 

@@ -37,6 +37,9 @@ class Options:
         users: How many users the jobs belong to in turn, 1 to 1000.
         steps: Denoising steps of a job, 1 to 1000; ``None`` for the preset's number.
         split: Whether the two halves of guidance run on two devices.
+        device_memory: Bytes that each device has for weights and activations, or a text such as
+            ``'8MiB'``: less than the pipeline needs has weights come and go. ``None`` has devices
+            use host memory, if they are virtual.
         preset: ``'digits'``, the trained model, or ``'large'``, 400 MB of random weights.
         out: The folder for the pictures.
     """
@@ -46,6 +49,7 @@ class Options:
     users: int = 3
     steps: int | None = None
     split: bool = False
+    device_memory: int | str | None = None
     preset: Literal["digits", "large"] = "digits"
     out: Path = OUT
 
@@ -92,7 +96,7 @@ def check(options: Options) -> list[co.Device]:
         raise co.InvalidTypeError(f"devices are names, by commas, not {options.devices!r}")
     if not isinstance(options.out, Path):
         raise co.InvalidTypeError(f"out is a Path, not {options.out!r}")
-    devices = _devices(options.devices)
+    devices = _devices(options.devices, options.device_memory)
     if options.split and len(devices) < 2:
         raise co.InvalidDeviceError(
             f"splitting the guidance needs two devices, and {devices[0]} is the only one: "
@@ -127,8 +131,20 @@ def load() -> None:
     importlib.import_module("coresident.demo.show")
 
 
-def _devices(names: str | None) -> list[co.Device]:
+def _devices(names: str | None, memory: int | str | None) -> list[co.Device]:
     if names is not None:
-        return co.devices(names if names.strip().lower() == "auto" else names.split(","))
-    found = co.devices("auto")
-    return co.virtual_devices(2) if found[0].type == "cpu" else found
+        chosen = co.devices(names if names.strip().lower() == "auto" else names.split(","))
+    else:
+        found = co.devices("auto")
+        chosen = co.virtual_devices(2) if found[0].type == "cpu" else found
+    if memory is None:
+        return chosen
+    bounded = [device for device in chosen if device.type == "virtual"]
+    if len(bounded) < len(chosen):
+        other = next(device for device in chosen if device not in bounded)
+        raise co.InvalidDeviceError(
+            f"device_memory is that of virtual devices, and {other} has its own: name virtual "
+            "devices, such as virtual:0,virtual:1"
+        )
+    all_of_them = co.virtual_devices(1 + max(device.index for device in bounded), memory=memory)
+    return [all_of_them[device.index] for device in bounded]

@@ -13,7 +13,7 @@ from torch.nn import Module
 from transformers import CLIPTokenizer
 
 import coresident as co
-from coresident.torch import Replica, per_job
+from coresident.torch import Replica, Residence, per_job
 
 MODULES = ("text_encoder", "unet", "vae")
 
@@ -22,7 +22,8 @@ class SharedPipeline:
     """The modules of a pipeline, one replica for each device of a runtime.
 
     On devices that use host memory, the parameters of every replica are maps of the same files; on
-    others they are copied once from there.
+    others they come there from these files for as long as they are used, and stay while there is
+    room.
 
     Args:
         runtime: Whose devices, weights and workers are used.
@@ -56,6 +57,18 @@ class SharedPipeline:
             **parts: Modules to be used instead.
         """
         return per_job(self._pipes[device], **parts)
+
+    def resident(
+        self, part: str, device: co.Device, cancel: co.CancelToken | None = None
+    ) -> Residence:
+        """Has the weights of a part on a device until the block ends; waits for room.
+
+        Args:
+            part: ``'text_encoder'``, ``'unet'`` or ``'vae'``.
+            device: Which device, held by the caller.
+            cancel: A token that ends the wait.
+        """
+        return self._replicas[device][part].on(cancel=cancel)
 
     def host_bytes(self) -> tuple[int, int]:
         """Bytes of weights in host memory; and those of a copy there for each device."""

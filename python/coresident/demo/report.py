@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+import coresident as co
 from coresident.demo.memory import Footprint
 from coresident.demo.studio import TEXT_ENCODER, UNET, Drawing
 from coresident.display import Timeline, grid
@@ -29,6 +30,7 @@ class Outcome:
         alone: The timeline of that, if it tells how fast one device is.
         host_bytes: Of weights in host memory; and with a copy for each device.
         footprints: What ways of loading take, by name; empty if that was not asked for.
+        moved: The memory of devices whose weights come and go, after the jobs; else empty.
     """
 
     drawings: list[Drawing]
@@ -37,6 +39,7 @@ class Outcome:
     alone: Timeline | None
     host_bytes: tuple[int, int]
     footprints: dict[str, Footprint | None]
+    moved: dict[co.Device, co.ArenaStatus]
 
     @property
     def differing(self) -> list[int]:
@@ -86,9 +89,17 @@ def show(outcome: Outcome, pictures: list[Path], console: Console) -> None:
         f"weights in host memory: {once / MIB:.1f} MiB, whoever uses them; "
         f"a copy for each device would be {each / MIB:.1f} MiB"
     )
+    for device, status in outcome.moved.items():
+        needed = sum(area.nbytes for area in status.areas)
+        lines.append(
+            f"{device} has {(device.memory or 0) / MIB:.1f} MiB, for {needed / MIB:.1f} MiB of "
+            f"weights and all activations: {status.filled / MIB:.1f} MiB of weights came to it, "
+            f"{status.evicted / MIB:.1f} MiB left"
+        )
     wrong = ", ".join(map(str, outcome.differing))
+    with_room = " with room for everything" if outcome.moved else ""
     lines.append(
-        f"the first {_count(len(outcome.again), 'image')} again, alone on one device: "
+        f"the first {_count(len(outcome.again), 'image')} again, alone on one device{with_room}: "
         + (f"DIFFERENT: number {wrong}" if wrong else "identical to the bit")
     )
     lines += [f"wrote {path}" for path in pictures]

@@ -32,15 +32,16 @@ def run(options: Options, devices: list[co.Device]) -> int:
     if heavy:
         print("making 400 MB of random weights, and loading them in three ways ...", flush=True)
     with _ONE_AT_A_TIME, _reproducible(), co.Runtime(devices) as runtime:
-        # What is mapped needs its file's name no more.
         with large.random_weights() if heavy else nullcontext(DIGITS) as folder:
             footprints = memory.compare(folder, len(devices)) if heavy else {}
             pipeline = SharedPipeline(runtime, folder)
-        studio = Studio(runtime, pipeline, steps, split=options.split)
-        drawings = studio.draw_all(jobs)
-        with co.Runtime(devices[0]) as single:
-            alone = Studio(single, pipeline, steps)
-            again = alone.draw_all(jobs if heavy else jobs[:2])
+            studio = Studio(runtime, pipeline, steps, split=options.split)
+            drawings = studio.draw_all(jobs)
+            moved = {device: runtime.analyze(device) for device in runtime.arenas}
+            with _with_room(devices[0]) as single:
+                whole = SharedPipeline(single, folder) if moved else pipeline
+                alone = Studio(single, whole, steps)
+                again = alone.draw_all(jobs if heavy else jobs[:2])
         outcome = report.Outcome(
             drawings,
             studio.timeline,
@@ -48,10 +49,17 @@ def run(options: Options, devices: list[co.Device]) -> int:
             alone.timeline if heavy else None,
             pipeline.host_bytes(),
             footprints,
+            moved,
         )
     pictures = report.save(outcome, options.out)
     report.show(outcome, pictures, get_console())
     return 1 if outcome.differing else 0
+
+
+def _with_room(device: co.Device) -> co.Runtime:
+    """For one device alone; where weights come and go, one on which everything stays."""
+    # In pages too: where tensors lie can decide the last bit.
+    return co.Runtime(co.virtual_devices(1, memory="1TiB") if device.paged else device)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class Studio:
             with progress.job(str(home), job.user, job.prompt, self._steps) as bar:
                 texts = self._encode(job, home, work, cancel)
                 latents = self._denoise(job, home, texts, bar, work, cancel)
-                image = self._decode(home, latents, work)
+                image = self._decode(home, latents, work, cancel)
             return Drawing(job, image, home)
 
     def _encode(
@@ -126,7 +126,8 @@ class Studio:
 
         def encode(device: co.Device) -> tuple[Tensor, Tensor]:
             pipe = self._pipeline.on(device)
-            with work(device, stage=TEXT_ENCODER):
+            resident = self._pipeline.resident("text_encoder", device, cancel)
+            with resident, work(device, stage=TEXT_ENCODER):
                 texts = pipe.encode_prompt(job.prompt, pipe.device, 1, True)
                 guided, unguided = (text.to(home.torch_name) for text in texts)
                 return guided, unguided
@@ -146,7 +147,9 @@ class Studio:
     ) -> Tensor:
         """Latents ``(1, channels, height, width)`` of the image."""
         guided, unguided = texts
-        with self._devices_for_guidance(home) as devices:
+        with self._devices_for_guidance(home) as devices, ExitStack() as resident:
+            for device in devices:
+                resident.enter_context(self._pipeline.resident("unet", device, cancel))
             bar.show_device(" + ".join(map(str, devices)))
             models = {device: self._pipeline.module("unet", device) for device in devices}
             watch = partial(work, stage=UNET)
@@ -167,9 +170,11 @@ class Studio:
                 callback_on_step_end=after_step,
             ).images
 
-    def _decode(self, home: co.Device, latents: Tensor, work: Work) -> Image:
+    def _decode(
+        self, home: co.Device, latents: Tensor, work: Work, cancel: co.CancelToken
+    ) -> Image:
         pipe = self._pipeline.on(home)
-        with work(home, stage=VAE):
+        with self._pipeline.resident("vae", home, cancel), work(home, stage=VAE):
             decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
             image: Image = pipe.image_processor.postprocess(decoded)[0]
             return image

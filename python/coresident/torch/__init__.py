@@ -5,13 +5,17 @@ from coresident.torch.loading import load
 from coresident.torch.model import Model
 from coresident.torch.per_job import per_job
 from coresident.torch.replica import Replica, StrayWriteWarning
+from coresident.torch.residence import Residence
+from coresident.torch.working_memory import WorkingMemory
 from coresident.torch.writable import lora, writable
 
 __all__ = [
     "Installation",
     "Model",
     "Replica",
+    "Residence",
     "StrayWriteWarning",
+    "WorkingMemory",
     "install",
     "load",
     "lora",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.overrides import enable_reentrant_dispatch
 from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-# Which operations are made of others; filled as they are met.
-_IS_COMPOSITE: dict[Any, bool] = {}
 
 
 class _Watched(weakref.ref[Any]):
@@ -47,8 +48,9 @@ class Activations(TorchDispatchMode):
     after the block and in another thread. Views, what is done in place, and storages that were
     there before add nothing. Only the CPU's memory counts, and neither what an operation uses
     within itself, nor tensors made of Python's or numpy's data, nor what ``resize_`` adds, nor what
-    compiled code makes. Keeps nothing alive; results are what they are without it. May be entered
-    again, also within itself, by one thread at a time.
+    compiled code makes. Keeps nothing alive; results are what they are without it, but for what
+    autocast does within operations such as ``bilinear``. May be entered again, also within itself,
+    by one thread at a time.
 
     With ``resize`` it imitates a device whose memory is bounded, and then nobody waits for anybody:
 
@@ -103,7 +105,10 @@ class Activations(TorchDispatchMode):
         """Bytes of the storages that count and are not freed. Does not wait."""
         while True:
             try:
-                return self._made - self._freed - sum(tuple(self._just_freed))
+                # In this order: nothing that is freed twice, and all that was made of it.
+                freed = self._freed
+                freed += sum(tuple(self._just_freed))
+                return self._made - freed
             except RuntimeError:
                 # Somebody has appended in the middle.
                 continue
@@ -134,8 +139,12 @@ class Activations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # A subclass of tensors may want it whole.
-        if not types and torch.is_inference_mode_enabled() and _comes_whole(func):
-            with self:
+        if not types and torch.is_inference_mode_enabled() and _is_composite(func):
+            # Autocast is off in here, but torch has it on for the parts, unless it has converted
+            # the whole.
+            converted = _has_kernel(func, torch._C.DispatchKey.AutocastCPU)
+            autocast = torch._C._DisableAutocast() if converted else nullcontext()
+            with enable_reentrant_dispatch(), autocast, self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         made = self._watch(out, args, kwargs)
@@ -246,16 +255,15 @@ def _is_freed(watched: _Watched) -> None:
         watched.counted_by._take_off(watched)
 
 
-def _comes_whole(func: Any) -> bool:
-    """Whether it comes in one piece in inference mode, and otherwise as its parts: some of those
-    need far more memory than what it returns."""
-    found = _IS_COMPOSITE.get(func)
-    if found is None:
-        found = _IS_COMPOSITE[func] = isinstance(
-            func, OpOverload
-        ) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
-    # Autocast would convert what its parts make.
-    return found and not torch.is_autocast_enabled("cpu")
+@functools.cache
+def _has_kernel(func: OpOverload, key: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether it is made of other operations. In inference mode it comes in one piece all the same,
+    though the parts may need far more memory than what comes of it."""
+    return isinstance(func, OpOverload) and _has_kernel(func, _COMPOSITE)
 
 
 def _storage_of(tensor: torch.Tensor) -> Any:

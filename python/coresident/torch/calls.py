@@ -55,6 +55,8 @@ class Calls:
         self._terms = terms
         self._room = replica._model.room
         self._thread = threading.local()
+        self._lock = threading.Lock()
+        self._imitated = 0
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
         if place is None or self._room is None:
             return
@@ -103,14 +105,14 @@ class Calls:
             least = need if measured is not None else need // _AT_MOST
             self._reserve(need, least, part, args, kwargs)
         try:
-            with self._measured(part, alike):
+            with self._measured(part, alike, measured):
                 return self._own(forward(*args, **kwargs))
         except torch.OutOfMemoryError:
             # What failed is freed with its traceback, before the next attempt.
             pass
         with self._all_that_can_be():
             try:
-                with self._measured(part, alike):
+                with self._measured(part, alike, measured):
                     return self._own(forward(*args, **kwargs))
             except torch.OutOfMemoryError as error:
                 raise self._full(str(error), need, part, args, kwargs) from error
@@ -148,27 +150,55 @@ class Calls:
             self._held.append(more)
 
     @contextmanager
-    def _measured(self, part: str, alike: str) -> Iterator[None]:
-        """Learns how much memory the block takes at its peak."""
+    def _measured(self, part: str, alike: str, known: int | None) -> Iterator[None]:
+        """Learns how much memory the block takes at its peak. On a virtual device that is slow, and
+        what is known already is only taken for so long."""
         assert self._room is not None
-        if self._activations is not None:
-            activations = self._activations
-            activations.peak = before = activations.live
-            with activations:
-                yield
-            peak = activations.peak - before
-        else:
+        if self._activations is None:
             allocator = getattr(torch, self._device.type)
             index = self._device.index
             before = allocator.memory_allocated(index)
             allocator.reset_peak_memory_stats(index)
             yield
             peak = allocator.max_memory_allocated(index) - before
+        elif known is None:
+            activations = self._activations
+            activations.peak = before = activations.live
+            with activations:
+                yield
+            peak = activations.peak - before
+        else:
+            with self._taken(known):
+                yield
+            return
         self._room.working_memory.learn(self._key, part, alike, max(0, peak))
+
+    @contextmanager
+    def _taken(self, nbytes: int) -> Iterator[None]:
+        """Has a virtual device's memory taken by so many bytes, as activations would.
+
+        Raises:
+            torch.OutOfMemoryError: it has not so many.
+        """
+        assert self._activations is not None
+        with self._lock:
+            self._imitated += nbytes
+        try:
+            if not self._resize(self._activations.live):
+                raise torch.OutOfMemoryError(
+                    f"out of memory: {nbytes} bytes of activations are needed: the virtual device "
+                    "is full"
+                )
+            yield
+        finally:
+            with self._lock:
+                self._imitated -= nbytes
+            self._resize(self._activations.live)
 
     def _resize(self, live: int) -> bool:
         """Has the virtual device's memory taken by so many bytes of activations."""
         assert self._occupied is not None
+        live += self._imitated
         if not self._occupied.resize(live):
             return False
         for reservation in self._held:

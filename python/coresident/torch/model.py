@@ -150,7 +150,7 @@ class Model:
 
     def _check(self) -> None:
         if self._closed:
-            raise ReleasedError(f"the model {self.key!r} has been closed")
+            raise ReleasedError(f"the model {self.key!r} has been closed already")
 
     def give_back(self, tensors: Tensors) -> None:
         """Keeps the weights of a replica for the next one."""

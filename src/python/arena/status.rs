@@ -13,6 +13,8 @@ pub(in crate::python) struct ArenaStatus {
     page: u64,
     resident: u64,
     pinned: u64,
+    filled: u64,
+    evicted: u64,
     low: u64,
     high: Option<u64>,
     areas: Vec<Py<AreaStatus>>,
@@ -20,10 +22,20 @@ pub(in crate::python) struct ArenaStatus {
 
 impl ArenaStatus {
     pub(super) fn of(py: Python<'_>, status: arena::ArenaStatus) -> Result<Self> {
-        let arena::ArenaStatus { device, page, resident, pinned, low, high, areas } = status;
+        let arena::ArenaStatus {
+            device,
+            page,
+            resident,
+            pinned,
+            filled,
+            evicted,
+            low,
+            high,
+            areas,
+        } = status;
         let areas: PyResult<_> =
             areas.into_iter().map(|area| Py::new(py, AreaStatus::of(area))).collect();
-        Ok(Self { device, page, resident, pinned, low, high, areas: areas? })
+        Ok(Self { device, page, resident, pinned, filled, evicted, low, high, areas: areas? })
     }
 }
 
