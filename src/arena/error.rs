@@ -11,6 +11,25 @@ pub enum ArenaError {
     /// The budget has not the bytes, or waiting for them ended.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// More than the device can ever have.
+    #[error(
+        "{key:?} needs {} of weights{} on {device}, which can never have more than {}",
+        ByteSize(*.weights), with_more(*.beside), ByteSize(*.most)
+    )]
+    TooLarge {
+        /// The device.
+        device: Name,
+        /// Whose pages were wanted.
+        key: String,
+        /// Bytes of the pages.
+        weights: u64,
+        /// Bytes of working memory.
+        beside: u64,
+        /// Bytes of the budget's limit, and of the memory without headroom.
+        most: u64,
+        /// Bytes that could be reserved then.
+        free: u64,
+    },
     /// The wait for a turn or for a copy ended.
     #[error(transparent)]
     Wait(#[from] WaitError),
@@ -71,6 +90,10 @@ pub enum ArenaError {
     /// The arena is another process's.
     #[error(transparent)]
     Forked(#[from] Forked),
+}
+
+fn with_more(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!(" and {} beside them", ByteSize(bytes)) }
 }
 
 impl From<LockError> for ArenaError {

@@ -47,7 +47,9 @@ impl Shared {
                 .collect();
             let runs = self.state.lock().leave(&ready);
             gone += runs.iter().map(|run| run.pages.len()).sum::<usize>();
-            runs.iter().for_each(|run| self.take_memory(run));
+            for run in &runs {
+                self.take_memory(run);
+            }
             if gone >= most {
                 return gone;
             }

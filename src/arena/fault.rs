@@ -62,6 +62,7 @@ impl Area {
         let arena = &self.0.arena;
         arena.birth.check("arena")?;
         let began = Instant::now();
+        self.check_size(set, beside)?;
         let pinned = arena.state.lock().pin(self.0.number, set);
         if let Some(filled) = pinned {
             let pins = Pins::new(&self.0, set, stream, owner);
@@ -78,6 +79,20 @@ impl Area {
         drop(turn);
         self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
         Ok((pins, working))
+    }
+}
+
+impl Area {
+    /// Refuses what could not be had if nobody else had anything.
+    fn check_size(&self, set: &PageSet, beside: Beside) -> Result<(), ArenaError> {
+        let Shared { memory, budget, device, .. } = &*self.0.arena;
+        let (weights, beside) = (set.len() as u64 * memory.page() as u64, beside.bytes);
+        let most = budget.most();
+        if weights.saturating_add(beside) <= most {
+            return Ok(());
+        }
+        let (key, device, free) = (self.0.key.clone(), *device, budget.free());
+        Err(ArenaError::TooLarge { device, key, weights, beside, most, free })
     }
 }
 
@@ -161,7 +176,9 @@ impl AreaShared {
                 outcome = memory.commit(start, length);
             }
             if let Err(error) = outcome {
-                done.iter().for_each(|(start, length)| memory.decommit(*start, *length));
+                for (start, length) in done {
+                    memory.decommit(start, length);
+                }
                 return Err(match error {
                     MemoryError::OutOfMemory { .. } => self.arena.full(&self.key, bytes),
                     error => error.into(),
@@ -218,7 +235,7 @@ impl AreaShared {
         for event in filled {
             let outcome = match stream {
                 Stream::Host => arena.wait_for(&event, &self.key, began, patience).map(|()| true),
-                stream => arena.come_after(&event, stream),
+                Stream::Device(_) => arena.come_after(&event, stream),
             };
             match outcome {
                 Ok(true) => passed.push(event),

@@ -94,7 +94,9 @@ impl Late {
     }
 
     fn run_all(&self) {
-        [COPIES, COMPUTE].into_iter().for_each(|stream| self.run(stream, self.length(stream)));
+        for stream in [COPIES, COMPUTE] {
+            self.run(stream, self.length(stream));
+        }
     }
 
     fn length(&self, stream: Stream) -> usize {

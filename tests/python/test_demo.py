@@ -268,6 +268,16 @@ def test_the_command_shows_where_the_time_went(shown: tuple[str, Path]) -> None:
     assert f"wrote {folder / 'images.png'}" in text
 
 
+def test_with_too_little_device_memory_the_images_are_the_same(tmp_path: Path) -> None:
+    arguments = ("--jobs", "4", "--users", "2", "--steps", "3", "--device-memory", "8MiB")
+    ended = command(*arguments, "--out", str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    moved = r"virtual:\d has 8\.0 MiB, for 10\.0 MiB of weights and all activations: ([\d.]+) MiB"
+    assert all(float(came) > 10 for came in re.findall(moved, ended.stdout))
+    assert len(re.findall(moved, ended.stdout)) == 2
+    assert "alone on one device with room for everything: identical to the bit" in ended.stdout
+
+
 def test_the_pictures_show_every_image_and_every_lane(shown: tuple[str, Path]) -> None:
     _, folder = shown
     assert sorted(path.name for path in folder.iterdir()) == ["images.png", "timeline.svg"]
@@ -309,6 +319,9 @@ def test_a_large_model_is_in_host_memory_once(tmp_path: Path) -> None:
         (["--users", "-3"], "users is -3: it can be 1 to 1000"),
         (["--steps", "1001"], "steps is 1001: it can be 1 to 1000"),
         (["--split", "--devices", "virtual:0"], "virtual:0 is the only one: name two"),
+        (["--device-memory", "lots"], "is not a number of bytes"),
+        (["--device-memory", "0"], "must be more than 0 bytes"),
+        (["--device-memory", "1GiB", "--devices", "cpu"], "name virtual devices"),
         (["--out", __file__], "cannot be written to"),
         (["--out", f"{__file__}/pictures"], "Not a directory; name another folder"),
     ],

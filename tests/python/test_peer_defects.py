@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias, TypeVar
 
 import coresident as co
+import numpy as np
 import pytest
 from conftest import spawn, until, waiting
 from peers import Line, OpenedError
 from peers import device_pool as old_device_pool
 from peers import load_lock as old_load_lock
+from peers import paging as old_paging
 from peers import thread_pool as old_thread_pool
 
 T = TypeVar("T")
@@ -334,3 +336,66 @@ def test_a_task_that_comes_after_the_end_is_refused_and_not_lost(
 
     assert played(a_task_comes_after_the_end, workers) == "refused"
     assert hangs(a_task_comes_after_the_end, old_workers)
+
+
+# Pages of device memory
+
+PAGE = 2 << 20
+
+
+class Paging:
+    """Arenas of several devices, as the old rules are called."""
+
+    def __init__(self, capacity: int, devices: int) -> None:
+        found = co.virtual_devices(devices, memory=capacity * PAGE)
+        self._arenas = [co.Arena(device, co.Budget(device)) for device in found]
+        self._areas: list[co.Area] = []
+
+    def fault(self, device: int, pages: int) -> None:
+        weights = co.WeightStore().share("weights", {"w": np.zeros(pages * PAGE, np.uint8)})
+        area = self._arenas[device].area(weights)
+        self._areas.append(area)
+        area.fault().release()
+
+    def resident(self, device: int) -> int:
+        return self._arenas[device].status().resident // PAGE
+
+    @property
+    def evicted(self) -> int:
+        return sum(arena.status().evicted for arena in self._arenas) // PAGE
+
+    def meet(self, parties: int) -> None:
+        """Threads need not be brought together: what they do is one step for others."""
+
+
+AnyPaging: TypeAlias = Paging | old_paging.Paging
+
+
+def test_what_one_device_has_is_no_deficit_of_another() -> None:
+    def three_pages_on_each_of_two_devices(paging: AnyPaging) -> int:
+        paging.fault(0, 3)
+        paging.fault(1, 3)
+        return paging.evicted
+
+    assert played(three_pages_on_each_of_two_devices, Paging(6, 2)) == 0
+    assert played(three_pages_on_each_of_two_devices, old_paging.Paging(6, 2)) == 3
+
+
+def test_what_fits_exactly_is_counted_once() -> None:
+    def all_of_a_device(paging: AnyPaging) -> int:
+        paging.fault(0, 4)
+        return paging.evicted
+
+    assert played(all_of_a_device, Paging(4, 1)) == 0
+    assert played(all_of_a_device, old_paging.Paging(4, 1)) == 4
+
+
+def test_two_threads_on_one_device_lose_no_page() -> None:
+    def two_at_once(paging: AnyPaging) -> int:
+        paging.meet(2)
+        for thread in [spawn(lambda: paging.fault(0, 2)) for _ in range(2)]:
+            thread.join()
+        return paging.resident(0)
+
+    assert played(two_at_once, Paging(8, 1)) == 4
+    assert played(two_at_once, old_paging.Paging(8, 1)) == 2

@@ -262,7 +262,7 @@ def _texts(value: Any, name: str = "") -> Iterator[str]:
 
 # How many of its widest feature maps a VAE has room for; `estimate` says where it is from.
 _MAPS = 8.6
-# What a decoder keeps beside a tile: the tiles, which overlap, their rows, and the whole.
+# How much of its output is kept beside a tile: tiles, which overlap, their rows, and the whole.
 _KEPT = 4
 # In configurations of decoders that make fewer channels before they enlarge, not after.
 _FEWER_FIRST = {"spatio_temporal_scaling", "temporal_expansions", "upsample_match_channel"}
@@ -316,8 +316,8 @@ def tiled(module: Any, part: str, args: Any, kwargs: Any) -> int | None:
     height, width = (_tile(module, part, side, call.scale) for side in ("height", "width"))
     if not height or not width or (height >= call.height and width >= call.width):
         return None
-    kept = _KEPT * call.pixels * call.height * call.width if part == "decoder" else 0
-    return call.peak(min(height, call.height), min(width, call.width)) + math.ceil(kept)
+    kept = math.ceil(_KEPT * call.output * call.height * call.width)
+    return call.peak(min(height, call.height), min(width, call.width)) + kept
 
 
 class _Call(NamedTuple):
@@ -327,9 +327,9 @@ class _Call(NamedTuple):
     height: int
     width: int
     scale: float
-    # Bytes for each of height times width: of the widest feature map, and of images or video.
+    # Bytes for each of height times width: of the widest feature map, and of what comes out.
     widest: float
-    pixels: float
+    output: float
 
     def peak(self, height: int, width: int) -> int:
         return math.ceil(_MAPS * self.widest * height * width)
@@ -353,7 +353,7 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
     halvings = math.log2(max(1, scale / patch))
     frames = x.shape[2] if x.dim() == 5 else 1
     if part == "decoder":
-        grid = scale / patch
+        grid, output = scale / patch, 3 * scale**2
         frames *= _frames(vae, kwargs, frames) if x.dim() == 5 else 1
         shuffles = config.get("upsample_block_type") == "pixel_shuffle"
         if not shuffles and not _FEWER_FIRST.intersection(config):
@@ -362,6 +362,8 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
             # Norms that enlarge the latents to the size of each map.
             channels = [number + x.shape[1] for number in channels]
     else:
+        # Mean and variance.
+        output = 2 * (_number(vae, "latent_channels", "z_dim") or 0) / scale**2
         # It makes the patches itself, or is given them.
         grid, scale = 1 / (_number(child, "patch_size") or 1), 1
     widest = max(number / 4 ** min(level, halvings) for level, number in enumerate(channels))
@@ -369,7 +371,7 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
     frame = x.shape[0] * max(x.element_size(), parameter.element_size())
     # One more is what convolutions of video keep and pad.
     widest *= frame * (frames + (x.dim() == 5)) * grid**2
-    return _Call(x.shape[-2], x.shape[-1], scale, widest, 3 * frame * frames * scale**2)
+    return _Call(x.shape[-2], x.shape[-1], scale, widest, output * frame * frames)
 
 
 def _channels(config: Mapping[str, Any], part: str) -> list[int]:

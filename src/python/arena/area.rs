@@ -21,7 +21,7 @@ use crate::python::{argument, budget};
 /// A model's place in a device's memory: addresses for all of its tensors, memory for some.
 #[pyclass(frozen, weakref, module = "coresident", name = "Area")]
 pub(in crate::python) struct Area {
-    area: arena::Area,
+    placed: arena::Area,
     arena: Py<Arena>,
     all: Arc<PageSet>,
 }
@@ -47,9 +47,9 @@ impl Block {
 }
 
 impl Area {
-    pub(super) fn new(area: arena::Area, arena: Py<Arena>) -> Self {
-        let all = area.all();
-        Self { area, arena, all }
+    pub(super) fn new(placed: arena::Area, arena: Py<Arena>) -> Self {
+        let all = placed.all();
+        Self { placed, arena, all }
     }
 
     fn set(&self, block: Option<&Bound<'_, PyAny>>) -> Result<Arc<PageSet>> {
@@ -57,8 +57,8 @@ impl Area {
             return Ok(self.all.clone());
         };
         let block = block.cast::<Block>().map_err(|_| no_block(block))?.get();
-        if !block.area.is(&self.area) {
-            let (key, other) = (self.area.key(), block.area.key());
+        if !block.area.is(&self.placed) {
+            let (key, other) = (self.placed.key(), block.area.key());
             let message = format!("this block is of another area, of {other:?}, not of {key:?}'s");
             return Err(invalid_value(&message));
         }
@@ -66,7 +66,7 @@ impl Area {
     }
 
     fn find(&self, name: &Bound<'_, PyAny>) -> Result<usize> {
-        Ok(self.area.find(&text("the name of a tensor", name)?)?)
+        Ok(self.placed.find(&text("the name of a tensor", name)?)?)
     }
 }
 
@@ -75,7 +75,7 @@ impl Area {
     /// The key of the weights.
     #[getter]
     fn key(&self) -> &str {
-        self.area.key()
+        self.placed.key()
     }
 
     /// The arena.
@@ -87,41 +87,41 @@ impl Area {
     /// The bytes of the tensors, with what lies between them.
     #[getter]
     fn nbytes(&self) -> u64 {
-        self.area.nbytes()
+        self.placed.nbytes()
     }
 
     /// How many pages there are addresses for.
     #[getter]
     fn pages(&self) -> usize {
-        self.area.pages()
+        self.placed.pages()
     }
 
     /// Areas of a lower priority are evicted first.
     #[getter]
     fn priority(&self) -> Result<i64> {
-        self.area.arena().check()?;
-        Ok(self.area.priority())
+        self.placed.arena().check()?;
+        Ok(self.placed.priority())
     }
 
     #[setter]
     fn set_priority(&self, priority: i64) -> Result<()> {
-        self.area.arena().check()?;
-        self.area.set_priority(priority);
+        self.placed.arena().check()?;
+        self.placed.set_priority(priority);
         Ok(())
     }
 
     /// The names of the tensors, in the order in which they lie there.
     fn keys(&self) -> Vec<&str> {
-        self.area.contents().iter().map(|content| content.name.as_str()).collect()
+        self.placed.contents().iter().map(|content| content.name.as_str()).collect()
     }
 
     /// The pages of these tensors.
     fn block(&self, names: &Bound<'_, PyAny>) -> Result<Block> {
         let mut tensors = Vec::new();
         for name in strings("names", names)? {
-            tensors.push(self.area.find(&name)?);
+            tensors.push(self.placed.find(&name)?);
         }
-        Ok(Block { area: self.area.clone(), set: self.area.block(&tensors) })
+        Ok(Block { area: self.placed.clone(), set: self.placed.block(&tensors) })
     }
 
     /// Makes pages resident and pins them.
@@ -142,16 +142,16 @@ impl Area {
         let terms = Terms::of(timeout, cancel)?;
         terms.check(&format!(
             "pages of {:?} on {}",
-            this.area.key(),
-            this.area.arena().device()
+            this.placed.key(),
+            this.placed.arena().device()
         ))?;
         if beside.bytes == 0
-            && let Some(pins) = this.area.pin(&set, Stream::Host, &owner)?
+            && let Some(pins) = this.placed.pin(&set, Stream::Host, &owner)?
         {
             return Ok(Pins::new(slf, pins, None));
         }
         let (pins, working) = patiently(py, terms, |patience| {
-            this.area.fault(&set, beside, Stream::Host, &owner, patience)
+            this.placed.fault(&set, beside, Stream::Host, &owner, patience)
         })?;
         let working = working
             .map(|working| {
@@ -164,9 +164,9 @@ impl Area {
 
     /// Views of the tensors' addresses, for a module whose pages somebody pins.
     fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
-        let contents = self.area.contents();
+        let contents = self.placed.contents();
         let names: Vec<&str> = contents.iter().map(|content| content.name.as_str()).collect();
-        let views: Vec<_> = (0..contents.len()).map(|at| self.area.view(at)).collect();
+        let views: Vec<_> = (0..contents.len()).map(|at| self.placed.view(at)).collect();
         state_dict::make(py, &names, &views, |view| {
             Ok(Bound::new(py, DeviceTensor::view(view))?.into_any())
         })
@@ -185,22 +185,22 @@ impl Area {
         let owner = caller(py)?;
         let terms = Terms::of(timeout, cancel)?;
         let pinned = patiently(py, terms, |patience| {
-            self.area.pinned(tensor, Stream::Host, &owner, patience)
+            self.placed.pinned(tensor, Stream::Host, &owner, patience)
         })?;
         Ok(DeviceTensor::pinned(pinned))
     }
 
     /// Has every page filled again before it is used.
     fn renew(&self) -> Result<()> {
-        self.area.arena().check()?;
-        self.area.renew();
+        self.placed.arena().check()?;
+        self.placed.renew();
         Ok(())
     }
 
     /// What there is of each page, as an array.
     fn residency<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
-        self.area.arena().check()?;
-        let pages = PyBytes::new(py, &self.area.residency());
+        self.placed.arena().check()?;
+        let pages = PyBytes::new(py, &self.placed.residency());
         let numpy = py.import("numpy").map_err(|error| {
             let told = PyRuntimeError::new_err("residency() gives an array of numpy");
             told.set_cause(py, Some(error));
@@ -210,12 +210,12 @@ impl Area {
     }
 
     fn __len__(&self) -> usize {
-        self.area.contents().len()
+        self.placed.contents().len()
     }
 
     fn __repr__(&self) -> String {
-        let (key, device) = (self.area.key(), self.area.arena().device());
-        format!("<Area of {key:?} on {device}: {}>", ByteSize(self.area.nbytes()))
+        let (key, device) = (self.placed.key(), self.placed.arena().device());
+        format!("<Area of {key:?} on {device}: {}>", ByteSize(self.placed.nbytes()))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {

@@ -28,7 +28,7 @@ use crate::weights::Tensor;
 /// One device's memory in pages, and the models that have some of it.
 #[pyclass(frozen, weakref, module = "coresident", name = "Arena")]
 pub(super) struct Arena {
-    arena: arena::Arena,
+    pages: arena::Arena,
     device: Py<device::Device>,
     budget: Py<Budget>,
 }
@@ -39,9 +39,9 @@ impl Arena {
     fn new(device: &Bound<'_, PyAny>, budget: &Bound<'_, Budget>) -> Result<Self> {
         let py = device.py();
         let device = device::select_one("an arena", device)?;
-        let arena = arena::Arena::new(&device, &budget.get().ledger())?;
+        let pages = arena::Arena::new(&device, &budget.get().ledger())?;
         let device = Py::new(py, device::Device::of(device))?;
-        Ok(Self { arena, device, budget: budget.clone().unbind() })
+        Ok(Self { pages, device, budget: budget.clone().unbind() })
     }
 
     /// The device.
@@ -73,7 +73,7 @@ impl Arena {
                 let mut tensors = Vec::with_capacity(names.len());
                 for name in names {
                     let missing = || {
-                        let device = slf.get().arena.device();
+                        let device = slf.get().pages.device();
                         ArenaError::NoTensor { name: name.clone(), key: key.clone(), device }
                     };
                     let tensor = known.get(&name).cloned().ok_or_else(missing)?;
@@ -85,17 +85,17 @@ impl Arena {
         let tensors: Vec<(String, Tensor)> = tensors;
         let contents =
             || tensors.into_iter().map(|(name, tensor)| Content::of(&name, tensor)).collect();
-        let area = slf.get().arena.area(&key, identity, &owner, contents)?;
+        let area = slf.get().pages.area(&key, identity, &owner, contents)?;
         Ok(Area::new(area, slf.clone().unbind()))
     }
 
     /// Evicts unpinned pages.
     #[pyo3(signature = (nbytes=None))]
     fn evict(&self, py: Python<'_>, nbytes: Option<&Bound<'_, PyAny>>) -> Result<u64> {
-        self.arena.check()?;
+        self.pages.check()?;
         let nbytes = nbytes.filter(|nbytes| !nbytes.is_none());
         let bytes = nbytes.map(|nbytes| argument::bytes("nbytes", nbytes)).transpose()?;
-        Ok(detached(py, || self.arena.evict(bytes.unwrap_or(u64::MAX))))
+        Ok(detached(py, || self.pages.evict(bytes.unwrap_or(u64::MAX))))
     }
 
     /// Sets where eviction begins without being asked, and where it ends.
@@ -109,21 +109,21 @@ impl Arena {
         let low = argument::bytes("low", low)?;
         let high = high.filter(|high| !high.is_none());
         let high = high.map(|high| argument::bytes("high", high)).transpose()?;
-        Ok(detached(py, || self.arena.set_watermarks(low, high))?)
+        Ok(detached(py, || self.pages.set_watermarks(low, high))?)
     }
 
     /// What is there now.
     fn status(&self, py: Python<'_>) -> Result<ArenaStatus> {
-        ArenaStatus::of(py, detached(py, || self.arena.status())?)
+        ArenaStatus::of(py, detached(py, || self.pages.status())?)
     }
 
     fn __repr__(&self) -> String {
-        match self.arena.status() {
+        match self.pages.status() {
             Ok(status) => {
                 let (resident, pinned) = (ByteSize(status.resident), ByteSize(status.pinned));
                 format!("<Arena {}: {resident} resident, {pinned} pinned>", status.device)
             }
-            Err(_) => format!("<Arena {} of another process>", self.arena.device()),
+            Err(_) => format!("<Arena {} of another process>", self.pages.device()),
         }
     }
 
@@ -164,6 +164,14 @@ impl From<ArenaError> for Error {
             ArenaError::Wait(error) => error.into(),
             ArenaError::Memory(error) => error.into(),
             ArenaError::Forked(error) => error.into(),
+            ArenaError::TooLarge { device, weights, beside, most, free, .. } => {
+                raise("BudgetExceededError", &message, |fields| {
+                    fields.set_item("budget", device.to_string())?;
+                    fields.set_item("asked", weights.saturating_add(beside))?;
+                    fields.set_item("free", free)?;
+                    fields.set_item("limit", most)
+                })
+            }
             ArenaError::Full { device, asked, free, .. } => {
                 out_of_memory(&message, &device.to_string(), asked, free)
             }

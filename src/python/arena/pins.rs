@@ -12,6 +12,9 @@ use crate::python::exit::detached;
 use crate::python::guard::{released, warn_forgotten};
 use crate::sync::Mutex;
 
+/// What they are called.
+const WHAT: &str = "the guard of pinned pages";
+
 /// Pages that stay where they are until they are released, and working memory beside them.
 #[pyclass(frozen, weakref, module = "coresident", name = "Pins")]
 pub(in crate::python) struct Pins {
@@ -27,10 +30,6 @@ impl Pins {
         working: Option<Py<Reservation>>,
     ) -> Self {
         Self { area: area.clone().unbind(), held: Mutex::new(Some(pins)), working }
-    }
-
-    fn what(&self) -> String {
-        "the pinned pages".to_owned()
     }
 }
 
@@ -76,7 +75,7 @@ impl Pins {
     fn __enter__(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         let pins = slf.get();
         if pins.held.lock().is_none() {
-            return Err(released(&pins.what()));
+            return Err(released(WHAT));
         }
         Ok(slf)
     }
@@ -110,7 +109,7 @@ impl Drop for Pins {
             if let Some(working) = &self.working {
                 working.get().release();
             }
-            warn_forgotten(&self.what());
+            warn_forgotten(WHAT);
         }
     }
 }

@@ -74,14 +74,11 @@ impl AreaStatus {
 
     fn told(&self) -> String {
         let (resident, bytes) = (ByteSize(self.resident), ByteSize(self.nbytes));
-        let mut told = format!("{:?} with {resident} of {bytes}", self.key);
-        if self.pinned > 0 {
-            told += &format!(", {} pinned", ByteSize(self.pinned));
-        }
-        if !self.pinned_tensors.is_empty() {
-            told += &format!(", kept by tensors: {}", self.pinned_tensors.join(", "));
-        }
-        told
+        let pinned = (self.pinned > 0).then(|| format!(", {} pinned", ByteSize(self.pinned)));
+        let tensors = (!self.pinned_tensors.is_empty())
+            .then(|| format!(", kept by tensors: {}", self.pinned_tensors.join(", ")));
+        let more: String = pinned.into_iter().chain(tensors).collect();
+        format!("{:?} with {resident} of {bytes}{more}", self.key)
     }
 }
 
