@@ -51,7 +51,7 @@ impl HostBytes for Pattern {
 }
 
 fn small(number: usize) -> u8 {
-    number.try_into().unwrap()
+    (number % 256).try_into().unwrap()
 }
 
 fn pick(random: &mut Random, end: u64) -> usize {

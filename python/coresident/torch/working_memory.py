@@ -353,7 +353,7 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
     halvings = math.log2(max(1, scale / patch))
     frames = x.shape[2] if x.dim() == 5 else 1
     if part == "decoder":
-        grid, output = scale / patch, 3 * scale**2
+        grid, output = scale / patch, 3.0 * scale**2
         frames *= _frames(vae, kwargs, frames) if x.dim() == 5 else 1
         shuffles = config.get("upsample_block_type") == "pixel_shuffle"
         if not shuffles and not _FEWER_FIRST.intersection(config):
@@ -362,8 +362,8 @@ def _call(vae: Any, part: str, args: Any, kwargs: Any) -> _Call | None:
             # Norms that enlarge the latents to the size of each map.
             channels = [number + x.shape[1] for number in channels]
     else:
-        # Mean and variance.
-        output = 2 * (_number(vae, "latent_channels", "z_dim") or 0) / scale**2
+        # Means and variances, and what is computed of those.
+        output = 3 * (_number(vae, "latent_channels", "z_dim") or 0) / scale**2
         # It makes the patches itself, or is given them.
         grid, scale = 1 / (_number(child, "patch_size") or 1), 1
     widest = max(number / 4 ** min(level, halvings) for level, number in enumerate(channels))
