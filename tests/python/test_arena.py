@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import coresident as co
@@ -146,6 +149,25 @@ def test_a_tensor_whose_pages_have_left_cannot_be_touched() -> None:
     )
     assert ended.stdout == "100.0\n100.0\n"
     assert ended.returncode == -11, "a segmentation fault, not garbage"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what memory a process takes")
+def test_what_leaves_is_given_back_to_the_system() -> None:
+    def resident_set() -> int:
+        words = Path("/proc/self/statm").read_text().split()
+        return int(words[1]) * os.sysconf("SC_PAGESIZE")
+
+    [device] = co.virtual_devices(1, memory="256MiB")
+    arena = co.Arena(device, co.Budget(device))
+    weights = co.WeightStore().share("model", {"w": torch.ones(50 << 18)})
+    area = arena.area(weights)
+    before = resident_set()
+    area.fault().release()
+    inside = resident_set() - before
+    arena.evict()
+    after = resident_set() - before
+    assert inside >= 50 * MIB
+    assert after < 4 * MIB
 
 
 def test_addresses_of_a_view_are_nobody_elses_after_its_model_has_gone(arena: co.Arena) -> None:

@@ -392,6 +392,20 @@ def test_on_a_unified_device_and_the_cpu_nothing_is_moved() -> None:
                 house.analyze(name)
 
 
+def test_a_model_of_a_higher_priority_stays(house: co.Runtime) -> None:
+    [device] = house.devices
+    first, second, third = (
+        house.load(f"{at}", lambda at=at: blocks(2, seed=at)) for at in range(3)
+    )
+    first.area(device).priority = 1
+    for model in (first, second, third):
+        model.on(device).release()
+    resident = {area.key: area.resident for area in house.analyze(device).areas}
+    assert resident == {"0": 3 * PAGE, "1": 2 * PAGE, "2": 3 * PAGE}
+    with pytest.raises(co.InvalidDeviceError, match="no memory of its own"):
+        first.area("cpu")
+
+
 def test_bad_input_is_refused_and_leaves_nothing(house: co.Runtime) -> None:
     [device] = house.devices
     model = house.load("blocks", lambda: blocks(1))

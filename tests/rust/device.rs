@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use coresident::device::{
-    ByteSize, Choice, Device, DeviceError, DeviceType, Driver, Found, Host, Inventory, Name,
-    NameError, Provider, Selection, VirtualSpec, container_memory, host_memory, virtual_devices,
-    visible_devices,
+    Address, ByteSize, Choice, Device, DeviceError, DeviceType, Driver, Found, Host, HostBytes,
+    Inventory, Name, NameError, Piece, Provider, Selection, Stream, VirtualMemory, VirtualSpec,
+    container_memory, host_memory, virtual_devices, visible_devices,
 };
 
 use super::{Random, refusal};
@@ -499,4 +501,129 @@ fn a_container_without_a_limit_has_none() {
 fn a_process_may_use_no_more_than_there_is() {
     let total = host_memory().unwrap();
     assert!(Host.free_memory().unwrap() <= total);
+}
+
+/// A stream that is told to read `expected` bytes of a page once its turn comes, and whether it did.
+fn read_later(
+    memory: &Arc<VirtualMemory>,
+    stream: Stream,
+    page: Address,
+    expected: u8,
+) -> Arc<AtomicBool> {
+    let right = Arc::new(AtomicBool::new(false));
+    let outcome = right.clone();
+    memory.launch(stream, move |memory| {
+        let mut bytes = vec![0; 1 << 12];
+        memory.read_at(page, &mut bytes)?;
+        outcome.store(bytes.iter().all(|byte| *byte == expected), Ordering::SeqCst);
+        Ok(())
+    });
+    right
+}
+
+struct All(u8);
+
+impl HostBytes for All {
+    fn copy_to(&self, _from: usize, to: &mut [u8]) {
+        to.fill(self.0);
+    }
+}
+
+/// In how many of forty runs, with streams late in other ways, a page is filled on one stream, read on
+/// another and taken away, and read right; with events between these or without.
+fn right_reads(after_the_copy: bool, before_it_leaves: bool) -> usize {
+    let run = |seed: u64| {
+        let spec =
+            VirtualSpec { memory: Some(8 << 20), jitter: Some(seed), ..VirtualSpec::default() };
+        let driver = virtual_devices(1, spec).unwrap()[0].driver();
+        let (memory, pages) = (driver.virtual_memory().unwrap(), driver.memory().unwrap());
+        let (copies, compute) = (pages.copies().unwrap(), memory.stream());
+        let page = pages.reserve(pages.page()).unwrap();
+        pages.commit(page, pages.page()).unwrap();
+        let piece = Piece { source: Arc::new(All(7)), from: 0, to: page, length: pages.page() };
+        pages.upload(copies, vec![piece]).unwrap();
+        let copied = pages.record(copies).unwrap();
+        if after_the_copy {
+            pages.after(compute, &copied).unwrap();
+        }
+        let right = read_later(&memory, compute, page, 7);
+        let read = pages.record(compute).unwrap();
+        if before_it_leaves {
+            assert!(read.wait(None).unwrap());
+        }
+        // What is copied to a page that has left is seen by whoever waits for the copy.
+        pages.decommit(page, pages.page());
+        let _ = (copied.wait(None), read.wait(None));
+        pages.release(page, pages.page());
+        right.load(Ordering::SeqCst)
+    };
+    (0..40).filter(|seed| run(*seed)).count()
+}
+
+#[test]
+fn a_virtual_devices_streams_are_late_enough_to_show_a_missing_fence() {
+    assert_eq!(right_reads(true, true), 40);
+    assert!(right_reads(false, true) < 40, "read before it was copied");
+    assert!(right_reads(true, false) < 40, "taken away before it was read");
+}
+
+#[test]
+fn a_virtual_device_is_as_full_as_its_pages_and_what_others_occupy() {
+    let spec = VirtualSpec { memory: Some(8 << 20), ..VirtualSpec::default() };
+    let device = &virtual_devices(1, spec).unwrap()[0];
+    let (memory, pages) =
+        (device.driver().virtual_memory().unwrap(), device.driver().memory().unwrap());
+    let start = pages.reserve(16 << 20).unwrap();
+    assert_eq!(device.free_memory(), Some(8 << 20), "addresses are no memory");
+    pages.commit(start + (2 << 20), 4 << 20).unwrap();
+    let others = memory.occupy(3 << 20).unwrap();
+    assert_eq!((device.free_memory(), others.bytes()), (Some(1 << 20), 3 << 20));
+    assert_eq!(
+        refusal(pages.commit(start, 2 << 20)),
+        "virtual:0 is out of memory: 2 MiB was asked for, 1 MiB is free"
+    );
+    assert!(others.resize(5 << 20).is_err());
+    others.resize(2 << 20).unwrap();
+    pages.commit(start, 2 << 20).unwrap();
+    assert_eq!((device.free_memory(), memory.committed()), (Some(0), 6 << 20));
+    drop(others);
+    pages.decommit(start, 6 << 20);
+    assert_eq!(device.free_memory(), Some(8 << 20));
+    pages.release(start, 16 << 20);
+}
+
+#[test]
+fn a_stream_that_touches_what_has_no_memory_says_so_from_then_on() {
+    let spec = VirtualSpec { memory: Some(8 << 20), ..VirtualSpec::default() };
+    let driver = virtual_devices(1, spec).unwrap()[0].driver();
+    let pages = driver.memory().unwrap();
+    let start = pages.reserve(4 << 20).unwrap();
+    let (stream, source) = (pages.copies().unwrap(), Arc::new(All(1)));
+    let piece = Piece { source, from: 0, to: start + (1 << 20), length: 5 };
+    pages.upload(stream, vec![piece]).unwrap();
+    for _ in 0..2 {
+        let told = refusal(pages.record(stream).unwrap().wait(None));
+        assert!(told.contains("which has no memory"), "{told}");
+    }
+    pages.release(start, 4 << 20);
+}
+
+#[test]
+fn an_imitated_bus_takes_its_time() {
+    let spec =
+        VirtualSpec { memory: Some(8 << 20), bandwidth: Some(100 << 20), ..VirtualSpec::default() };
+    let pages = virtual_devices(1, spec).unwrap()[0].driver().memory().unwrap();
+    let start = pages.reserve(4 << 20).unwrap();
+    pages.commit(start, 4 << 20).unwrap();
+    let began = Instant::now();
+    let piece = Piece { source: Arc::new(All(1)), from: 0, to: start, length: 4 << 20 };
+    let stream = pages.copies().unwrap();
+    pages.upload(stream, vec![piece]).unwrap();
+    let copied = pages.record(stream).unwrap();
+    let at_once = Instant::now();
+    assert!(!copied.wait(Some(at_once)).unwrap(), "it is not done when it was only begun");
+    assert!(copied.wait(None).unwrap());
+    assert!(began.elapsed() >= Duration::from_millis(40), "4 MiB at 100 MiB/s");
+    pages.decommit(start, 4 << 20);
+    pages.release(start, 4 << 20);
 }

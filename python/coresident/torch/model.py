@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from coresident import _core
-from coresident.errors import ReleasedError
+from coresident.errors import InvalidDeviceError, ReleasedError
 from coresident.torch.replica import Replica, Tensors
 from coresident.torch.residence import Residence
 from coresident.torch.room import Place, Room
@@ -123,6 +123,20 @@ class Model:
             ReleasedError: the model has been closed.
         """
         return self.replica(device)._on(working_memory, timeout, cancel, owned=True)
+
+    def area(self, device: Any) -> _core.Area:
+        """Where its weights are on a device: for its priority, its residency, and blocks of it.
+
+        Raises:
+            InvalidDeviceError: there is no such device, or its memory has no pages, or is none of
+                the runtime's.
+            ReleasedError: the model has been closed.
+        """
+        device = self._device(device)
+        place = self.place(device)
+        if place is None:
+            raise InvalidDeviceError(f"{device} has no memory of its own with pages")
+        return place.area
 
     def place(self, device: _core.Device, own: Tensors | None = None) -> Place | None:
         """Where the weights, or a replica's own, are on a device; ``None`` without pages there.
