@@ -244,13 +244,15 @@ class Occupied:
     def nbytes(self) -> int:
         """How many; 0 once they are released."""
 
-    def resize(self, nbytes: int) -> bool:
+    def resize(self, nbytes: int | str) -> bool:
         """Has other bytes from now on. Does not wait.
 
         Returns:
             Whether the device has so many; if not, nothing has changed.
 
         Raises:
+            InvalidTypeError: ``nbytes`` is neither a number nor a text.
+            InvalidValueError: it is less than 0.
             ReleasedError: they have been released.
         """
 
@@ -2386,6 +2388,7 @@ class Area:
         """Areas of a lower priority are evicted first; 0 at first. May be set at any time.
 
         Raises:
+            InvalidValueError: it is no whole number of 64 bits.
             ForkedError: the arena is another process's.
         """
 
@@ -2502,7 +2505,7 @@ class Pins:
         From any thread; again without effect. Does not wait."""
 
     def hand_over(self) -> Self:
-        """Says that nobody in particular will release them. Does not wait."""
+        """Says that nobody in particular will release them, nor the working memory."""
 
     def __enter__(self) -> Self: ...
     def __exit__(

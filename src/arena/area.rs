@@ -42,12 +42,20 @@ impl Drop for Land {
     }
 }
 
+/// What an area is made of, so that there is one for all who mean the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// A number that nothing else has for as long as somebody has the contents.
+    pub of: usize,
+    /// The names of the tensors, in the order in which they lie.
+    pub order: Vec<String>,
+}
+
 /// What those who have an area share.
 pub(super) struct Shared {
     pub(super) arena: Arc<ArenaShared>,
     pub(super) key: String,
-    /// What it is made of.
-    pub(super) identity: usize,
+    pub(super) identity: Identity,
     /// By which number the arena's state knows it.
     pub(super) number: usize,
     pub(super) layout: Layout,
@@ -63,7 +71,7 @@ impl Area {
     pub(super) fn new(
         arena: &Arc<ArenaShared>,
         key: &str,
-        identity: usize,
+        identity: Identity,
         contents: Vec<Content>,
         owner: &Owner,
     ) -> Result<Self, ArenaError> {
@@ -183,12 +191,10 @@ impl Drop for Shared {
         }
         state.areas[self.number].orphan = true;
         let done = state.take_if_done(self.number);
-        let pages = state.areas.get(self.number).map_or(0, |area| area.resident);
         drop(state);
-        drop(done);
-        if pages > 0 && !exiting() {
-            // Those that are still being used leave when somebody wants their bytes.
-            self.arena.evict_pages(pages, Some(std::time::Instant::now()));
+        if done.is_none() && !exiting() {
+            // Those that a stream still uses leave later.
+            self.arena.evict_orphans();
         }
     }
 }
@@ -249,9 +255,13 @@ impl Drop for Pins {
         let mut state = arena.state.lock();
         state.unpin(self.area.number, &self.set, &events);
         let above = state.above_watermark(arena.memory.page());
+        let orphans = state.has_orphans();
         drop(state);
-        if above > 0 && !exiting() {
+        if !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
+            if orphans {
+                arena.evict_orphans();
+            }
         }
         arena.budget.offer();
     }

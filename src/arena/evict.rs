@@ -28,9 +28,20 @@ impl Shared {
     /// Evicts so many pages, or all that nobody uses; waits for streams that use them until then.
     /// Returns how many have left.
     pub(super) fn evict_pages(&self, most: usize, until: Option<Instant>) -> usize {
+        self.evict_some(most, true, until)
+    }
+
+    /// Evicts the pages of areas that nobody has any more, but for those that a stream still uses.
+    pub(super) fn evict_orphans(&self) {
+        if self.state.lock().has_orphans() {
+            self.evict_some(usize::MAX, false, Some(Instant::now()));
+        }
+    }
+
+    fn evict_some(&self, most: usize, of_all: bool, until: Option<Instant>) -> usize {
         let mut gone = 0;
         loop {
-            let candidates = self.state.lock().candidates(most - gone);
+            let candidates = self.state.lock().candidates(most - gone, of_all);
             if candidates.is_empty() {
                 return gone;
             }

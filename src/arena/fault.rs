@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::area::{Area, Pins, Shared as AreaShared};
-use super::layout::{PageSet, runs};
-use super::state::Claim;
+use super::layout::PageSet;
 use super::{ArenaError, Shared};
 use crate::budget::Reservation;
-use crate::device::{Event, MemoryError, Stream};
+use crate::device::{Event, Stream};
 use crate::load_lock::Mode;
-use crate::sync::{Mutant, planted, wait_until};
+use crate::sync::{Mutant, planted};
 use crate::wait::{Owner, Patience, WaitError};
 
 /// How long a wait for a copy sleeps before it looks whether it is still wanted.
@@ -73,9 +72,9 @@ impl Area {
             // In line for bytes nobody has pages that others may be waiting for.
         }
         let turn = arena.turn.acquire(Mode::Write, owner, &patience.since(began))?;
-        let (pins, claim) = self.0.claim(set, stream, owner);
+        let (pins, coming) = self.0.claim(set, stream, owner);
         let (filled, working) =
-            self.0.bring(&pins, claim, beside, owner, &patience.since(began))?;
+            self.0.bring(&pins, coming, beside, owner, &patience.since(began))?;
         drop(turn);
         self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
         Ok((pins, working))
@@ -96,129 +95,7 @@ impl Area {
     }
 }
 
-/// Pages that were claimed and are not there yet: they are given up when it is dropped.
-struct Coming<'a> {
-    area: &'a AreaShared,
-    claim: Option<Claim>,
-}
-
-impl Drop for Coming<'_> {
-    fn drop(&mut self) {
-        if let Some(claim) = self.claim.take().filter(|_| !planted(Mutant::GivenUpStaysClaimed)) {
-            self.area.arena.state.lock().give_up(self.area.number, &claim);
-        }
-    }
-}
-
 impl AreaShared {
-    /// Pins pages, whatever there is of them; with the turn.
-    fn claim(self: &Arc<Self>, set: &Arc<PageSet>, stream: Stream, owner: &Owner) -> (Pins, Claim) {
-        let arena = &self.arena;
-        let mut state = arena.state.lock();
-        while state.is_leaving(self.number, set) {
-            // Whoever takes their memory away waits for nobody.
-            state = wait_until(&arena.left, state, None);
-        }
-        let claim = state.claim(self.number, set);
-        drop(state);
-        (Pins::new(self, set, stream, owner), claim)
-    }
-
-    /// Brings what was claimed. Returns what has to pass before all content is there.
-    fn bring(
-        &self,
-        pins: &Pins,
-        claim: Claim,
-        beside: Beside,
-        owner: &Owner,
-        patience: &Patience<'_>,
-    ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
-        let arena = &self.arena;
-        let page = arena.memory.page() as u64;
-        let missing = claim.missing.len() as u64 * page;
-        let there = pins.set().len() as u64 * page - missing;
-        let mut coming = Coming { area: self, claim: Some(claim) };
-        let wanted = missing + beside.bytes;
-        let mut working = None;
-        if wanted > 0 {
-            let purpose = format!("working memory of {}", self.key);
-            let budget = &arena.budget;
-            let hand = budget.reserve_beside(wanted, there, Some(&purpose), owner, patience)?;
-            if missing > 0 {
-                let pages = hand.split(missing)?;
-                self.commit(&coming, missing)?;
-                // The bytes are filled before the ledger says so: until then it has less, not more.
-                self.land.reservation.absorb(&pages)?;
-                self.land.reservation.fill_more(missing);
-            }
-            working = (beside.bytes > 0).then_some(hand);
-        }
-        let mut events = Vec::new();
-        if let Some(claim) = coming.claim.take() {
-            let filled = self.copy(&claim).inspect_err(|_| self.take_back(&claim))?;
-            let mut state = arena.state.lock();
-            events = state.settle(self.number, pins.set(), &claim, filled.as_ref());
-        }
-        Ok((events, working))
-    }
-
-    /// Gives memory to the pages that are coming; to all of them or none.
-    fn commit(&self, coming: &Coming<'_>, bytes: u64) -> Result<(), ArenaError> {
-        let Some(claim) = &coming.claim else { return Ok(()) };
-        let memory = &self.arena.memory;
-        let mut done: Vec<(usize, usize)> = Vec::new();
-        for run in runs(claim.missing.iter().copied()) {
-            let (start, length) = self.land.span(&run);
-            let mut outcome = memory.commit(start, length);
-            if let Err(MemoryError::OutOfMemory { .. }) = outcome {
-                // Others outside were faster than the last look: once more, after all that can leave.
-                self.arena.budget.relieve(bytes);
-                outcome = memory.commit(start, length);
-            }
-            if let Err(error) = outcome {
-                for (start, length) in done {
-                    memory.decommit(start, length);
-                }
-                return Err(match error {
-                    MemoryError::OutOfMemory { .. } => self.arena.full(&self.key, bytes),
-                    error => error.into(),
-                });
-            }
-            done.push((start, length));
-        }
-        Ok(())
-    }
-
-    /// Takes the memory of pages away that will have no content.
-    fn take_back(&self, claim: &Claim) {
-        let bytes = claim.missing.len() as u64 * self.arena.memory.page() as u64;
-        self.land.reservation.fill_less(bytes);
-        for run in runs(claim.missing.iter().copied()) {
-            let (start, length) = self.land.span(&run);
-            self.arena.memory.decommit(start, length);
-        }
-        // It has at least these.
-        let _ = self.land.reservation.shrink(bytes);
-        self.arena.state.lock().give_up(self.number, claim);
-    }
-
-    /// Has what was claimed copied. Returns what has to pass before it is there.
-    fn copy(&self, claim: &Claim) -> Result<Option<Event>, ArenaError> {
-        let mut pages: Vec<usize> = claim.missing.iter().chain(&claim.stale).copied().collect();
-        if pages.is_empty() {
-            return Ok(None);
-        }
-        pages.sort_unstable();
-        let (memory, start) = (&self.arena.memory, self.land.start);
-        let stream = memory.copies()?;
-        for fence in &claim.fences {
-            memory.after(stream, fence)?;
-        }
-        let pieces = runs(pages).iter().flat_map(|run| self.layout.pieces(start, run)).collect();
-        memory.upload(stream, pieces)?;
-        Ok(Some(memory.record(stream)?))
-    }
-
     /// Has `stream` go on only when the content of pages is there.
     fn content_is_there(
         &self,

@@ -1,5 +1,6 @@
 //! Where tensors lie in an area's pages, and which pages some of them need.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ pub(super) struct Layout {
     pub(super) contents: Vec<Content>,
     /// Where each of them begins.
     pub(super) places: Vec<usize>,
+    by_name: HashMap<String, usize>,
     page: usize,
     end: usize,
 }
@@ -87,7 +89,9 @@ impl Layout {
             places.push(start);
             end = start + content.nbytes;
         }
-        Self { contents, places, page, end }
+        let named = contents.iter().enumerate();
+        let by_name = named.map(|(at, content)| (content.name.clone(), at)).collect();
+        Self { contents, places, by_name, page, end }
     }
 
     /// Bytes of the tensors, with what lies between them.
@@ -101,7 +105,7 @@ impl Layout {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {
-        self.contents.iter().position(|content| content.name == name)
+        self.by_name.get(name).copied()
     }
 
     /// The pages that these tensors lie in.

@@ -20,7 +20,7 @@
 //! **Errors.** [`ArenaError`].
 //!
 //! ```
-//! use coresident::arena::{Arena, Beside, Content};
+//! use coresident::arena::{Arena, Beside, Content, Identity};
 //! use coresident::budget::{Budget, Spec};
 //! use coresident::device::{HostBytes, Stream, VirtualSpec, virtual_devices};
 //! use coresident::wait::{Owner, Patience};
@@ -39,7 +39,8 @@
 //! let (arena, me) = (Arena::new(&device, &budget)?, Owner::thread(|| "main".into()));
 //! let (element, nbytes, bytes) = (ElementType::UInt8, 5 << 20, Arc::new(Ones));
 //! let content = Content { name: "w".into(), element, shape: vec![nbytes], nbytes, bytes };
-//! let area = arena.area("model", 1, &me, || vec![content])?;
+//! let identity = Identity { of: 1, order: vec!["w".into()] };
+//! let area = arena.area("model", identity, &me, || vec![content])?;
 //! let block = area.block(&[area.find("w")?]);
 //! let (pins, _) = area.fault(&block, Beside::default(), Stream::Host, &me, &Patience::FOREVER)?;
 //! assert_eq!((budget.used(), area.residency()), (6 << 20, vec![2, 2, 2]));
@@ -49,6 +50,7 @@
 //! ```
 
 mod area;
+mod bring;
 mod error;
 mod evict;
 mod fault;
@@ -60,7 +62,7 @@ mod tensor;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-pub use area::{Area, Pins};
+pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
@@ -135,7 +137,7 @@ impl Arena {
     pub fn area(
         &self,
         key: &str,
-        identity: usize,
+        identity: Identity,
         owner: &Owner,
         contents: impl FnOnce() -> Vec<Content>,
     ) -> Result<Area, ArenaError> {
@@ -145,7 +147,7 @@ impl Arena {
         if let Some(found) = found {
             return Ok(found);
         }
-        let made = Area::new(&self.0, key, identity, contents(), owner)?;
+        let made = Area::new(&self.0, key, identity.clone(), contents(), owner)?;
         let mut state = self.0.state.lock();
         // Somebody may have made it meanwhile.
         let found = known(&state);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use slab::Slab;
 
-use super::area::{Land, Shared as AreaShared};
+use super::area::{Identity, Land, Shared as AreaShared};
 use super::layout::{PageSet, runs};
 use crate::device::{Event, Stream};
 use crate::sync::{Mutant, planted};
@@ -99,20 +99,20 @@ pub(super) struct Candidate {
     pub(super) fences: Vec<Event>,
 }
 
-/// What was found of some pages when they were claimed.
-pub(super) struct Claim {
-    /// They get memory now.
-    pub(super) missing: Vec<usize>,
-    /// They have memory, but another content, and these have to pass before that is replaced.
-    pub(super) stale: Vec<usize>,
+/// Pages that have memory, but perhaps not their content.
+pub(super) struct Stale {
+    pub(super) pages: Vec<usize>,
+    /// They have to pass before something else is written there.
     pub(super) fences: Vec<Event>,
+    /// The content that they should have.
+    pub(super) generation: u64,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) areas: Slab<AreaState>,
     /// By what they are made of.
-    pub(super) known: HashMap<usize, Weak<AreaShared>>,
+    pub(super) known: HashMap<Identity, Weak<AreaShared>>,
     clock: u64,
     /// Unpinned pages leave when there are more bytes than this, until there are as few as the other.
     pub(super) high: Option<u64>,
@@ -173,61 +173,68 @@ impl State {
         set.iter().any(|at| self.areas[area].pages[at].place == Place::Leaving)
     }
 
-    /// Pins pages, whatever there is of them, for somebody who has the turn.
-    pub(super) fn claim(&mut self, area: usize, set: &PageSet) -> Claim {
+    /// Pins pages, whatever there is of them, for somebody who has the turn. Returns those that are to
+    /// get memory now.
+    pub(super) fn claim(&mut self, area: usize, set: &PageSet) -> Vec<usize> {
         let clock = self.tick();
-        let AreaState { land, pages, generation, pinned, resident, used_at, .. } =
-            &mut self.areas[area];
+        let AreaState { land, pages, pinned, resident, used_at, .. } = &mut self.areas[area];
         *used_at = clock;
-        let mut claim = Claim { missing: Vec::new(), stale: Vec::new(), fences: Vec::new() };
+        let mut missing = Vec::new();
         for at in set.iter() {
             let page = &mut pages[at];
             if page.place == Place::Absent {
                 page.place = Place::Coming;
                 *resident += 1;
-                claim.missing.push(at);
-            } else if page.generation != *generation {
-                claim.stale.push(at);
-                note(&mut claim.fences, page.fences());
+                missing.push(at);
             }
             *pinned += usize::from(page.pins == 0);
             page.pins += 1;
             page.stamp = clock;
         }
         land.count(*resident, *pinned);
-        claim
+        missing
     }
 
-    /// What comes has memory now, and will have its content when `filled` has passed. Returns what the
-    /// pages of the set have to wait for.
-    pub(super) fn settle(
-        &mut self,
-        area: usize,
-        set: &PageSet,
-        claim: &Claim,
-        filled: Option<&Event>,
-    ) -> Vec<Event> {
-        self.filled += (claim.missing.len() + claim.stale.len()) as u64;
-        let AreaState { pages, generation, .. } = &mut self.areas[area];
-        for at in claim.missing.iter().chain(&claim.stale) {
-            let page = &mut pages[*at];
-            page.place = Place::Resident;
-            page.generation = *generation;
-            page.filled = filled.cloned();
+    /// Those of some pages that have memory, but not the right content.
+    pub(super) fn stale(&self, area: usize, set: &PageSet) -> Stale {
+        let AreaState { pages, generation, .. } = &self.areas[area];
+        let mut stale = Stale { pages: Vec::new(), fences: Vec::new(), generation: *generation };
+        for at in set.iter() {
+            let page = &pages[at];
+            if page.place == Place::Resident && page.generation != *generation {
+                stale.pages.push(at);
+                note(&mut stale.fences, page.fences());
+            }
         }
+        stale
+    }
+
+    /// Pages have memory now, and will have content of this generation when `filled` has passed.
+    pub(super) fn settle(&mut self, area: usize, pages: &[usize], generation: u64, filled: &Event) {
+        self.filled += pages.len() as u64;
+        for at in pages {
+            let page = &mut self.areas[area].pages[*at];
+            page.place = Place::Resident;
+            page.generation = generation;
+            page.filled = Some(filled.clone());
+        }
+    }
+
+    /// What has to pass before the content of pages is there.
+    pub(super) fn filling(&self, area: usize, set: &PageSet) -> Vec<Event> {
         let mut events = Vec::new();
-        set.iter().for_each(|at| note(&mut events, pages[at].filled.iter()));
+        set.iter().for_each(|at| note(&mut events, self.areas[area].pages[at].filled.iter()));
         events
     }
 
     /// What came does not come: the pages that were to get memory have none.
-    pub(super) fn give_up(&mut self, area: usize, claim: &Claim) {
+    pub(super) fn give_up(&mut self, area: usize, missing: &[usize]) {
         let AreaState { land, pages, resident, pinned, .. } = &mut self.areas[area];
-        for at in &claim.missing {
+        for at in missing {
             pages[*at] = Page::new();
         }
-        *resident -= claim.missing.len();
-        *pinned -= claim.missing.len();
+        *resident -= missing.len();
+        *pinned -= missing.len();
         land.count(*resident, *pinned);
     }
 
@@ -297,10 +304,16 @@ impl State {
         }
     }
 
+    /// Whether there are pages of areas that nobody has any more.
+    pub(super) fn has_orphans(&self) -> bool {
+        self.areas.iter().any(|(_, area)| area.orphan)
+    }
+
     /// Pages that could leave, so many or all that there are; the least wanted first. Of an area the
-    /// last ones go first.
-    pub(super) fn candidates(&self, most: usize) -> Vec<Candidate> {
-        let mut areas: Vec<(usize, &AreaState)> = self.areas.iter().collect();
+    /// last ones go first. Of all areas, or only of those that nobody has any more.
+    pub(super) fn candidates(&self, most: usize, of_all: bool) -> Vec<Candidate> {
+        let mut areas: Vec<(usize, &AreaState)> =
+            self.areas.iter().filter(|(_, area)| of_all || area.orphan).collect();
         areas.sort_by_key(|(_, area)| area.eviction_order());
         let mut candidates = Vec::new();
         for (key, area) in areas {

@@ -64,6 +64,7 @@ impl Arena {
     /// [`ArenaError::Forked`].
     pub fn status(&self) -> Result<ArenaStatus, ArenaError> {
         self.0.birth.check("arena")?;
+        self.0.evict_orphans();
         let page = self.0.memory.page() as u64;
         let areas = self.areas();
         let state = self.0.state.lock();

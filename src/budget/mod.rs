@@ -326,16 +326,18 @@ impl Budget {
         }
     }
 
-    /// Asks the evictors for so many bytes beside what is missing, and returns when they have been
-    /// asked: for somebody who has met a memory that is fuller than the ledger.
-    pub fn relieve(&self, bytes: u64) {
+    /// Asks the evictors for so many bytes, one after the other until there is `enough`: for somebody
+    /// who has met a memory that is fuller than the ledger.
+    pub fn relieve(&self, bytes: u64, enough: &dyn Fn() -> bool) {
         if !self.0.birth.is_here() {
             return;
         }
         for evictor in self.0.evictors.in_order() {
+            if enough() {
+                break;
+            }
             evictor.evict(bytes);
         }
-        self.0.look(true);
     }
 
     /// Bytes that could be reserved if nobody had any.

@@ -392,6 +392,10 @@ impl Reservation {
         self.held.lock().reservation.clone()
     }
 
+    pub(super) fn disown(&self) {
+        self.inner().disown();
+    }
+
     fn what(&self) -> String {
         let inner = self.inner();
         format!("the reservation of {} of {}", ByteSize(inner.bytes()), inner.budget().name())
@@ -510,7 +514,7 @@ impl Reservation {
 
     /// Says that nobody in particular will release it. Does not wait.
     fn hand_over(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf.get().inner().disown();
+        slf.get().disown();
         slf
     }
 

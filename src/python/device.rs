@@ -152,7 +152,8 @@ impl Occupied {
     }
 
     /// Has other bytes from now on. Returns false if the device has not so many.
-    fn resize(&self, nbytes: u64) -> Result<bool> {
+    fn resize(&self, nbytes: &Bound<'_, PyAny>) -> Result<bool> {
+        let nbytes = argument::bytes("nbytes", nbytes)?;
         let occupied = self.0.lock();
         let Some(occupied) = occupied.as_ref() else {
             return Err(released("the memory of others"));

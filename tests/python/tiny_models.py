@@ -80,3 +80,34 @@ def write(folder: Path) -> Path:
     for name, model in models().items():
         model.save_pretrained(folder / name)
     return folder
+
+
+def attentive_unet() -> Any:
+    """A UNet with attention, of random weights."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+
+
+def autoencoder(*channels: int, layers: int = 1) -> Any:
+    """A VAE as that of Stable Diffusion, with so many channels in its blocks."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=channels,
+        layers_per_block=layers,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+    ).eval()

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coresident import _core, _torch_memory
-from coresident.errors import BudgetExceededError, CoresidentError, DeviceMemoryError
-from coresident.torch.activations import Activations
-from coresident.torch.room import Place
-from coresident.torch.working_memory import estimate, signature, tiled
+from coresident.errors import (
+    BudgetExceededError,
+    CoresidentError,
+    DeadlockError,
+    DeviceMemoryError,
+)
+from coresident.torch.meter import Meter
+from coresident.torch.repeatable import Arguments, owned
+from coresident.torch.room import Place, Room
+from coresident.torch.vae_memory import estimate, tiled
+from coresident.torch.working_memory import signature
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
 
 # An estimate may be so many times of what is really needed.
 _AT_MOST = 4
+
+
+class _Inside(threading.local):
+    """The devices on which this thread is inside a call."""
+
+    def __init__(self) -> None:
+        self.devices: set[_core.Device] = set()
+
+
+_INSIDE = _Inside()
 
 
 class Calls:
@@ -31,7 +49,8 @@ class Calls:
 
     Args:
         replica: Whose module is called.
-        place: Where its weights are; without one, on a device without pages, nothing is done.
+        place: Where its weights are.
+        room: Where it finds more.
         reserved: What was reserved beside the weights.
         fixed: Whether that is what the caller has asked for, so that nothing more is reserved.
         terms: How long to wait for more.
@@ -40,7 +59,8 @@ class Calls:
     def __init__(
         self,
         replica: Replica,
-        place: Place | None,
+        place: Place,
+        room: Room,
         reserved: _core.Reservation | None,
         fixed: bool,
         terms: dict[str, Any],
@@ -50,24 +70,18 @@ class Calls:
         self._key = replica._model.key
         self._purpose = f"working memory of {self._key}"
         self._place = place
+        self._room = room
+        self._budget = room.vram[self._device]
         self._held = [] if reserved is None else [reserved]
         self._fixed = fixed
         self._terms = terms
-        self._room = replica._model.room
-        self._thread = threading.local()
-        self._lock = threading.Lock()
-        self._imitated = 0
+        self._closed = False
+        self._meter = Meter(self._device, self._fill)
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
-        if place is None or self._room is None:
-            return
-        self._budget = self._room.vram[self._device]
-        # A virtual device's memory is full when it is full, as a GPU's.
-        self._occupied = self._device.occupy(0) if self._device.type == "virtual" else None
-        self._activations = Activations(self._resize) if self._occupied else None
         for part, module in (("", self._module), *self._module.named_children()):
             if type(module).forward is not torch.nn.Module.forward:
                 before = vars(module).get("forward")
-                around = partial(self._call, part, module.forward)
+                around = _Around(self, part, module.forward)
                 module.forward = around
                 self._wrapped.append((module, around, before))
 
@@ -76,8 +90,14 @@ class Calls:
         """Bytes of working memory."""
         return sum(reservation.nbytes for reservation in self._held)
 
+    def hand_over(self) -> None:
+        """Says that nobody in particular will give them back."""
+        for reservation in self._held:
+            reservation.hand_over()
+
     def close(self) -> None:
         """Leaves the module as it was, and gives the working memory back."""
+        self._closed = True
         for module, around, before in self._wrapped:
             if vars(module).get("forward") is around:
                 del module.forward
@@ -87,142 +107,103 @@ class Calls:
         for reservation in self._held:
             reservation.release()
 
-    def _call(self, part: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if getattr(self._thread, "inside", False):
+    def call(self, part: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a part, or the whole."""
+        inside = _INSIDE.devices
+        # Who has kept the way in may come later; and who is inside is counted by whoever is around.
+        if torch.compiler.is_compiling() or self._closed or self._device in inside:
             return forward(*args, **kwargs)
-        self._thread.inside = True
+        inside.add(self._device)
         try:
             return self._outermost(part, forward, args, kwargs)
         finally:
-            self._thread.inside = False
+            inside.discard(self._device)
 
     def _outermost(self, part: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        assert self._room is not None
         alike = signature(self._module, args, kwargs)
         measured = self._room.working_memory.peak(self._key, part, alike)
         need = estimate(self._module, part, args, kwargs) if measured is None else measured
         if need and not self._fixed:
             least = need if measured is not None else need // _AT_MOST
             self._reserve(need, least, part, args, kwargs)
+        before = Arguments(args, kwargs)
         try:
-            with self._measured(part, alike, measured):
-                return self._own(forward(*args, **kwargs))
-        except torch.OutOfMemoryError:
-            # What failed is freed with its traceback, before the next attempt.
-            pass
+            return self._once(part, alike, measured, forward, args, kwargs)
+        except torch.OutOfMemoryError as error:
+            if not before.repeatable:
+                raise self._full(str(error), need, part, args, kwargs) from error
+        # What failed was freed with its traceback.
+        before.restore()
         with self._all_that_can_be():
             try:
-                with self._measured(part, alike, measured):
-                    return self._own(forward(*args, **kwargs))
+                return self._once(part, alike, measured, forward, args, kwargs)
             except torch.OutOfMemoryError as error:
                 raise self._full(str(error), need, part, args, kwargs) from error
 
-    def _own(self, output: Any) -> Any:
-        """An output without views of weights, whose pages may leave when this is over."""
-        if isinstance(output, torch.Tensor):
-            assert self._place is not None
-            return output.clone() if self._place.has(output) else output
-        if isinstance(output, MutableMapping):
-            for name, value in output.items():
-                if (own := self._own(value)) is not value:
-                    output[name] = own
-        elif type(output) in (tuple, list):
-            return type(output)(map(self._own, output))
+    def _once(
+        self,
+        part: str,
+        alike: str,
+        known: int | None,
+        forward: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        with self._meter.measure(self._module, known) as measured:
+            output = owned(forward(*args, **kwargs), self._place)
+        if measured.peak is not None:
+            self._room.working_memory.learn(self._key, part, alike, measured.peak)
         return output
 
     def _reserve(self, need: int, least: int, part: str, args: Any, kwargs: Any) -> None:
         """Reserves what is missing; of an estimate as much as there can be."""
-        most = max(0, self._most() - self._weights())
+        most = max(0, self._most() - self._place.nbytes)
         if least > most:
-            called = f"{part} of {self._key!r}" if part else repr(self._key)
+            weights = _core.size(self._place.nbytes)
             raise BudgetExceededError(
-                f"{called} needs {_size(need)} of working memory on {self._device} beside "
-                f"{_size(self._weights())} of weights, and there can be {_size(most)} at most"
-                + self._alternative(part, args, kwargs),
+                f"{self._called(part)} needs {_core.size(need)} of working memory on "
+                f"{self._device} beside {weights} of weights, and there can be {_core.size(most)} "
+                "at most" + self._alternative(part, args, kwargs),
                 self._budget.name,
                 need,
                 self._budget.free,
                 self._budget.limit,
             )
-        missing = min(need, most) - self.reserved
-        if missing > 0:
-            more = self._budget.reserve(missing, purpose=self._purpose, **self._terms)
+        # What is live of earlier calls stays.
+        missing = min(need + self._meter.live, most) - self.reserved
+        if missing <= 0:
+            return
+        # Those who wait for bytes wait for this to end, so that it goes before them.
+        more = self._budget.try_reserve(missing, purpose=self._purpose)
+        if more is None:
+            self._place.area.arena.evict(missing)
+            more = self._budget.try_reserve(missing, purpose=self._purpose)
+        if more is None:
+            # Two who have each other's: there may be enough all the same, and the device tells.
+            with suppress(DeadlockError):
+                more = self._budget.reserve(missing, purpose=self._purpose, **self._terms)
+        if more is not None:
             self._held.append(more)
 
-    @contextmanager
-    def _measured(self, part: str, alike: str, known: int | None) -> Iterator[None]:
-        """Learns how much memory the block takes at its peak. On a virtual device that is slow, and
-        what is known already is only taken for so long."""
-        assert self._room is not None
-        if self._activations is None:
-            allocator = getattr(torch, self._device.type)
-            index = self._device.index
-            before = allocator.memory_allocated(index)
-            allocator.reset_peak_memory_stats(index)
-            yield
-            peak = allocator.max_memory_allocated(index) - before
-        elif known is None:
-            activations = self._activations
-            activations.peak = before = activations.live
-            with activations:
-                yield
-            peak = activations.peak - before
-        else:
-            with self._taken(known):
-                yield
-            return
-        self._room.working_memory.learn(self._key, part, alike, max(0, peak))
-
-    @contextmanager
-    def _taken(self, nbytes: int) -> Iterator[None]:
-        """Has a virtual device's memory taken by so many bytes, as activations would.
-
-        Raises:
-            torch.OutOfMemoryError: it has not so many.
-        """
-        assert self._activations is not None
-        with self._lock:
-            self._imitated += nbytes
-        try:
-            if not self._resize(self._activations.live):
-                raise torch.OutOfMemoryError(
-                    f"out of memory: {nbytes} bytes of activations are needed: the virtual device "
-                    "is full"
-                )
-            yield
-        finally:
-            with self._lock:
-                self._imitated -= nbytes
-            self._resize(self._activations.live)
-
-    def _resize(self, live: int) -> bool:
-        """Has the virtual device's memory taken by so many bytes of activations."""
-        assert self._occupied is not None
-        live += self._imitated
-        if not self._occupied.resize(live):
-            return False
+    def _fill(self, live: int) -> None:
+        """Says that so many bytes are in memory: they are not to be had once more."""
         for reservation in self._held:
-            # Those are in memory now, and not to be had once more.
             filled = min(live, reservation.nbytes)
             live -= filled
-            try:
+            # It may be given back meanwhile.
+            with suppress(CoresidentError):
                 reservation.fill(filled)
-            except CoresidentError:
-                # Given back meanwhile.
-                continue
-        return True
 
     @contextmanager
     def _all_that_can_be(self) -> Iterator[None]:
         """Frees everything that nobody uses, and keeps it for the block: others would take it."""
-        assert self._place is not None
         gc.collect()
         self._place.area.arena.evict()
         _torch_memory.empty_cache(self._device)
         self._budget.look()
         extra = self._budget.try_reserve(self._budget.free, purpose=self._purpose)
         if extra is None:
-            # Somebody was faster: no more than what comes free is missing.
+            # Somebody was faster.
             yield
             return
         self._held.append(extra)
@@ -236,42 +217,55 @@ class Calls:
         self, told: str, need: int | None, part: str, args: Any, kwargs: Any
     ) -> DeviceMemoryError:
         free = self._device.free_memory() or 0
-        called = f"{part} of {self._key!r}" if part else repr(self._key)
-        about = f" needs about {_size(need)} of working memory" if need else " ran out of memory"
-        weights = f"{_size(self._weights())} of its own weights{self._others()}"
+        about = (
+            f" needs about {_core.size(need)} of working memory" if need else " ran out of memory"
+        )
+        weights = f"{_core.size(self._place.nbytes)} of its own weights{self._others()}"
         return DeviceMemoryError(
-            f"{called}{about} on {self._device}, where {_size(free)} is free after everything "
-            f"unpinned was evicted, beside {weights}: {told}"
+            f"{self._called(part)}{about} on {self._device}, where {_core.size(free)} is free "
+            f"after everything unpinned was evicted, beside {weights}: {told}"
             + self._alternative(part, args, kwargs),
             str(self._device),
             need or 0,
             free,
         )
 
+    def _called(self, part: str) -> str:
+        return f"{part} of {self._key!r}" if part else repr(self._key)
+
     def _others(self) -> str:
-        assert self._place is not None
-        areas = self._place.area.arena.status().areas
         pinned = [
-            f"{area.key!r} has {_size(area.pinned)} pinned"
-            for area in areas
+            f", {area.key!r} has {_core.size(area.pinned)} pinned"
+            for area in self._place.area.arena.status().areas
             if area.pinned and area.key != self._key
         ]
-        return "".join(f", {other}" for other in pinned)
+        return "".join(pinned)
 
     def _alternative(self, part: str, args: Any, kwargs: Any) -> str:
         need = tiled(self._module, part, args, kwargs)
-        return "" if need is None else f"; in tiles, with enable_tiling(), about {_size(need)}"
-
-    def _weights(self) -> int:
-        assert self._place is not None
-        page = self._place.area.arena.status().page
-        return self._place.area.pages * page
+        return "" if need is None else f"; in tiles, with enable_tiling(), about {_core.size(need)}"
 
     def _most(self) -> int:
-        total = self._budget.total
-        limit = self._budget.limit
+        total, limit = self._budget.total, self._budget.limit
         return limit if total is None else min(limit, total - self._budget.headroom)
 
 
-def _size(nbytes: int | None) -> str:
-    return _core.size(nbytes or 0)
+class _Around:
+    """A module's ``forward`` with what is done around it. Copies of the module have their own
+    ``forward``, without that."""
+
+    def __init__(self, calls: Calls, part: str, forward: Callable[..., Any]) -> None:
+        # Others look at its parameters.
+        functools.update_wrapper(self, forward)
+        self._calls = calls
+        self._part = part
+        self._forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._calls.call(self._part, self._forward, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._forward, memo)
+
+    def __reduce__(self) -> Any:
+        return self._forward.__reduce__()

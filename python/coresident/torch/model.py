@@ -101,6 +101,12 @@ class Model:
         it; a VAE's first one is estimated. On a virtual device the activations count as its
         memory: an operation that does not fit fails there as on a GPU.
 
+        The module's parameters are on the device within the block alone. What it returns can be
+        used afterwards; tensors of ``state_dict()``, ``.data`` and graphs of autograd that were
+        taken within must not be touched then: the process ends when their pages have left. A call
+        that has changed objects it was given, such as the cache of a language model, is not made
+        once more.
+
         Waits in line, for others to end theirs and for the copies.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from types import TracebackType
@@ -73,6 +74,18 @@ class Tensors:
                 self._versions[at] = tensor._version
 
 
+def _level_of_caller() -> int:
+    """How far from the caller of this is who has called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+# Blocks end in the last one.
+_OWN = ("coresident.", "contextlib")
+
+
 class Replica:
     """A module on one device. Made by :meth:`Model.replica`, and to be used by one job at a time.
 
@@ -135,10 +148,14 @@ class Replica:
             if self._residing:
                 raise InvalidValueError(f"{self!r} is on its device already: end that first")
             self._residing = True
-        self._resident = Residence(
-            self, working_memory, owned=owned, timeout=timeout, cancel=cancel
-        )
-        return self._resident
+        resident = Residence(self, working_memory, owned=owned, timeout=timeout, cancel=cancel)
+        with self._lock:
+            self._resident, released = resident, self._released
+        if released:
+            # By somebody else, while this has waited.
+            resident.release()
+            self._check()
+        return resident
 
     def written(self) -> list[str]:
         """The names of parameters and buffers that are no longer what the weights are.
@@ -171,24 +188,27 @@ class Replica:
             if self._released:
                 return []
             self._released = True
-        if self._resident is not None:
-            self._resident.release()
+            resident, residing = self._resident, self._residing
+        if resident is not None:
+            resident.release()
+        elif residing:
+            # Somebody waits to have them on the device: they are not for the next replica.
+            return []
         written = self._tensors.written()
         if written:
-            # Whoever has called release(), or ended the block.
-            self._warn_of(written, stacklevel=4)
+            self._warn_of(written, "nobody else's have changed")
         else:
             self._model.give_back(self._tensors)
         return written
 
-    def _warn_of(self, written: list[str], stacklevel: int) -> None:
+    def _warn_of(self, written: list[str], so: str) -> None:
         shown = ", ".join(written[:5]) + (", ..." if len(written) > 5 else "")
         count = "1 parameter" if len(written) == 1 else f"{len(written)} parameters"
         warnings.warn(
-            f"{count} of {self._model.key!r} on {self.device} written to: {shown}; nobody "
-            "else's have changed. Do it within writable() if it is meant",
+            f"{count} of {self._model.key!r} on {self.device} written to: {shown}; {so}. "
+            "Do it within writable() if it is meant",
             StrayWriteWarning,
-            stacklevel=stacklevel,
+            stacklevel=_level_of_caller(),
         )
 
     def _place(self) -> Place | None:

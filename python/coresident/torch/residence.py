@@ -42,19 +42,26 @@ class Residence:
         self._replica = replica
         self._owned = owned
         self._lock = threading.RLock()
+        # Pages of the replica's own, for what was written on purpose.
+        self._private = replica._writable
         self._place: Place | None = None
         self._pins: _core.Pins | None = None
+        self._reserved: _core.Reservation | None = None
         self._calls: Calls | None = None
         self._versions: list[int] = []
         terms: dict[str, Any] = {"timeout": timeout, "cancel": cancel}
         try:
             self._place = replica._place()
-            reserved = self._take(working_memory, terms)
+            self._take(working_memory, terms)
             self._enter()
-            self._calls = Calls(replica, self._place, reserved, working_memory is not None, terms)
+            if self._place is not None and (room := replica._model.room) is not None:
+                fixed = working_memory is not None
+                self._calls = Calls(replica, self._place, room, self._reserved, fixed, terms)
         except BaseException:
-            self._leave()
-            self._give_back()
+            try:
+                self._leave()
+            finally:
+                self._give_back()
             raise
         self._released = False
 
@@ -66,15 +73,28 @@ class Residence:
     @property
     def working_memory(self) -> int:
         """The bytes that are reserved beside the weights now."""
-        return 0 if self._calls is None else self._calls.reserved
+        if self._calls is not None:
+            return self._calls.reserved
+        return 0 if self._reserved is None else self._reserved.nbytes
+
+    def hand_over(self) -> Residence:
+        """Says that nobody in particular will release it: to be called before another thread does.
+        Does not wait."""
+        if self._pins is not None:
+            self._pins.hand_over()
+        if self._reserved is not None:
+            self._reserved.hand_over()
+        if self._calls is not None:
+            self._calls.hand_over()
+        return self
 
     def release(self) -> None:
         """Ends it. Nothing moves, but the pages may leave from now on, and the working memory is
         given back. The module's parameters are in host memory again. Again without effect.
 
         What torch has counted as written in the device's memory is named in a
-        :class:`StrayWriteWarning`, and filled again before anybody uses it; within ``writable`` it
-        is copied to the replica's own host memory instead.
+        :class:`StrayWriteWarning`, and filled again; within ``writable`` all that differs is copied
+        to the replica's own host memory instead.
         """
         self._release()
 
@@ -88,21 +108,23 @@ class Residence:
         finally:
             self._give_back()
         if written:
-            # Whoever has called release(), or ended the block.
-            self._replica._warn_of(written, stacklevel=4)
+            self._replica._warn_of(
+                written, "whoever has used the model there meanwhile has seen it, and nobody will"
+            )
 
-    def _take(
-        self, working_memory: int | str | None, terms: dict[str, Any]
-    ) -> _core.Reservation | None:
+    def _take(self, working_memory: int | str | None, terms: dict[str, Any]) -> None:
         """Makes the weights resident, and reserves working memory with them."""
         if self._place is not None:
+            if self._private:
+                # What is written in host memory is not known to the pages.
+                self._place.area.renew()
             self._pins = self._place.area.fault(working_memory=working_memory, **terms)
-            return self._pins.working_memory
+            self._reserved = self._pins.working_memory
+            return
         budget = self._replica._budget()
-        if working_memory is None or budget is None:
-            return None
-        purpose = f"working memory of {self._replica._model.key}"
-        return budget.reserve(working_memory, purpose=purpose, **terms)
+        if working_memory is not None and budget is not None:
+            purpose = f"working memory of {self._replica._model.key}"
+            self._reserved = budget.reserve(working_memory, purpose=purpose, **terms)
 
     def _enter(self) -> None:
         """Points the parameters to the device."""
@@ -111,7 +133,7 @@ class Residence:
         own, views = self._replica._made, self._place.views
         self._versions = [tensor._version for tensor in own]
         with torch.inference_mode(False), torch.no_grad():
-            if self._replica._writable:
+            if self._private:
                 # What torch has as copies is no part of the map that the pages are filled from.
                 for at in self._replica._model.copies:
                     views[at].copy_(own[at])
@@ -124,17 +146,24 @@ class Residence:
         if self._place is None or not self._versions:
             return []
         own, host = self._replica._made, self._replica._tensors.all
-        now = [tensor._version for tensor in own]
-        written = [at for at, (a, b) in enumerate(zip(now, self._versions, strict=True)) if a != b]
+        before, self._versions = self._versions, []
+        written = [at for at, tensor in enumerate(own) if tensor._version != before[at]]
         with torch.inference_mode(False), torch.no_grad():
-            if self._replica._writable:
-                for at in written:
-                    host[at].copy_(own[at])
-                written = []
-            for tensor, there in zip(own, host, strict=True):
+            for at, (tensor, there) in enumerate(zip(own, host, strict=True)):
+                view = self._place.views[at]
+                if self._private and not self._place.has(tensor):
+                    # Put in its place on purpose.
+                    continue
+                # Writes through ``.data`` are not counted.
+                if self._private and not _is_same(view, there):
+                    there.copy_(view)
                 tensor.data = there
-        if written:
-            self._place.area.renew()
+        if self._private or not written:
+            return []
+        self._place.area.renew()
+        if self._place.area.arena.status().pinned:
+            # Others may be using the model: for them at once.
+            self._place.area.fault().release()
         return [self._replica._model.structure.names[at][0] for at in written]
 
     def _give_back(self) -> None:
@@ -142,6 +171,10 @@ class Residence:
             self._calls.close()
         if self._pins is not None:
             self._pins.release()
+        if self._reserved is not None:
+            self._reserved.release()
+        # A private place ends with this.
+        self._place = self._calls = None
         self._replica._resident, self._replica._residing = None, False
         if self._owned:
             self._replica._release()
@@ -160,8 +193,8 @@ class Residence:
         self._release()
 
     def __del__(self) -> None:
-        # Whoever still has the module must not use pages that may leave.
         if not getattr(self, "_released", True):
+            # Whoever still has the module must not use pages that may leave.
             told = f"{self!r} was never released: use it in a with block, or call release()"
             self._release()
             warnings.warn(told, ResourceWarning, stacklevel=2, source=self)
@@ -169,3 +202,11 @@ class Residence:
     def __repr__(self) -> str:
         state = " released" if self._released else ""
         return f"<Residence of {self._replica._model.key!r} on {self.device}{state}>"
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the bytes of two row-major tensors are the same."""
+    bytes_of_one, bytes_of_other = (
+        tensor.flatten().view(torch.uint8) for tensor in (one, other.contiguous())
+    )
+    return bool(torch.equal(bytes_of_one, bytes_of_other))

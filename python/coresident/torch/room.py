@@ -47,12 +47,17 @@ class Place:
     Args:
         area: Where they are.
         order: Their names, in the order of the structure.
+
+    Attributes:
+        area: The same.
+        nbytes: Bytes of all its pages.
+        views: The tensors, of addresses: they can be touched only while their pages are pinned.
     """
 
     def __init__(self, area: _core.Area, order: list[str]) -> None:
         self.area = area
+        self.nbytes = area.pages * area.arena.status().page
         views = area.state_dict()
-        # Of addresses: they can be touched only while their pages are pinned.
         self.views: list[torch.Tensor] = [views[name] for name in order]
         self._starts = {view.untyped_storage().data_ptr() for view in self.views}
 

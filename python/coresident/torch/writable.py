@@ -19,9 +19,11 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
     replaced, adapters put in. Then it is as a new one, also after an exception: what was done to it
     before the block, such as hooks, is gone too, and its parameters are other objects.
 
-    In host memory only the pages that are written are copied, and given back in the end. On a
-    device with memory of its own, what torch has counted as written is copied from the store
-    again; writes through ``.data`` are not counted there. Nobody else sees any of it.
+    Within :meth:`Replica.on` the device has pages for this replica alone, and what is written there
+    is copied to its host memory when that ends. In host memory only the pages that are written are
+    copied, and given back in the end. On a device with memory of its own, but without pages, what
+    torch has counted as written is copied from the store again; writes through ``.data`` are not
+    counted there. Nobody else sees any of it.
 
     Args:
         replica: The replica.
@@ -31,7 +33,8 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
 
     Raises:
         InvalidTypeError: it is no :class:`Replica`.
-        InvalidValueError: it is writable already: blocks cannot be in one another.
+        InvalidValueError: it is writable already: blocks cannot be in one another; or it is on a
+            device by :meth:`Replica.on`, which has to be within this.
         ReleasedError: it has been released.
     """
     if not isinstance(replica, Replica):
@@ -40,12 +43,19 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
         replica._check()
         if replica._writable:
             raise InvalidValueError(f"{replica!r} is writable already: do it all in one block")
+        if replica._residing:
+            raise InvalidValueError(
+                f"{replica!r} is on its device, where others use the same memory: begin "
+                "writable() first, and on() within it"
+            )
         replica._writable = True
     try:
         yield replica.module
     finally:
-        replica._restore()
-        replica._writable = False
+        try:
+            replica._restore()
+        finally:
+            replica._writable = False
 
 
 @contextmanager

@@ -104,8 +104,13 @@ impl Area {
     }
 
     #[setter]
-    fn set_priority(&self, priority: i64) -> Result<()> {
+    fn set_priority(&self, priority: &Bound<'_, PyAny>) -> Result<()> {
         self.placed.arena().check()?;
+        let refused = || {
+            let given = argument::type_name(priority);
+            invalid_value(&format!("a priority is a whole number of 64 bits, not this {given}"))
+        };
+        let priority = priority.extract::<i64>().map_err(|_| refused())?;
         self.placed.set_priority(priority);
         Ok(())
     }
@@ -184,6 +189,7 @@ impl Area {
         let tensor = self.find(name)?;
         let owner = caller(py)?;
         let terms = Terms::of(timeout, cancel)?;
+        terms.check(&format!("a tensor of {:?}", self.placed.key()))?;
         let pinned = patiently(py, terms, |patience| {
             self.placed.pinned(tensor, Stream::Host, &owner, patience)
         })?;

@@ -21,7 +21,7 @@ use super::exit::detached;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
-use crate::arena::{self, ArenaError, Content};
+use crate::arena::{self, ArenaError, Content, Identity};
 use crate::device::{ByteSize, MemoryError};
 use crate::weights::Tensor;
 
@@ -36,8 +36,12 @@ pub(super) struct Arena {
 #[pymethods]
 impl Arena {
     #[new]
-    fn new(device: &Bound<'_, PyAny>, budget: &Bound<'_, Budget>) -> Result<Self> {
+    fn new(device: &Bound<'_, PyAny>, budget: &Bound<'_, PyAny>) -> Result<Self> {
         let py = device.py();
+        let budget = budget.cast::<Budget>().map_err(|_| {
+            let given = argument::type_name(budget);
+            invalid_type(&format!("an arena is charged to a Budget, not to {given}"))
+        })?;
         let device = device::select_one("an arena", device)?;
         let pages = arena::Arena::new(&device, &budget.get().ledger())?;
         let device = Py::new(py, device::Device::of(device))?;
@@ -83,6 +87,8 @@ impl Arena {
             }
         };
         let tensors: Vec<(String, Tensor)> = tensors;
+        let order = tensors.iter().map(|(name, _)| name.clone()).collect();
+        let identity = Identity { of: identity, order };
         let contents =
             || tensors.into_iter().map(|(name, tensor)| Content::of(&name, tensor)).collect();
         let area = slf.get().pages.area(&key, identity, &owner, contents)?;

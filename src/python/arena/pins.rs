@@ -69,6 +69,9 @@ impl Pins {
         if let Some(held) = slf.get().held.lock().as_mut() {
             held.disown();
         }
+        if let Some(working) = &slf.get().working {
+            working.get().disown();
+        }
         slf
     }
 

@@ -1,0 +1,177 @@
+//! Bringing pages, for whoever has the turn: their bytes, their memory, and their content.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::ArenaError;
+use super::area::{Pins, Shared as AreaShared};
+use super::fault::Beside;
+use super::layout::{PageSet, runs};
+use crate::budget::Reservation;
+use crate::device::{Event, MemoryError, Stream};
+use crate::sync::{Mutant, planted, wait_until};
+use crate::wait::{Owner, Patience};
+
+/// Pages that are to get memory; they are given up when it is dropped.
+pub(super) struct Coming<'a> {
+    area: &'a AreaShared,
+    missing: Vec<usize>,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        if !self.missing.is_empty() && !planted(Mutant::GivenUpStaysClaimed) {
+            self.area.arena.state.lock().give_up(self.area.number, &self.missing);
+        }
+    }
+}
+
+impl AreaShared {
+    /// Pins pages, whatever there is of them.
+    pub(super) fn claim<'a>(
+        self: &'a Arc<Self>,
+        set: &Arc<PageSet>,
+        stream: Stream,
+        owner: &Owner,
+    ) -> (Pins, Coming<'a>) {
+        let arena = &self.arena;
+        let mut state = arena.state.lock();
+        while state.is_leaving(self.number, set) {
+            // Whoever takes their memory away waits for nobody.
+            state = wait_until(&arena.left, state, None);
+        }
+        let missing = state.claim(self.number, set);
+        drop(state);
+        (Pins::new(self, set, stream, owner), Coming { area: self, missing })
+    }
+
+    /// Brings what was claimed. Returns what has to pass before all content is there, and working
+    /// memory.
+    pub(super) fn bring(
+        &self,
+        pins: &Pins,
+        mut coming: Coming<'_>,
+        beside: Beside,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
+        let there = pins.set().len() - coming.missing.len();
+        let working = self.give_memory(&coming, there, beside, owner, patience)?;
+        let filled = self.fill(pins.set(), &mut coming)?;
+        Ok((filled, working))
+    }
+
+    /// Gives memory to the pages that are coming, charged to their area, and reserves what is wanted
+    /// beside; waits in line for both.
+    fn give_memory(
+        &self,
+        coming: &Coming<'_>,
+        there: usize,
+        beside: Beside,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Option<Reservation>, ArenaError> {
+        let (budget, began) = (&self.arena.budget, Instant::now());
+        let bytes = |pages: usize| (pages * self.arena.memory.page()) as u64;
+        let missing = bytes(coming.missing.len());
+        let wanted = missing + beside.bytes;
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let purpose = format!("working memory of {}", self.key);
+        let mut in_vain = 0;
+        loop {
+            let patience = patience.since(began);
+            let hand =
+                budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, &patience)?;
+            match self.commit(&coming.missing) {
+                Ok(()) => {
+                    let pages = hand.split(missing)?;
+                    // Filled before the ledger says so: until then it has less, not more.
+                    self.land.reservation.absorb(&pages)?;
+                    self.land.reservation.fill_more(missing);
+                    return Ok((beside.bytes > 0).then_some(hand));
+                }
+                Err(MemoryError::OutOfMemory { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            drop(hand);
+            // Others outside were faster than the last look. Now the ledger knows, and waits for them;
+            // unless it knows better.
+            budget.look()?;
+            if budget.free() >= wanted {
+                in_vain += 1;
+                if in_vain == 2 {
+                    return Err(self.arena.full(&self.key, missing));
+                }
+            }
+        }
+    }
+
+    /// Gives memory to pages; to all of them or none.
+    fn commit(&self, pages: &[usize]) -> Result<(), MemoryError> {
+        let (memory, budget) = (&self.arena.memory, &self.arena.budget);
+        let mut done: Vec<(usize, usize)> = Vec::new();
+        for run in runs(pages.iter().copied()) {
+            let (start, length) = self.land.span(&run);
+            let mut outcome = memory.commit(start, length);
+            if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome {
+                budget.relieve(asked.saturating_sub(free), &|| memory.free() >= asked);
+                outcome = memory.commit(start, length);
+            }
+            if let Err(error) = outcome {
+                for (start, length) in done {
+                    memory.decommit(start, length);
+                }
+                return Err(error);
+            }
+            done.push((start, length));
+        }
+        Ok(())
+    }
+
+    /// Has all content copied that is not there, or may be wrong. Returns what has to pass before it is.
+    fn fill(&self, set: &PageSet, coming: &mut Coming<'_>) -> Result<Vec<Event>, ArenaError> {
+        loop {
+            let stale = self.arena.state.lock().stale(self.number, set);
+            let mut pages = stale.pages;
+            pages.extend_from_slice(&coming.missing);
+            if pages.is_empty() {
+                return Ok(self.arena.state.lock().filling(self.number, set));
+            }
+            pages.sort_unstable();
+            let filled = self.copy(&pages, &stale.fences).inspect_err(|_| {
+                self.take_back(&coming.missing);
+            })?;
+            // Once more, if somebody has said meanwhile that it may be wrong.
+            let mut state = self.arena.state.lock();
+            state.settle(self.number, &pages, stale.generation, &filled);
+            coming.missing.clear();
+        }
+    }
+
+    /// Has pages copied, after what still uses them. Returns what has to pass before they are there.
+    fn copy(&self, pages: &[usize], fences: &[Event]) -> Result<Event, ArenaError> {
+        let (memory, start) = (&self.arena.memory, self.land.start);
+        let stream = memory.copies()?;
+        for fence in fences {
+            memory.after(stream, fence)?;
+        }
+        let runs = runs(pages.iter().copied());
+        let pieces = runs.iter().flat_map(|run| self.layout.pieces(start, run)).collect();
+        memory.upload(stream, pieces)?;
+        Ok(memory.record(stream)?)
+    }
+
+    /// Takes the memory of pages away that will have no content.
+    fn take_back(&self, pages: &[usize]) {
+        let bytes = (pages.len() * self.arena.memory.page()) as u64;
+        self.land.reservation.fill_less(bytes);
+        for run in runs(pages.iter().copied()) {
+            let (start, length) = self.land.span(&run);
+            self.arena.memory.decommit(start, length);
+        }
+        // It has at least these.
+        let _ = self.land.reservation.shrink(bytes);
+    }
+}
