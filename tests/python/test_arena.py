@@ -66,6 +66,12 @@ def test_the_order_of_tensors_is_the_callers(arena: co.Arena) -> None:
     area = arena.area(weights, order=["t2", "t0"])
     assert area.keys() == ["t2", "t0"]
     assert len(area) == 2
+    assert arena.area(weights).keys() == ["t0", "t1", "t2"], "another order is another area"
+
+
+def test_many_tensors_are_found_at_once(arena: co.Arena) -> None:
+    area = arena.area(co.WeightStore().share("m", {f"t{n}": torch.ones(1) for n in range(5000)}))
+    assert area.block(area.keys()).pages == area.pages == 1
 
 
 def test_blocks_come_and_leave_by_pages(arena: co.Arena) -> None:
@@ -220,6 +226,8 @@ def test_a_token_that_was_raised_begins_nothing(arena: co.Arena) -> None:
     area = arena.area(weights_of(1, 10))
     with pytest.raises(co.CancelledError):
         area.fault(cancel=token)
+    with pytest.raises(co.CancelledError):
+        area.pinned("t0", cancel=token)
     assert area.residency().tolist() == [0]
 
 
@@ -344,6 +352,21 @@ REFUSED: dict[str, tuple[Callable[[co.Arena, co.Area], Any], type[Exception], st
         lambda a, _: co.Arena(co.virtual_devices(1)[0], a.budget),
         co.InvalidDeviceError,
         "no memory of its own",
+    ),
+    "a priority beyond measure": (
+        lambda _, x: setattr(x, "priority", 1 << 70),
+        co.InvalidValueError,
+        "whole number of 64 bits",
+    ),
+    "an arena without a budget": (
+        lambda a, _: co.Arena(a.device, 3),
+        co.InvalidTypeError,
+        "charged to a Budget, not to int",
+    ),
+    "less than nothing": (
+        lambda a, _: a.device.occupy(0).resize(-1),
+        co.InvalidValueError,
+        "nbytes",
     ),
     "occupying what is unified": (
         lambda *_: co.virtual_devices(1)[0].occupy(1),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
+import inspect
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import coresident as co
 import pytest
@@ -507,3 +511,296 @@ def test_ctrl_c_ends_a_wait_for_a_device() -> None:
         """
     )
     assert ended.stdout == "ended []\n", ended.stderr
+
+
+# What a module does within the block
+
+
+def test_the_signature_of_forward_is_its_own_within(house: co.Runtime) -> None:
+    # transformers and diffusers leave arguments out that forward does not name.
+    [device] = house.devices
+    with house.load("blocks", lambda: blocks(1)).on(device) as module:
+        assert list(inspect.signature(module.forward).parameters) == ["x"]
+
+
+def test_writable_begins_before_the_device(house: co.Runtime) -> None:
+    [device] = house.devices
+    replica = house.load("blocks", lambda: blocks(1)).replica(device)
+    with replica.on():
+        with pytest.raises(co.InvalidValueError, match=r"writable\(\) first"), ct.writable(replica):
+            pass
+    replica.release()
+
+
+def test_what_is_written_between_two_stays_on_the_device_is_there_in_the_second(
+    house: co.Runtime,
+) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(1))
+    replica = model.replica(device)
+    expected = []
+    with torch.no_grad():
+        for factor in (2, 4):
+            with ct.writable(replica) as module:
+                with replica.on():
+                    first = module(x())
+                # As peft does: not counted by torch.
+                module.layers[0].weight.data.mul_(factor)
+                with replica.on():
+                    second = module(x())
+                    module.layers[0].weight.data.mul_(factor)
+                third = module(x())
+            expected.append((first, second, third))
+        plain = blocks(1)
+        assert all(torch.equal(first, plain(x())) for first, _, _ in expected)
+        for factor, (_, second, third) in zip((2, 4), expected, strict=True):
+            for result, times in ((second, factor), (third, factor**2)):
+                plain = blocks(1)
+                plain.layers[0].weight.data.mul_(times)
+                assert torch.equal(result, plain(x()))
+    assert replica.release() == []
+
+
+class Appending(torch.nn.Module):  # type: ignore[misc]
+    """Changes what it is given, before it needs memory."""
+
+    def __init__(self, activations: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.activations = activations
+
+    def forward(self, seen: Any) -> Any:
+        seen.append(1)
+        torch.empty(self.activations, dtype=torch.uint8)
+        return torch.tensor(len(seen)) * self.weight
+
+
+def test_a_call_that_is_made_once_more_finds_its_arguments_as_they_were(house: co.Runtime) -> None:
+    [device] = house.devices
+    other = house.load("other", lambda: blocks(4))
+    other.on(device).release()
+    with house.load("appending", lambda: Appending(4 * PAGE)).on(device) as module:
+        seen: list[int] = []
+        assert module(seen) == 1
+        assert seen == [1]
+    assert other.area(device).residency().tolist() != [1] * 5, "it was made once more"
+
+
+def test_a_call_that_has_changed_an_object_is_not_made_once_more(house: co.Runtime) -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def append(self, value: int) -> None:
+            self.seen.append(value)
+
+    [device] = house.devices
+    other = house.load("other", lambda: blocks(4))
+    other.on(device).release()
+    with house.load("appending", lambda: Appending(4 * PAGE)).on(device) as module:
+        cache = Cache()
+        with pytest.raises(co.DeviceMemoryError, match="ran out of memory"):
+            module(cache)
+        assert cache.seen == [1]
+    assert other.area(device).residency().tolist() == [1] * 5
+
+
+def test_a_call_goes_before_those_who_wait_for_its_end(house: co.Runtime) -> None:
+    [device] = house.devices
+    running = house.load("running", lambda: blocks(1, activations=2 * PAGE))
+    waiting = house.load("waiting", lambda: blocks(6))
+    with running.on(device) as module:
+        module(x())
+    with running.on(device) as module:
+        waiter = spawn(lambda: waiting.on(device).release())
+        until(lambda: house.vram[device].status().waiting)
+        module(x())
+    waiter.join()
+
+
+def test_releasing_a_replica_that_waits_for_its_device(house: co.Runtime) -> None:
+    [device] = house.devices
+    held = house.load("held", lambda: blocks(6)).on(device)
+    model = house.load("blocks", lambda: blocks(2))
+    replica = model.replica(device)
+    waiter = spawn(replica.on)
+    until(lambda: house.vram[device].status().waiting)
+    replica.release()
+    held.release()
+    with pytest.raises(co.ReleasedError):
+        waiter.join()
+    first, second = model.replica(device), model.replica(device)
+    assert not set(starts(first.module)) & set(starts(replica.module))
+    assert not set(starts(first.module)) & set(starts(second.module))
+    assert house.analyze(device).pinned == 0
+
+
+def test_a_forward_that_somebody_has_kept_reserves_nothing_afterwards(house: co.Runtime) -> None:
+    [device] = house.devices
+    replica = house.load("blocks", lambda: blocks(1, activations=PAGE)).replica(device)
+    with replica.on() as module:
+        module(x())
+        kept = module.forward
+    used = house.vram[device].used
+    kept(x())
+    assert house.vram[device].used == used
+    replica.release()
+
+
+def test_nested_calls_of_two_models_count_once(house: co.Runtime) -> None:
+    [device] = house.devices
+    inner = house.load("inner", lambda: blocks(1, activations=2 * PAGE))
+    with inner.on(device) as part:
+
+        class Outer(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.ones(1))
+
+            def forward(self, x: Any) -> Any:
+                return part(x) * self.weight
+
+        with house.load("outer", Outer).on(device) as module:
+            for _ in range(2):
+                module(x())
+            assert house.vram[device].used < 2 * PAGE + PAGE + 3 * PAGE
+
+
+def test_copies_of_a_module_have_its_own_forward_and_memory(house: co.Runtime) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(1))
+    with model.on(device) as module, torch.no_grad():
+        copied = copy.deepcopy(module)
+        pickled = pickle.loads(pickle.dumps(module))
+    house.arenas[device].evict()
+    for other in (copied, pickled):
+        assert torch.equal(other(x()), blocks(1)(x()))
+        assert type(other).forward is Blocks.forward
+
+
+def test_what_is_compiled_runs_within_and_leaves_no_mode_behind(house: co.Runtime) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(1))
+    with model.on(device) as module, torch.no_grad():
+        expected = module(x())
+        compiled = torch.compile(module, backend="eager")
+        assert torch.equal(compiled(x()), expected)
+        module.layers[0].compile(backend="eager")
+        assert torch.equal(module(x(2)[:1]), blocks(1)(x(2)[:1]))
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+
+
+def test_two_threads_may_call_one_module(house: co.Runtime) -> None:
+    [device] = house.devices
+    with house.load("blocks", lambda: blocks(1)).on(device) as module:
+
+        def call() -> Any:
+            with torch.no_grad():
+                return [module(x()) for _ in range(20)]
+
+        for thread in [spawn(call) for _ in range(3)]:
+            assert all(torch.equal(result, blocks(1)(x())) for result in thread.join())
+
+
+def test_a_residence_can_be_released_by_another_thread(house: co.Runtime) -> None:
+    [device] = house.devices
+    first, second = (house.load(key, lambda: blocks(5)) for key in ("first", "second"))
+    residence = first.on(device, working_memory=5).hand_over()
+    waiter = spawn(lambda: second.on(device, timeout=10).release())
+    until(lambda: house.vram[device].status().waiting)
+    spawn(residence.release).join()
+    waiter.join()
+    residence = first.on(device).hand_over()
+    with pytest.raises(co.BudgetTimeoutError):
+        second.on(device, timeout=0.05)
+    residence.release()
+
+
+def test_parameters_come_back_whatever_was_put_in_their_place(house: co.Runtime) -> None:
+    [device] = house.devices
+    replica = house.load("blocks", lambda: blocks(2)).replica(device)
+    with ct.writable(replica) as module, torch.no_grad():
+        with replica.on():
+            module.layers[0].weight.data = torch.zeros(3)
+            module.layers[0].weight.add_(1)
+            module.layers[1].weight.mul_(2)
+        house.arenas[device].evict()
+        assert module.layers[0].weight.tolist() == [1, 1, 1]
+        assert torch.equal(module.layers[1].weight, 2 * blocks(2).layers[1].weight)
+    assert torch.equal(replica.module(x()), blocks(2)(x()))
+    replica.release()
+
+
+@dataclasses.dataclass
+class Found:
+    """What some modules return."""
+
+    weight: Any
+    other: Any = None
+
+
+class Pair(NamedTuple):
+    """Others return this."""
+
+    first: Any
+    second: Any
+
+
+def test_whatever_is_returned_has_no_views_of_weights(house: co.Runtime) -> None:
+    class Returns(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(4.0))
+
+        def forward(self, given: Any) -> Any:
+            given.append(self.weight)
+            return Found(self.weight.view(2, 2), Pair(self.weight[1:], 3)), given
+
+    [device] = house.devices
+    with house.load("returns", Returns).on(device) as module:
+        given: list[Any] = []
+        found, same = module(given)
+    house.arenas[device].evict()
+    assert same is given
+    assert given[0].tolist() == [0, 1, 2, 3]
+    assert found.weight.tolist() == [[0, 1], [2, 3]]
+    assert found.other.first.tolist() == [1, 2, 3]
+
+
+def test_stray_writes_are_told_where_the_block_ended(house: co.Runtime) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(1))
+
+    def write(module: Any) -> None:
+        with torch.no_grad():
+            module.layers[0].weight.add_(1)
+
+    def in_a_block() -> None:
+        with model.on(device) as module:
+            write(module)
+
+    def by_release() -> None:
+        replica = model.replica(device)
+        write(replica.on().module)
+        replica.release()
+
+    def in_host_memory() -> None:
+        with model.on("cpu") as module:
+            write(module)
+
+    for way in (in_a_block, by_release, in_host_memory):
+        with pytest.warns(ct.StrayWriteWarning) as caught:
+            way()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_who_uses_a_model_that_another_has_written_to_has_it_whole_again(
+    house: co.Runtime,
+) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(1))
+    with model.on(device) as module, torch.no_grad():
+        with pytest.warns(ct.StrayWriteWarning, match="meanwhile has seen it"):
+            with model.on(device) as other:
+                other.layers[0].weight.zero_()
+        assert torch.equal(module(x()), blocks(1)(x()))

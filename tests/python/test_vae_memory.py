@@ -20,9 +20,6 @@ def unet() -> Any:
     return tiny_models.attentive_unet()
 
 
-# Estimating
-
-
 def wan() -> Any:
     return diffusers.AutoencoderKLWan(base_dim=16, num_res_blocks=1)
 

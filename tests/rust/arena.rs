@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use coresident::arena::{Area, Arena, ArenaError, Beside, Content, Pins};
+use coresident::arena::{Area, Arena, ArenaError, Beside, Content, Identity, Pins};
 use coresident::budget::{Budget, BudgetError, Probe, Spec};
 use coresident::device::{
     Device, Driver, HostBytes, MemoryError, Stream, VirtualMemory, VirtualSpec, virtual_devices,
@@ -13,7 +13,7 @@ use coresident::device::{
 use coresident::wait::{CancelToken, Owner, Patience, WaitError};
 use coresident::weights::ElementType;
 
-use super::{Random, refusal, somebody as owner};
+use super::{Random, refusal, somebody as owner, until};
 
 const PAGE: u64 = 2 << 20;
 
@@ -117,7 +117,8 @@ impl House {
             sizes.iter().enumerate().map(content).collect()
         };
         let key = format!("model {seed}");
-        let area = self.arena.area(&key, usize::from(seed) + 1, &owner("main"), contents).unwrap();
+        let identity = Identity { of: seed.into(), order: Vec::new() };
+        let area = self.arena.area(&key, identity, &owner("main"), contents).unwrap();
         Model { area, patterns }
     }
 
@@ -272,6 +273,85 @@ fn pages_whose_content_may_be_wrong_are_filled_again() {
     let committed = house.memory.committed();
     drop(model.fault(&owner("main")));
     assert_eq!((model.copied(), house.memory.committed()), (6 * MIB, committed));
+}
+
+#[test]
+fn what_is_written_while_somebody_waits_for_bytes_is_filled_again_for_him() {
+    let house = house(6);
+    let (model, other) = (house.model(1, &[3 * MIB]), house.model(2, &[6 * MIB]));
+    let me = owner("main");
+    drop(model.fault(&me));
+    let pins = other.fault(&me);
+    let copied = model.copied();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let (all, beside) = (model.area.all(), Beside { bytes: 2 * PAGE });
+            let who = owner("waiter");
+            model.area.fault(&all, beside, Stream::Host, &who, &Patience::FOREVER).map(drop)
+        });
+        until(|| !house.budget.status().unwrap().waiting.is_empty());
+        model.area.renew();
+        drop(pins);
+        waiter.join().unwrap().unwrap();
+    });
+    assert!(model.copied() >= copied + 3 * MIB);
+    assert!(model.is_whole(&house.memory));
+}
+
+#[test]
+fn bytes_that_others_took_since_the_last_look_are_waited_for() {
+    let house = house_with(8, None);
+    // Long enough that nobody looks of himself.
+    let budget = Budget::new(Spec {
+        total: house.device.memory(),
+        limit: 8 * PAGE,
+        probe: Some(Arc::new(OfDevice(house.device.driver()))),
+        look_every: Duration::from_millis(50),
+        ..Spec::named("virtual:0")
+    });
+    let arena = Arena::new(&house.device, &budget).unwrap();
+    let house = House { budget, arena, ..house };
+    let model = house.model(1, &[6 * MIB]);
+    drop(house.budget.try_reserve(0, None, &owner("main")).unwrap());
+    let outside = house.memory.occupy(6 * PAGE).unwrap();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| drop(model.fault(&owner("waiter"))));
+        until(|| !house.budget.status().unwrap().waiting.is_empty());
+        drop(outside);
+        waiter.join().unwrap();
+    });
+    assert!(model.is_whole(&house.memory));
+}
+
+#[test]
+fn a_device_that_is_fuller_than_known_loses_only_what_is_missing() {
+    let house = house_with(8, None);
+    let budget = Budget::new(Spec { limit: 16 * PAGE, ..Spec::named("virtual:0") });
+    let arena = Arena::new(&house.device, &budget).unwrap();
+    let house = House { budget, arena, ..house };
+    let (there, wanted) = (house.model(1, &[6 * MIB]), house.model(2, &[12 * MIB]));
+    drop(there.fault(&owner("main")));
+    drop(wanted.fault(&owner("main")));
+    assert_eq!(there.area.residency(), [1, 1, 0], "one page was missing");
+}
+
+#[test]
+fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
+    let house = house_with(8, None);
+    let model = house.model(1, &[6 * MIB]);
+    let (stream, gate) = (house.memory.stream(), Arc::new(Barrier::new(2)));
+    let pins = model.fault_on(stream, &owner("main"));
+    let opened = gate.clone();
+    house.memory.launch(stream, move |_| {
+        opened.wait();
+        Ok(())
+    });
+    drop((pins, model));
+    assert_eq!(house.memory.committed(), 3 * PAGE);
+    gate.wait();
+    house.device.driver().memory().unwrap().record(stream).unwrap().wait(None).unwrap();
+    assert_eq!(house.arena.status().unwrap().resident, 0, "seen by whoever comes next");
+    assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
 }
 
 #[test]
