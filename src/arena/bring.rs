@@ -144,8 +144,8 @@ impl AreaShared {
                 self.take_back(&coming.missing);
             })?;
             // Once more, if somebody has said meanwhile that it may be wrong.
-            let mut state = self.arena.state.lock();
-            state.settle(self.number, &pages, stale.generation, &filled);
+            let generation = stale.generation;
+            self.arena.state.lock().settle(self.number, &pages, generation, &filled);
             coming.missing.clear();
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use coresident::arena::{Area, Arena, Beside, Content, Pins};
+use coresident::arena::{Area, Arena, Beside, Content, Identity, Pins};
 use coresident::budget::{Budget, Spec};
 use coresident::device::{
     Address, DeviceMemory, DeviceType, Event, Fence, HostBytes, MemoryError, Name, Piece, Stream,
@@ -201,7 +201,7 @@ impl House {
             nbytes: PAGE,
             bytes: Arc::new(All(number + at)),
         };
-        let identity = usize::from(number);
+        let identity = Identity { of: number.into(), order: Vec::new() };
         let contents = || (0..pages).map(content).collect();
         self.arena.area("model", identity, &owner(0), contents).unwrap()
     }
