@@ -537,12 +537,12 @@ fn right_reads(after_the_copy: bool, before_it_leaves: bool) -> usize {
             VirtualSpec { memory: Some(8 << 20), jitter: Some(seed), ..VirtualSpec::default() };
         let driver = virtual_devices(1, spec).unwrap()[0].driver();
         let (memory, pages) = (driver.virtual_memory().unwrap(), driver.memory().unwrap());
-        let (copies, compute) = (pages.copies().unwrap(), memory.stream());
+        let (bus, compute) = (pages.copies().unwrap(), memory.stream());
         let page = pages.reserve(pages.page()).unwrap();
         pages.commit(page, pages.page()).unwrap();
         let piece = Piece { source: Arc::new(All(7)), from: 0, to: page, length: pages.page() };
-        pages.upload(copies, vec![piece]).unwrap();
-        let copied = pages.record(copies).unwrap();
+        pages.upload(bus, vec![piece]).unwrap();
+        let copied = pages.record(bus).unwrap();
         if after_the_copy {
             pages.after(compute, &copied).unwrap();
         }
