@@ -2410,6 +2410,7 @@ class Area:
         block: Block | None = None,
         *,
         working_memory: int | str | None = None,
+        stream: int | None = None,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Pins:
@@ -2419,6 +2420,9 @@ class Area:
         Args:
             block: Which pages; ``None`` for all.
             working_memory: Bytes to be reserved with them, or a text such as ``'3GiB'``.
+            stream: On CUDA, the handle of the stream that uses them: what comes there comes after
+                the copies, which are not waited for; and they leave after what is there when they
+                are unpinned. ``None`` is the default stream. On a virtual device, ``None``.
             timeout: Seconds to wait; ``None`` waits for ever.
             cancel: A token that ends the wait.
 
@@ -2448,7 +2452,12 @@ class Area:
         """
 
     def pinned(
-        self, name: str, *, timeout: float | None = None, cancel: CancelToken | None = None
+        self,
+        name: str,
+        *,
+        stream: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
     ) -> DeviceTensor:
         """A tensor that is resident, and stays for as long as somebody has it, or what
         ``torch.from_dlpack`` has made of it. Waits as :meth:`fault`, and raises as it does.

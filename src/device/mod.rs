@@ -19,6 +19,7 @@
 
 mod addresses;
 mod cgroup;
+mod cuda;
 mod driver;
 mod host;
 mod inventory;
@@ -34,6 +35,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use cgroup::{ContainerMemory, container_memory};
+pub use cuda::{CudaMemory, cuda_is_present};
 pub use driver::Driver;
 pub use host::{Host, host_memory};
 pub use inventory::{Choice, Found, Inventory, Provider, Selection};

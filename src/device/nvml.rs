@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use nvml_wrapper::Nvml;
 
+use super::cuda::{CudaMemory, cuda_is_present};
+use super::memory::DeviceMemory;
 use super::{DeviceType, Driver, Found, Name};
 
 /// NVML, loaded at first use; `None` where there is no NVIDIA driver. Kept for the process: loading
@@ -24,11 +26,17 @@ fn nvml() -> Option<&'static Nvml> {
 /// One card, asked again by its lasting identity.
 struct Card {
     uuid: String,
+    memory: Arc<CudaMemory>,
 }
 
 impl Driver for Card {
     fn free_memory(&self) -> Option<u64> {
         card(nvml()?, &self.uuid)?.memory_info().ok().map(|memory| memory.free)
+    }
+
+    fn memory(&self) -> Option<Arc<dyn DeviceMemory>> {
+        let memory: Arc<dyn DeviceMemory> = self.memory.clone();
+        cuda_is_present().then_some(memory)
     }
 }
 
@@ -58,12 +66,13 @@ fn card<'nvml>(nvml: &'nvml Nvml, uuid: &str) -> Option<nvml_wrapper::Device<'nv
 
 fn found_card(nvml: &Nvml, index: u32, uuid: String) -> Option<Found> {
     let device = card(nvml, &uuid)?;
+    let name = Name::new(DeviceType::Cuda, index).ok()?;
     Some(Found {
-        name: Name::new(DeviceType::Cuda, index).ok()?,
+        name,
         model: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
         memory: device.memory_info().ok().map(|memory| memory.total),
         unified: false,
-        driver: Arc::new(Card { uuid }),
+        driver: Arc::new(Card { uuid, memory: Arc::new(CudaMemory::new(name)) }),
     })
 }
 

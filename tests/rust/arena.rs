@@ -1,4 +1,4 @@
-//! `Arena`: pages that come and go without ever being wrong, on virtual devices whose streams are late.
+//! `Arena`: pages that come and go without ever being wrong, on devices whose streams are late.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use coresident::arena::{Area, Arena, ArenaError, Beside, Content, Identity, Pins};
 use coresident::budget::{Budget, BudgetError, Probe, Spec};
-use coresident::device::{
-    Device, Driver, HostBytes, MemoryError, Stream, VirtualMemory, VirtualSpec, virtual_devices,
-};
+use coresident::device::{HostBytes, MemoryError, Stream, VirtualSpec, virtual_devices};
 use coresident::wait::{CancelToken, Owner, Patience, WaitError};
 use coresident::weights::ElementType;
 
-use super::{Random, refusal, somebody as owner, until};
-
-const PAGE: u64 = 2 << 20;
+use super::bench::{Bench, NAME, PAGE, bench};
+use super::helpers::{Random, refusal, somebody as owner, until};
 
 /// Bytes that tell where they are from; counts how many were copied.
 struct Pattern {
@@ -58,35 +55,38 @@ fn pick(random: &mut Random, end: u64) -> usize {
     random.below(end).try_into().unwrap()
 }
 
-struct OfDevice(Arc<dyn Driver>);
+struct OfDevice(Arc<Bench>);
 
 impl Probe for OfDevice {
     fn free(&self) -> Option<u64> {
-        self.0.free_memory()
+        Some(self.0.pages.free())
     }
 }
 
 /// A device of so many pages, with an arena.
 struct House {
-    device: Device,
-    memory: Arc<VirtualMemory>,
+    device: Arc<Bench>,
     budget: Budget,
     arena: Arena,
 }
 
 fn house_with(pages: u64, jitter: Option<u64>) -> House {
-    let spec = VirtualSpec { memory: Some(pages * PAGE), jitter, ..VirtualSpec::default() };
-    let device = virtual_devices(1, spec).unwrap().remove(0);
-    let budget = Budget::new(Spec {
-        total: device.memory(),
+    let device = bench(pages, jitter);
+    let spec = Spec {
+        total: Some(pages * PAGE),
         limit: pages * PAGE,
-        probe: Some(Arc::new(OfDevice(device.driver()))),
+        probe: Some(Arc::new(OfDevice(device.clone()))),
         look_every: Duration::from_millis(1),
-        ..Spec::named("virtual:0")
-    });
-    let arena = Arena::new(&device, &budget).unwrap();
-    let memory = device.driver().virtual_memory().unwrap();
-    House { device, memory, budget, arena }
+        ..Spec::named(NAME)
+    };
+    charged_to(device, spec)
+}
+
+/// The same with a budget as described.
+fn charged_to(device: Arc<Bench>, spec: Spec) -> House {
+    let budget = Budget::new(spec);
+    let arena = Arena::over(device.name, device.pages.clone(), &budget);
+    House { device, budget, arena }
 }
 
 fn house(pages: u64) -> House {
@@ -126,7 +126,7 @@ impl House {
     fn is_consistent(&self) -> bool {
         let status = self.arena.status().unwrap();
         let reserved: u64 = self.budget.status().unwrap().holders.iter().map(|h| h.bytes).sum();
-        status.resident == self.memory.committed() && reserved == self.budget.used()
+        status.resident == self.device.committed() && reserved == self.budget.used()
     }
 }
 
@@ -145,17 +145,17 @@ impl Model {
     }
 
     /// Some bytes of a tensor, as they are on the device.
-    fn check(&self, memory: &VirtualMemory, tensor: usize) -> Result<bool, MemoryError> {
+    fn check(&self, memory: &Bench, tensor: usize) -> Result<bool, MemoryError> {
         check(memory, self.area.address(tensor), &self.patterns[tensor], &self.area, tensor)
     }
 
-    fn is_whole(&self, memory: &VirtualMemory) -> bool {
+    fn is_whole(&self, memory: &Bench) -> bool {
         (0..self.patterns.len()).all(|tensor| self.check(memory, tensor).unwrap())
     }
 }
 
 fn check(
-    memory: &VirtualMemory,
+    memory: &Bench,
     address: usize,
     pattern: &Pattern,
     area: &Area,
@@ -177,7 +177,7 @@ fn a_fault_brings_all_tensors_and_a_second_one_copies_nothing() {
     let me = owner("main");
     for _ in 0..3 {
         let pins = model.fault(&me);
-        assert!(model.is_whole(&house.memory));
+        assert!(model.is_whole(&house.device));
         assert_eq!(model.copied(), 8 * MIB + 804);
         drop(pins);
     }
@@ -193,7 +193,7 @@ fn tensors_share_pages_so_that_a_model_wastes_less_than_one() {
     let bytes: usize = sizes.iter().map(|size| size.next_multiple_of(256)).sum();
     assert!(model.area.pages() as u64 * PAGE - (bytes as u64) < PAGE);
     drop(model.fault(&owner("main")));
-    assert!(model.is_whole(&house.memory));
+    assert!(model.is_whole(&house.device));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_block_brings_only_the_pages_that_it_lies_in() {
     let (pins, _) =
         model.area.fault(&block, Beside::default(), Stream::Host, &me, &Patience::FOREVER).unwrap();
     assert_eq!(model.area.residency(), [0, 0, 2, 2, 0]);
-    assert!(model.check(&house.memory, 1).unwrap());
+    assert!(model.check(&house.device, 1).unwrap());
     drop(pins);
     drop(model.fault(&me));
     assert_eq!(model.copied(), 10 * MIB, "pages that were there are not copied again");
@@ -217,14 +217,14 @@ fn what_is_evicted_is_given_back_and_using_it_is_an_error() {
     let house = house(8);
     let model = house.model(1, &[4 * MIB, 4 * MIB]);
     drop(model.fault(&owner("main")));
-    assert_eq!(house.memory.committed(), 4 * PAGE);
+    assert_eq!(house.device.committed(), 4 * PAGE);
     assert_eq!(house.arena.evict(3 * PAGE - 1), 3 * PAGE);
-    assert_eq!((house.memory.committed(), house.budget.used()), (PAGE, PAGE));
+    assert_eq!((house.device.committed(), house.budget.used()), (PAGE, PAGE));
     assert_eq!(model.area.residency(), [1, 0, 0, 0], "the last pages go first");
-    let refused = model.check(&house.memory, 1).unwrap_err();
+    let refused = model.check(&house.device, 1).unwrap_err();
     assert!(matches!(refused, MemoryError::Unmapped { .. }), "{refused}");
     drop(model.fault(&owner("main")));
-    assert!(model.is_whole(&house.memory));
+    assert!(model.is_whole(&house.device));
     assert_eq!(model.copied(), 14 * MIB, "the page that stayed is not copied again");
 }
 
@@ -257,7 +257,7 @@ fn pinned_pages_stay_whoever_asks() {
         &Patience::at_most(Duration::from_millis(60)),
     );
     assert!(matches!(error, Err(BudgetError::Timeout { .. })));
-    assert!(model.is_whole(&house.memory));
+    assert!(model.is_whole(&house.device));
     drop(pins);
     let taken = house.budget.reserve(3 * PAGE, None, &owner("other"), &Patience::FOREVER);
     assert_eq!(taken.unwrap().bytes(), 3 * PAGE);
@@ -270,9 +270,9 @@ fn pages_whose_content_may_be_wrong_are_filled_again() {
     let model = house.model(1, &[3 * MIB]);
     drop(model.fault(&owner("main")));
     model.area.renew();
-    let committed = house.memory.committed();
+    let committed = house.device.committed();
     drop(model.fault(&owner("main")));
-    assert_eq!((model.copied(), house.memory.committed()), (6 * MIB, committed));
+    assert_eq!((model.copied(), house.device.committed()), (6 * MIB, committed));
 }
 
 #[test]
@@ -295,40 +295,36 @@ fn what_is_written_while_somebody_waits_for_bytes_is_filled_again_for_him() {
         waiter.join().unwrap().unwrap();
     });
     assert!(model.copied() >= copied + 3 * MIB);
-    assert!(model.is_whole(&house.memory));
+    assert!(model.is_whole(&house.device));
 }
 
 #[test]
 fn bytes_that_others_took_since_the_last_look_are_waited_for() {
-    let house = house_with(8, None);
-    // Long enough that nobody looks of himself.
-    let budget = Budget::new(Spec {
-        total: house.device.memory(),
+    let device = bench(8, None);
+    let spec = Spec {
+        total: Some(8 * PAGE),
         limit: 8 * PAGE,
-        probe: Some(Arc::new(OfDevice(house.device.driver()))),
+        probe: Some(Arc::new(OfDevice(device.clone()))),
+        // Long enough that nobody looks of himself.
         look_every: Duration::from_millis(50),
-        ..Spec::named("virtual:0")
-    });
-    let arena = Arena::new(&house.device, &budget).unwrap();
-    let house = House { budget, arena, ..house };
+        ..Spec::named(NAME)
+    };
+    let house = charged_to(device, spec);
     let model = house.model(1, &[6 * MIB]);
     drop(house.budget.try_reserve(0, None, &owner("main")).unwrap());
-    let outside = house.memory.occupy(6 * PAGE).unwrap();
+    let outside = house.device.occupy(6 * PAGE);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| drop(model.fault(&owner("waiter"))));
         until(|| !house.budget.status().unwrap().waiting.is_empty());
         drop(outside);
         waiter.join().unwrap();
     });
-    assert!(model.is_whole(&house.memory));
+    assert!(model.is_whole(&house.device));
 }
 
 #[test]
 fn a_device_that_is_fuller_than_known_loses_only_what_is_missing() {
-    let house = house_with(8, None);
-    let budget = Budget::new(Spec { limit: 16 * PAGE, ..Spec::named("virtual:0") });
-    let arena = Arena::new(&house.device, &budget).unwrap();
-    let house = House { budget, arena, ..house };
+    let house = charged_to(bench(8, None), Spec { limit: 16 * PAGE, ..Spec::named(NAME) });
     let (there, wanted) = (house.model(1, &[6 * MIB]), house.model(2, &[12 * MIB]));
     drop(there.fault(&owner("main")));
     drop(wanted.fault(&owner("main")));
@@ -339,19 +335,18 @@ fn a_device_that_is_fuller_than_known_loses_only_what_is_missing() {
 fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
     let house = house_with(8, None);
     let model = house.model(1, &[6 * MIB]);
-    let (stream, gate) = (house.memory.stream(), Arc::new(Barrier::new(2)));
+    let (stream, gate) = (house.device.stream(), Arc::new(Barrier::new(2)));
     let pins = model.fault_on(stream, &owner("main"));
     let opened = gate.clone();
-    house.memory.launch(stream, move |_| {
+    house.device.launch(stream, move || {
         opened.wait();
-        Ok(())
     });
     drop((pins, model));
-    assert_eq!(house.memory.committed(), 3 * PAGE);
+    assert_eq!(house.device.committed(), 3 * PAGE);
     gate.wait();
-    house.device.driver().memory().unwrap().record(stream).unwrap().wait(None).unwrap();
+    house.device.pages.record(stream).unwrap().wait(None).unwrap();
     assert_eq!(house.arena.status().unwrap().resident, 0, "seen by whoever comes next");
-    assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
+    assert_eq!((house.device.committed(), house.budget.used()), (0, 0));
 }
 
 #[test]
@@ -372,8 +367,10 @@ fn working_memory_comes_with_the_pages_or_not_at_all() {
     let error = fault(6 * PAGE).map(drop).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "\"model 1\" needs 6 MiB of weights and 12 MiB beside them on virtual:0, which can never \
-         have more than 16 MiB"
+        format!(
+            "\"model 1\" needs 6 MiB of weights and 12 MiB beside them on {NAME}, which can never have \
+             more than 16 MiB"
+        )
     );
     assert_eq!(house.budget.used(), 3 * PAGE);
     assert_eq!(model.area.residency(), [1; 3], "nothing stays pinned");
@@ -386,7 +383,7 @@ fn two_who_do_not_fit_together_take_turns() {
     let start = Barrier::new(2);
     thread::scope(|scope| {
         for (number, model) in models.iter().enumerate() {
-            let (start, memory) = (&start, &house.memory);
+            let (start, memory) = (&start, &house.device);
             scope.spawn(move || {
                 let me = owner(if number == 0 { "one" } else { "two" });
                 start.wait();
@@ -440,30 +437,29 @@ fn a_wait_for_pages_ends_with_its_timeout_or_its_token_and_leaves_nothing() {
     assert_eq!(house.budget.used(), 3 * PAGE);
     drop(pins);
     drop(wanted.fault(&owner("waiter")));
-    assert!(wanted.is_whole(&house.memory));
+    assert!(wanted.is_whole(&house.device));
 }
 
 #[test]
 fn a_page_leaves_only_after_every_stream_that_used_it() {
     for seed in 0..40 {
         let house = house_with(6, Some(seed));
-        let streams = [house.memory.stream(), house.memory.stream()];
+        let streams = [house.device.stream(), house.device.stream()];
         let models = [1, 2, 3].map(|seed| Arc::new(house.model(10 * seed, &[3 * MIB, MIB])));
         let wrong = Arc::new(AtomicUsize::new(0));
         for (round, model) in models.iter().cycle().take(12).enumerate() {
             let stream = streams[round % 2];
             let pins = model.fault_on(stream, &owner("main"));
             let (model, wrong) = (model.clone(), wrong.clone());
-            house.memory.launch(stream, move |memory| {
-                let right = (0..2).all(|tensor| model.check(memory, tensor).unwrap_or(false));
+            let device = house.device.clone();
+            house.device.launch(stream, move || {
+                let right = (0..2).all(|tensor| model.check(&device, tensor).unwrap_or(false));
                 wrong.fetch_add(usize::from(!right), Ordering::SeqCst);
-                Ok(())
             });
             drop(pins);
         }
         for stream in streams {
-            let device = house.device.driver().memory().unwrap();
-            device.record(stream).unwrap().wait(None).unwrap();
+            house.device.pages.record(stream).unwrap().wait(None).unwrap();
         }
         assert_eq!(wrong.load(Ordering::SeqCst), 0, "seed {seed}");
         assert!(house.is_consistent());
@@ -478,12 +474,12 @@ fn what_others_take_from_the_device_is_evicted_and_comes_back_by_itself() {
     let all_fit = || models.iter().for_each(|model| drop(model.fault(&me)));
     all_fit();
     house.arena.evict(4 * PAGE);
-    let spike = house.memory.occupy(4 * PAGE).unwrap();
+    let spike = house.device.occupy(4 * PAGE);
     house.budget.look().unwrap();
     for _ in 0..2 {
         all_fit();
     }
-    assert!(house.memory.committed() <= 4 * PAGE);
+    assert!(house.device.committed() <= 4 * PAGE);
     drop(spike);
     house.budget.look().unwrap();
     all_fit();
@@ -495,15 +491,12 @@ fn what_others_take_from_the_device_is_evicted_and_comes_back_by_itself() {
 
 #[test]
 fn a_device_that_is_fuller_than_its_budget_knows_is_an_error_that_leaves_nothing() {
-    let house = house_with(8, None);
     // A ledger that does not look.
-    let budget = Budget::new(Spec { limit: 8 * PAGE, ..Spec::named("virtual:0") });
-    let arena = Arena::new(&house.device, &budget).unwrap();
-    let house = House { budget, arena, ..house };
+    let house = charged_to(bench(8, None), Spec { limit: 8 * PAGE, ..Spec::named(NAME) });
     let (small, large) = (house.model(1, &[4 * MIB]), house.model(2, &[8 * MIB]));
     let me = owner("main");
     drop(small.fault(&me));
-    let outside = house.memory.occupy(4 * PAGE).unwrap();
+    let outside = house.device.occupy(4 * PAGE);
     drop(large.fault(&me));
     assert_eq!(small.area.residency(), [0, 0], "what nobody uses goes first");
     let pins = large.fault(&me);
@@ -515,14 +508,16 @@ fn a_device_that_is_fuller_than_its_budget_knows_is_an_error_that_leaves_nothing
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "virtual:0 is out of memory: \"model 1\" needs 4 MiB more there, 0 B is free now that \
-         everything unpinned was evicted; 8 MiB of weights are pinned"
+        format!(
+            "{NAME} is out of memory: \"model 1\" needs 4 MiB more there, 0 B is free now that \
+             everything unpinned was evicted; 8 MiB of weights are pinned"
+        )
     );
     assert_eq!(small.area.residency(), [0, 0]);
     assert!(house.is_consistent());
     drop((outside, pins));
     drop(small.fault(&me));
-    assert!(small.is_whole(&house.memory));
+    assert!(small.is_whole(&house.device));
 }
 
 #[test]
@@ -533,24 +528,24 @@ fn limits_headroom_and_watermarks_hold_from_when_they_are_set() {
     let all_fit = || models.iter().for_each(|model| drop(model.fault(&me)));
     all_fit();
     house.budget.set_limit(5 * PAGE).unwrap();
-    assert_eq!(house.memory.committed(), 5 * PAGE);
+    assert_eq!(house.device.committed(), 5 * PAGE);
     house.budget.set_limit(8 * PAGE).unwrap();
     all_fit();
     house.budget.set_headroom(2 * PAGE).unwrap();
-    assert_eq!(house.memory.committed(), 6 * PAGE);
+    assert_eq!(house.device.committed(), 6 * PAGE);
     house.budget.set_headroom(0).unwrap();
     all_fit();
-    assert_eq!(house.memory.committed(), 8 * PAGE);
+    assert_eq!(house.device.committed(), 8 * PAGE);
     house.arena.set_watermarks(PAGE, Some(6 * PAGE)).unwrap();
-    assert_eq!(house.memory.committed(), PAGE);
+    assert_eq!(house.device.committed(), PAGE);
     drop(models[0].fault(&me));
-    assert_eq!(house.memory.committed(), 5 * PAGE, "below the high watermark they stay");
+    assert_eq!(house.device.committed(), 5 * PAGE, "below the high watermark they stay");
     house.arena.set_watermarks(0, Some(0)).unwrap();
     drop(models[0].fault(&me));
-    assert_eq!(house.memory.committed(), 0, "nothing stays that is not used");
+    assert_eq!(house.device.committed(), 0, "nothing stays that is not used");
     let told = refusal(house.arena.set_watermarks(PAGE, Some(0)));
     assert!(
-        told.contains("low watermark of virtual:0 is 2 MiB, above the high one of 0 B"),
+        told.contains(&format!("low watermark of {NAME} is 2 MiB, above the high one of 0 B")),
         "{told}"
     );
 }
@@ -562,7 +557,7 @@ fn an_area_that_nobody_has_gives_its_memory_back_and_a_view_keeps_the_addresses(
     drop(model.fault(&owner("main")));
     let view = model.area.view(0);
     drop(model);
-    assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
+    assert_eq!((house.device.committed(), house.budget.used()), (0, 0));
     assert!(house.arena.status().unwrap().areas.is_empty());
     let other = house.model(2, &[8 * MIB]);
     let view_ends = view.address() + view.nbytes();
@@ -583,10 +578,10 @@ fn a_pinned_tensor_stays_until_it_is_dropped_and_status_names_it() {
     drop(area);
     assert_eq!(house.arena.evict(u64::MAX), 2 * PAGE);
     let mut bytes = vec![0; 2 * MIB];
-    house.memory.read_at(tensor.view().address(), &mut bytes).unwrap();
+    house.device.read_at(tensor.view().address(), &mut bytes).unwrap();
     assert!(patterns[1].is(&bytes));
     drop(tensor);
-    assert_eq!(house.memory.committed(), 0);
+    assert_eq!(house.device.committed(), 0);
 }
 
 #[test]
@@ -610,7 +605,7 @@ fn many_threads_on_one_device_never_read_what_is_wrong() {
         let house = house_with(10, jitter);
         let models: Vec<Model> =
             (1..=4).map(|seed| house.model(10 * seed, &[3 * MIB, 700, MIB, 2 * MIB])).collect();
-        let streams: Vec<Stream> = (0..2).map(|_| house.memory.stream()).collect();
+        let streams: Vec<Stream> = (0..2).map(|_| house.device.stream()).collect();
         let wrong = Arc::new(AtomicUsize::new(0));
         thread::scope(|scope| {
             for number in 0..4_u64 {
@@ -631,18 +626,18 @@ fn many_threads_on_one_device_never_read_what_is_wrong() {
                             .unwrap();
                         if stream == Stream::Host {
                             for tensor in &tensors {
-                                assert!(model.check(&house.memory, *tensor).unwrap());
+                                assert!(model.check(&house.device, *tensor).unwrap());
                             }
                         } else {
                             let area = model.area.clone();
                             let (patterns, wrong) = (model.patterns.clone(), wrong.clone());
-                            house.memory.launch(stream, move |memory| {
+                            let device = house.device.clone();
+                            house.device.launch(stream, move || {
                                 let right = tensors.into_iter().all(|tensor| {
                                     let (at, pattern) = (area.address(tensor), &patterns[tensor]);
-                                    check(memory, at, pattern, &area, tensor).unwrap_or(false)
+                                    check(&device, at, pattern, &area, tensor).unwrap_or(false)
                                 });
                                 wrong.fetch_add(usize::from(!right), Ordering::SeqCst);
-                                Ok(())
                             });
                         }
                         drop((pins, working));
@@ -656,13 +651,12 @@ fn many_threads_on_one_device_never_read_what_is_wrong() {
             }
         });
         for stream in streams {
-            let device = house.device.driver().memory().unwrap();
-            device.record(stream).unwrap().wait(None).unwrap();
+            house.device.pages.record(stream).unwrap().wait(None).unwrap();
         }
         assert_eq!(wrong.load(Ordering::SeqCst), 0);
         assert!(house.is_consistent());
         drop(models);
         house.arena.evict(u64::MAX);
-        assert_eq!((house.memory.committed(), house.budget.used()), (0, 0));
+        assert_eq!((house.device.committed(), house.budget.used()), (0, 0));
     }
 }

@@ -11,7 +11,7 @@ use coresident::device::{
     container_memory, host_memory, virtual_devices, visible_devices,
 };
 
-use super::{Random, refusal};
+use super::helpers::{Random, refusal};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

@@ -7,7 +7,9 @@ use std::time::Duration;
 use coresident::load_lock::{LoadLock, LockError, LockGuard, Mode, Shared};
 use coresident::wait::{Kind, Owner, Parker, Patience, Pending, WaitError};
 
-use super::{Random, at_once, imagined_thread, in_line, refusal, somebody, spawn, this_thread};
+use super::helpers::{
+    Random, at_once, imagined_thread, in_line, refusal, somebody, spawn, this_thread,
+};
 
 /// Enters a lock that is open.
 fn enter(lock: &LoadLock, mode: Mode, owner: &Owner) -> LockGuard {

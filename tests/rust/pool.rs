@@ -10,7 +10,7 @@ use coresident::device::{
 use coresident::pool::{DevicePool, Lease, PoolError, Shared, Wish};
 use coresident::wait::{Owner, Parker, Patience, Pending, WaitError};
 
-use super::{Random, at_once, in_line, refusal, somebody, spawn, this_thread, wait_apart};
+use super::helpers::{Random, at_once, in_line, refusal, somebody, spawn, this_thread, wait_apart};
 
 fn devices(count: u64) -> Vec<Device> {
     virtual_devices(count, VirtualSpec::default()).unwrap()

@@ -2,7 +2,7 @@
 
 use coresident::worker::{SharesError, shares};
 
-use super::{Random, refusal};
+use super::helpers::{Random, refusal};
 
 #[test]
 fn what_is_left_goes_to_the_largest_fractions_the_earlier_first() {

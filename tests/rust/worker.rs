@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coresident::wait::{CancelToken, Owner, Parker, Patience, WaitError};
 use coresident::worker::{Cancelled, Lane, Ticket, WorkerError};
 
-use super::{Spawned, at_once, in_line, refusal, somebody, spawn, this_thread};
+use super::helpers::{Spawned, at_once, in_line, refusal, somebody, spawn, this_thread};
 
 type Task = u64;
 type Outcome = u64;

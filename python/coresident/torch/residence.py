@@ -118,7 +118,12 @@ class Residence:
             if self._private:
                 # What is written in host memory is not known to the pages.
                 self._place.area.renew()
-            self._pins = self._place.area.fault(working_memory=working_memory, **terms)
+            stream = None
+            if self.device.type == "cuda":
+                stream = torch.cuda.current_stream(self.device.index).cuda_stream
+            self._pins = self._place.area.fault(
+                working_memory=working_memory, stream=stream, **terms
+            )
             self._reserved = self._pins.working_memory
             return
         budget = self._replica._budget()

@@ -12,7 +12,7 @@ use super::pins::Pins;
 use super::tensor::DeviceTensor;
 use super::{Arena, no_block};
 use crate::arena::{self, Beside, PageSet};
-use crate::device::{ByteSize, Stream};
+use crate::device::{ByteSize, DeviceType, Stream};
 use crate::python::error::{Error, Result, invalid_value};
 use crate::python::wait::{Terms, caller, patiently};
 use crate::python::weights::{state_dict, strings, text};
@@ -63,6 +63,27 @@ impl Area {
             return Err(invalid_value(&message));
         }
         Ok(block.set.clone())
+    }
+
+    /// The stream of this handle; without one the default stream, or whoever calls on a device that is
+    /// the host.
+    fn stream(&self, handle: Option<&Bound<'_, PyAny>>) -> Result<Stream> {
+        let handle = handle.filter(|handle| !handle.is_none());
+        let handle = handle.map(|handle| argument::whole_number("stream", handle)).transpose()?;
+        let device = self.placed.arena().device();
+        match (device.kind(), handle) {
+            (DeviceType::Cuda, handle) => {
+                let handle = usize::try_from(handle.unwrap_or(0));
+                handle
+                    .map(Stream::Device)
+                    .map_err(|_| invalid_value("stream is no handle of CUDA's"))
+            }
+            (_, None) => Ok(Stream::Host),
+            (_, Some(_)) => {
+                let message = format!("{device} has no streams of CUDA: leave stream out");
+                Err(invalid_value(&message))
+            }
+        }
     }
 
     fn find(&self, name: &Bound<'_, PyAny>) -> Result<usize> {
@@ -130,16 +151,17 @@ impl Area {
     }
 
     /// Makes pages resident and pins them.
-    #[pyo3(signature = (block=None, *, working_memory=None, timeout=None, cancel=None))]
+    #[pyo3(signature = (block=None, *, working_memory=None, stream=None, timeout=None, cancel=None))]
     fn fault(
         slf: &Bound<'_, Self>,
         block: Option<&Bound<'_, PyAny>>,
         working_memory: Option<&Bound<'_, PyAny>>,
+        stream: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Pins> {
         let (py, this) = (slf.py(), slf.get());
-        let set = this.set(block)?;
+        let (set, stream) = (this.set(block)?, this.stream(stream)?);
         let owner = caller(py)?;
         let given = working_memory.filter(|bytes| !bytes.is_none());
         let bytes = given.map(|bytes| argument::bytes("working_memory", bytes)).transpose()?;
@@ -151,12 +173,12 @@ impl Area {
             this.placed.arena().device()
         ))?;
         if beside.bytes == 0
-            && let Some(pins) = this.placed.pin(&set, Stream::Host, &owner)?
+            && let Some(pins) = this.placed.pin(&set, stream, &owner)?
         {
             return Ok(Pins::new(slf, pins, None));
         }
         let (pins, working) = patiently(py, terms, |patience| {
-            this.placed.fault(&set, beside, Stream::Host, &owner, patience)
+            this.placed.fault(&set, beside, stream, &owner, patience)
         })?;
         let working = working
             .map(|working| {
@@ -178,21 +200,21 @@ impl Area {
     }
 
     /// A tensor that stays for as long as somebody has it.
-    #[pyo3(signature = (name, *, timeout=None, cancel=None))]
+    #[pyo3(signature = (name, *, stream=None, timeout=None, cancel=None))]
     fn pinned(
         &self,
         py: Python<'_>,
         name: &Bound<'_, PyAny>,
+        stream: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<DeviceTensor> {
-        let tensor = self.find(name)?;
+        let (tensor, stream) = (self.find(name)?, self.stream(stream)?);
         let owner = caller(py)?;
         let terms = Terms::of(timeout, cancel)?;
         terms.check(&format!("a tensor of {:?}", self.placed.key()))?;
-        let pinned = patiently(py, terms, |patience| {
-            self.placed.pinned(tensor, Stream::Host, &owner, patience)
-        })?;
+        let pinned =
+            patiently(py, terms, |patience| self.placed.pinned(tensor, stream, &owner, patience))?;
         Ok(DeviceTensor::pinned(pinned))
     }
 

@@ -1,0 +1,203 @@
+//! CUDA's driver: a device's memory in pages, its streams and events, and copies to it.
+//!
+//! Nothing is loaded and no context is made before a device's memory is first used. Then the library is
+//! found at run time, and the device's primary context retained, which is torch's too. Every call
+//! has it as the thread's current context and puts the one of before back, on every path.
+//!
+//! **Order.** Copies are read from where they are when [`DeviceMemory::upload`] returns, and done by the
+//! device later, on a stream that does not wait for the one where torch computes. Nothing synchronises
+//! the device: fences are looked at.
+//!
+//! **Errors.** [`MemoryError::Lost`] with what the driver says, also if there is no CUDA here, and why;
+//! [`MemoryError::OutOfMemory`].
+//!
+//! Has never run on a real GPU: its tests run on a library with the driver's face (`tests/pretend_cuda`).
+
+mod context;
+mod library;
+mod pages;
+mod staging;
+mod stream;
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::memory::{Address, DeviceMemory, Event, Fence, MemoryError, Piece, Stream};
+use super::{DeviceType, Name};
+use context::Primary;
+use staging::Ring;
+use stream::{Opened, Recorded};
+
+/// The memory of one CUDA device, opened when it is first used.
+pub struct CudaMemory {
+    name: Name,
+    opened: OnceLock<Result<State, String>>,
+}
+
+struct State {
+    device: Arc<Opened>,
+    page: usize,
+    copies: Mutex<Option<usize>>,
+    ring: Ring,
+}
+
+/// Whether there is a driver to load.
+#[must_use]
+pub fn cuda_is_present() -> bool {
+    library::is_present()
+}
+
+impl CudaMemory {
+    /// That of `cuda:N`, by the ordinal that CUDA and torch give it. Does not look whether it is there.
+    ///
+    /// # Panics
+    /// Never: every number is one of a CUDA device.
+    #[must_use]
+    pub fn new(name: Name) -> Self {
+        debug_assert_eq!(name.kind(), DeviceType::Cuda);
+        Self { name, opened: OnceLock::new() }
+    }
+
+    fn state(&self) -> Result<&State, MemoryError> {
+        let lost = |why: &String| MemoryError::Lost {
+            device: self.name,
+            why: format!("no CUDA here, because {why}"),
+        };
+        self.opened.get_or_init(|| self.open()).as_ref().map_err(lost)
+    }
+
+    fn open(&self) -> Result<State, String> {
+        let primary = Primary::retain(self.name.index())?;
+        if !pages::are_here(&primary) {
+            return Err("the device has no virtual memory management".to_owned());
+        }
+        let page = {
+            let _entered = primary.enter()?;
+            pages::size(&primary)
+        };
+        let device = Arc::new(Opened { name: self.name, primary });
+        Ok(State { ring: Ring::new(device.clone()), device, page, copies: Mutex::default() })
+    }
+
+    /// A new stream.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    pub fn stream(&self) -> Result<Stream, MemoryError> {
+        Ok(Stream::Device(self.state()?.device.stream()?))
+    }
+
+    fn out_of_memory(&self, asked: usize) -> MemoryError {
+        MemoryError::OutOfMemory { device: self.name, asked: asked as u64, free: self.free() }
+    }
+}
+
+impl DeviceMemory for CudaMemory {
+    fn page(&self) -> usize {
+        // Where there are none, nothing else comes to it.
+        self.state().map_or(2 << 20, |state| state.page)
+    }
+
+    fn free(&self) -> u64 {
+        let Ok(state) = self.state() else { return 0 };
+        let free = state.device.within("cuMemGetInfo", |primary| {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            let code = unsafe { primary.library.memory_info(&raw mut free, &raw mut total) };
+            stream::checked(code).map(|()| free as u64)
+        });
+        free.unwrap_or(0)
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
+        let State { device, page, .. } = self.state()?;
+        let reserved =
+            device.within("cuMemAddressReserve", |primary| pages::reserve(primary, bytes, *page));
+        reserved.map_err(|error| match error {
+            MemoryError::Lost { device, why } => {
+                MemoryError::NoAddresses { device, asked: bytes as u64, why }
+            }
+            error => error,
+        })
+    }
+
+    fn release(&self, start: Address, bytes: usize) {
+        if let Ok(State { device, .. }) = self.state() {
+            let released = device.within("cuMemAddressFree", |primary| {
+                stream::checked(pages::release(primary, start, bytes))
+            });
+            debug_assert!(released.is_ok(), "{released:?}");
+        }
+    }
+
+    fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError> {
+        let State { device, page, .. } = self.state()?;
+        let entered = device.primary.enter().map_err(|why| device.lost(why))?;
+        let outcome = pages::commit(&device.primary, start, bytes, *page);
+        drop(entered);
+        outcome.map_err(|code| match code {
+            library::OUT_OF_MEMORY => self.out_of_memory(bytes),
+            code => device.lost(format!("mapping says {}", device.primary.library.told(code))),
+        })
+    }
+
+    fn decommit(&self, start: Address, bytes: usize) {
+        if let Ok(State { device, page, .. }) = self.state() {
+            let _ = device.within("cuMemUnmap", |primary| {
+                pages::decommit(primary, start, bytes, *page);
+                Ok(())
+            });
+        }
+    }
+
+    fn copies(&self) -> Result<Stream, MemoryError> {
+        let state = self.state()?;
+        let mut copies = state.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = match *copies {
+            Some(stream) => stream,
+            None => *copies.insert(state.device.stream()?),
+        };
+        Ok(Stream::Device(stream))
+    }
+
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError> {
+        let state = self.state()?;
+        match stream {
+            Stream::Device(stream) => state.ring.upload(stream, pieces),
+            Stream::Host => {
+                Err(state.device.lost("the host cannot write to its memory itself".to_owned()))
+            }
+        }
+    }
+
+    fn record(&self, stream: Stream) -> Result<Event, MemoryError> {
+        match stream {
+            Stream::Device(stream) => Ok(Arc::new(self.state()?.device.record(stream)?)),
+            Stream::Host => Ok(Arc::new(Passed)),
+        }
+    }
+
+    fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError> {
+        let state = self.state()?;
+        let known: &dyn Any = event.as_ref();
+        match (stream, known.downcast_ref::<Recorded>()) {
+            (Stream::Device(stream), Some(event)) => state.device.after(stream, event),
+            _ => event.wait(None).map(drop),
+        }
+    }
+}
+
+/// What the host has done when it comes to it.
+struct Passed;
+
+impl Fence for Passed {
+    fn has_passed(&self) -> Result<bool, MemoryError> {
+        Ok(true)
+    }
+
+    fn wait(&self, _until: Option<Instant>) -> Result<bool, MemoryError> {
+        Ok(true)
+    }
+}

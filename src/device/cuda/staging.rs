@@ -1,0 +1,175 @@
+//! Copies to the device: from host memory that is pageable, through a ring of pinned buffers.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use cudarc::driver::sys::CUdeviceptr;
+
+use super::stream::{Opened, Recorded, checked, handle};
+use crate::device::{Address, Fence, MemoryError, Piece};
+
+/// How many buffers there are, and how large: two are filled while others are read by the device.
+const BUFFERS: usize = 4;
+const BUFFER: usize = 8 << 20;
+/// Gaps between tensors that are copied with them: as wide as they can be.
+const GAP: usize = 256;
+/// So many threads fill a buffer, each with so much at least.
+const THREADS: usize = 4;
+const SHARE: usize = 1 << 20;
+
+/// Pinned buffers, filled and read in turn.
+pub(super) struct Ring {
+    device: Arc<Opened>,
+    buffers: Mutex<Buffers>,
+}
+
+#[derive(Default)]
+struct Buffers {
+    all: Vec<Buffer>,
+    next: usize,
+}
+
+struct Buffer {
+    start: usize,
+    /// When the device has read it.
+    read: Option<Recorded>,
+}
+
+/// Pieces that lie side by side on the device.
+struct Batch {
+    to: Address,
+    length: usize,
+    pieces: Vec<Piece>,
+}
+
+impl Ring {
+    pub(super) fn new(device: Arc<Opened>) -> Self {
+        Self { device, buffers: Mutex::default() }
+    }
+
+    /// Copies pieces on a stream. Returns when all have been read from where they are, so that small
+    /// ones cost no call each.
+    pub(super) fn upload(&self, stream: usize, pieces: Vec<Piece>) -> Result<(), MemoryError> {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        for batch in batches(pieces) {
+            let buffer = self.next(&mut buffers)?;
+            batch.fill(buffer.start);
+            self.device.within("cuMemcpyHtoDAsync", |primary| {
+                let from: *const c_void = std::ptr::with_exposed_provenance(buffer.start);
+                let (to, length) = (batch.to as CUdeviceptr, batch.length);
+                // SAFETY: the buffer has so many bytes, and is not written before the copy is done;
+                // all of the addresses have memory.
+                #[expect(unsafe_code, reason = "a function of a library")]
+                checked(unsafe { primary.library.copy_to_device(to, from, length, handle(stream)) })
+            })?;
+            buffer.read = Some(self.device.record(stream)?);
+        }
+        Ok(())
+    }
+
+    /// The next buffer, read by now.
+    fn next<'a>(&self, buffers: &'a mut Buffers) -> Result<&'a mut Buffer, MemoryError> {
+        let at = buffers.next;
+        buffers.next = (at + 1) % BUFFERS;
+        if buffers.all.len() <= at {
+            let start = self.device.within("cuMemHostAlloc", |primary| {
+                let mut start: *mut c_void = null_mut();
+                // SAFETY: it writes to where it is told.
+                #[expect(unsafe_code, reason = "a function of a library")]
+                let code = unsafe { primary.library.host_allocate(&raw mut start, BUFFER, 0) };
+                checked(code).map(|()| start.expose_provenance())
+            })?;
+            buffers.all.push(Buffer { start, read: None });
+        }
+        let buffer = &mut buffers.all[at];
+        if let Some(read) = buffer.read.take() {
+            read.wait(None)?;
+        }
+        Ok(buffer)
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if crate::wait::exiting() || !self.device.primary.library.is_here() {
+            return;
+        }
+        let buffers = self.buffers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for Buffer { start, read } in buffers.all.drain(..) {
+            // What has failed reads no more.
+            let _ = read.map_or(Ok(true), |read| read.wait(None));
+            let _ = self.device.within("cuMemFreeHost", |primary| {
+                // SAFETY: it was allocated so, and nobody reads it.
+                #[expect(unsafe_code, reason = "a function of a library")]
+                checked(unsafe {
+                    primary.library.host_free(std::ptr::with_exposed_provenance_mut(start))
+                })
+            });
+        }
+    }
+}
+
+impl Batch {
+    /// Writes what it copies to a buffer, as it will lie on the device.
+    fn fill(&self, buffer: usize) {
+        let parts: Vec<(usize, &Piece)> =
+            self.pieces.iter().map(|piece| (buffer + piece.to - self.to, piece)).collect();
+        let share = self.length.div_ceil(THREADS).max(SHARE);
+        thread::scope(|scope| {
+            let mut rest = parts.as_slice();
+            while !rest.is_empty() {
+                let mut bytes = 0;
+                let end = rest.iter().position(|(_, piece)| {
+                    bytes += piece.length;
+                    bytes >= share
+                });
+                let (own, others) = rest.split_at(end.map_or(rest.len(), |last| last + 1));
+                rest = others;
+                if rest.is_empty() {
+                    own.iter().for_each(write);
+                } else {
+                    scope.spawn(move || own.iter().for_each(write));
+                }
+            }
+        });
+    }
+}
+
+fn write((to, piece): &(usize, &Piece)) {
+    let to = std::ptr::with_exposed_provenance_mut(*to);
+    // SAFETY: this stretch of the buffer is this piece's alone, and the device has read what was there.
+    #[expect(unsafe_code, reason = "memory of a library")]
+    let to = unsafe { std::slice::from_raw_parts_mut(to, piece.length) };
+    piece.source.copy_to(piece.from, to);
+}
+
+/// Pieces together that lie side by side, as much as a buffer holds.
+fn batches(pieces: Vec<Piece>) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    for piece in pieces {
+        let mut from = 0;
+        while from < piece.length {
+            let to = piece.to + from;
+            let last = batches.last_mut().filter(|last| {
+                let end = last.to + last.length;
+                (end..end + GAP).contains(&to) && to - last.to < BUFFER
+            });
+            let batch = match last {
+                Some(batch) => batch,
+                None => {
+                    batches.push(Batch { to, length: 0, pieces: Vec::new() });
+                    let last = batches.len() - 1;
+                    &mut batches[last]
+                }
+            };
+            let length = (piece.length - from).min(BUFFER - (to - batch.to));
+            let source = piece.source.clone();
+            batch.pieces.push(Piece { source, from: piece.from + from, to, length });
+            batch.length = to + length - batch.to;
+            from += length;
+        }
+    }
+    batches
+}

@@ -1,0 +1,146 @@
+//! Streams and events of a device.
+
+use std::ffi::c_uint;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::sys::{CUevent, CUstream};
+
+use super::context::Primary;
+use super::library::{Code, NOT_READY};
+use crate::device::{Fence, MemoryError, Name};
+use crate::wait::exiting;
+
+/// `CU_STREAM_NON_BLOCKING`: out of step with the default stream, where torch computes.
+const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`: faster.
+const WITHOUT_TIME: c_uint = 2;
+/// How long a wait sleeps between two looks, at first and at most.
+const NAPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+
+/// A device's driver, for those who have something of it.
+pub(super) struct Opened {
+    pub(super) name: Name,
+    pub(super) primary: Primary,
+}
+
+impl Opened {
+    /// Runs `call` with the device's context current, and puts the thread's own back.
+    pub(super) fn within<T>(
+        &self,
+        what: &str,
+        call: impl FnOnce(&Primary) -> Result<T, Code>,
+    ) -> Result<T, MemoryError> {
+        let _entered = self.primary.enter().map_err(|why| self.lost(why))?;
+        call(&self.primary)
+            .map_err(|code| self.lost(format!("{what} says {}", self.primary.library.told(code))))
+    }
+
+    pub(super) fn lost(&self, why: String) -> MemoryError {
+        MemoryError::Lost { device: self.name, why }
+    }
+
+    /// A stream of our own, by its handle. It lives as long as the process.
+    pub(super) fn stream(&self) -> Result<usize, MemoryError> {
+        self.within("cuStreamCreate", |primary| {
+            let mut stream: CUstream = null_mut();
+            // SAFETY: it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            let code = unsafe { primary.library.stream_create(&raw mut stream, NON_BLOCKING) };
+            checked(code).map(|()| stream.expose_provenance())
+        })
+    }
+
+    /// Marks where a stream is.
+    pub(super) fn record(self: &Arc<Self>, stream: usize) -> Result<Recorded, MemoryError> {
+        let event = self.within("cuEventCreate", |primary| {
+            let mut event: CUevent = null_mut();
+            // SAFETY: it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            let code = unsafe { primary.library.event_create(&raw mut event, WITHOUT_TIME) };
+            checked(code).map(|()| event.expose_provenance())
+        })?;
+        let recorded = Recorded { device: self.clone(), event };
+        self.within("cuEventRecord", |primary| {
+            // SAFETY: the event was just made, and the stream is one of this context.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            checked(unsafe { primary.library.event_record(recorded.handle(), handle(stream)) })
+        })?;
+        Ok(recorded)
+    }
+
+    /// Has a stream wait.
+    pub(super) fn after(&self, stream: usize, event: &Recorded) -> Result<(), MemoryError> {
+        self.within("cuStreamWaitEvent", |primary| {
+            // SAFETY: both are of this context, and the driver keeps what it needs of the event.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            checked(unsafe { primary.library.stream_wait(handle(stream), event.handle(), 0) })
+        })
+    }
+}
+
+pub(super) fn handle(stream: usize) -> CUstream {
+    std::ptr::with_exposed_provenance_mut(stream)
+}
+
+pub(super) fn checked(code: Code) -> Result<(), Code> {
+    if code == 0 { Ok(()) } else { Err(code) }
+}
+
+/// A place in a stream.
+pub(super) struct Recorded {
+    device: Arc<Opened>,
+    event: usize,
+}
+
+impl Recorded {
+    fn handle(&self) -> CUevent {
+        std::ptr::with_exposed_provenance_mut(self.event)
+    }
+}
+
+impl Fence for Recorded {
+    fn has_passed(&self) -> Result<bool, MemoryError> {
+        self.device.within("cuEventQuery", |primary| {
+            // SAFETY: the event lives.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            match unsafe { primary.library.event_query(self.handle()) } {
+                0 => Ok(true),
+                NOT_READY => Ok(false),
+                code => Err(code),
+            }
+        })
+    }
+
+    fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError> {
+        // Looked at, not synchronised with: that could not be ended, nor be done while somebody
+        // captures a graph.
+        let (mut nap, longest) = NAPS;
+        while !self.has_passed()? {
+            let now = Instant::now();
+            let left = until.map(|until| until.saturating_duration_since(now));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+            thread::sleep(left.map_or(nap, |left| left.min(nap)));
+            nap = (nap * 2).min(longest);
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if exiting() || !self.device.primary.library.is_here() {
+            return;
+        }
+        // An event that cannot be destroyed is the driver's.
+        let _ = self.device.within("cuEventDestroy", |primary| {
+            // SAFETY: nobody has it any more.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            checked(unsafe { primary.library.event_destroy(self.handle()) })
+        });
+    }
+}

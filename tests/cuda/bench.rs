@@ -1,0 +1,107 @@
+//! Devices for the tests of pages: pretended CUDA ones, each with memory of its own.
+
+use std::any::Any;
+use std::ffi::c_void;
+use std::sync::{Arc, Condvar, Mutex};
+
+use coresident::device::{
+    Address, CudaMemory, DeviceMemory, DeviceType, MemoryError, Name, Stream,
+};
+
+use super::pretend;
+
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = 2 << 20;
+/// What errors call the device: whichever test has it, a number follows.
+pub(crate) const NAME: &str = "cuda:0";
+
+/// One device, and what only tests do with it.
+pub(crate) struct Bench {
+    pub(crate) name: Name,
+    pub(crate) pages: Arc<dyn DeviceMemory>,
+    memory: Arc<CudaMemory>,
+    ordinal: u32,
+    taken: u64,
+}
+
+/// Those that no test has; each test has one at a time of its own.
+static FREE: Mutex<Option<Vec<u32>>> = Mutex::new(None);
+static CAME_FREE: Condvar = Condvar::new();
+
+/// A device of so many pages, whose streams are late.
+pub(crate) fn bench(pages: u64, _jitter: Option<u64>) -> Arc<Bench> {
+    pretend::library();
+    let mut free = FREE.lock().unwrap();
+    let ordinal = loop {
+        match free.get_or_insert_with(|| (0..pretend::DEVICES).collect()).pop() {
+            Some(ordinal) => break ordinal,
+            None => free = CAME_FREE.wait(free).unwrap(),
+        }
+    };
+    drop(free);
+    let device = Name::new(DeviceType::Cuda, ordinal).unwrap();
+    let memory = Arc::new(CudaMemory::new(device));
+    // Begins the driver.
+    memory.copies().unwrap();
+    let taken = pretend::BYTES - pages * PAGE;
+    pretend::set_taken(ordinal, taken);
+    let name = Name::new(DeviceType::Cuda, 0).unwrap();
+    Arc::new(Bench { name, pages: memory.clone(), memory, ordinal, taken })
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        FREE.lock().unwrap().get_or_insert_default().push(self.ordinal);
+        CAME_FREE.notify_one();
+    }
+}
+
+/// Memory that others have, until it is dropped.
+struct Taken {
+    ordinal: u32,
+    before: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        pretend::set_taken(self.ordinal, self.before);
+    }
+}
+
+impl Bench {
+    /// Bytes of pages that have memory.
+    pub(crate) fn committed(&self) -> u64 {
+        let mappings = pretend::count("mappings", self.ordinal.cast_signed());
+        mappings.cast_unsigned() * PAGE
+    }
+
+    /// Copies bytes out of the device, as a stream would.
+    #[allow(unsafe_code, reason = "a function of a library")]
+    pub(crate) fn read_at(&self, from: Address, to: &mut [u8]) -> Result<(), MemoryError> {
+        let peek: unsafe extern "C" fn(u64, *mut c_void, usize) -> u32 =
+            pretend::function("pretend_cuda_peek");
+        // SAFETY: there is room for so many bytes.
+        let code = unsafe { peek(from as u64, to.as_mut_ptr().cast(), to.len()) };
+        if code == 0 {
+            return Ok(());
+        }
+        Err(MemoryError::Unmapped { device: self.name, address: from })
+    }
+
+    /// A stream that computes.
+    pub(crate) fn stream(&self) -> Stream {
+        self.memory.stream().unwrap()
+    }
+
+    /// Has `work` done on a stream when its turn comes.
+    pub(crate) fn launch(&self, stream: Stream, work: impl FnOnce() + Send + 'static) {
+        let Stream::Device(stream) = stream else { panic!("the host is no stream of CUDA") };
+        pretend::launch(self.ordinal, stream, Box::new(work));
+    }
+
+    /// Takes memory of the device, as another process would, until it is dropped.
+    pub(crate) fn occupy(&self, bytes: u64) -> impl Any + Send {
+        pretend::set_taken(self.ordinal, self.taken + bytes);
+        Taken { ordinal: self.ordinal, before: self.taken }
+    }
+}

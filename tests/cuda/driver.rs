@@ -1,0 +1,217 @@
+//! What the driver is asked for, and what it says.
+
+use std::sync::Arc;
+use std::thread;
+
+use coresident::device::{
+    CudaMemory, DeviceMemory, DeviceType, HostBytes, Inventory, MemoryError, Name, Piece, Stream,
+};
+
+use super::bench::{PAGE, bench};
+use super::helpers::refusal;
+use super::pretend;
+
+const BYTES: usize = 2 << 20;
+
+fn device(ordinal: u32) -> CudaMemory {
+    CudaMemory::new(Name::new(DeviceType::Cuda, ordinal).unwrap())
+}
+
+struct All(u8);
+
+impl HostBytes for All {
+    fn copy_to(&self, _from: usize, to: &mut [u8]) {
+        to.fill(self.0);
+    }
+}
+
+fn piece(to: usize, length: usize) -> Piece {
+    Piece { source: Arc::new(All(7)), from: 0, to, length }
+}
+
+/// Everything that can be asked of a device's memory, once.
+fn everything(memory: &dyn DeviceMemory) -> Result<(), MemoryError> {
+    let start = memory.reserve(BYTES)?;
+    let copied = memory.commit(start, BYTES).and_then(|()| {
+        let stream = memory.copies()?;
+        memory.upload(stream, vec![piece(start, BYTES)])?;
+        let copied = memory.record(stream)?;
+        memory.after(stream, &copied)?;
+        copied.wait(None)
+    });
+    if copied.is_ok() {
+        memory.decommit(start, BYTES);
+    }
+    memory.release(start, BYTES);
+    copied.map(drop)
+}
+
+#[test]
+fn looking_for_devices_makes_no_context_and_neither_does_asking_whether_they_have_pages() {
+    pretend::library();
+    let before = pretend::count("contexts_created", -1);
+    let inventory = Inventory::take(&[]);
+    for device in inventory.devices() {
+        let _ = device.driver().memory();
+    }
+    drop(device(3));
+    assert_eq!(pretend::count("contexts_created", -1), before);
+}
+
+#[test]
+fn every_call_puts_the_callers_context_back() {
+    let bench = bench(16, None);
+    let other = pretend::primary(pretend::DEVICES - 1);
+    for before in [0, other] {
+        pretend::set_current(before);
+        everything(bench.pages.as_ref()).unwrap();
+        assert!(bench.pages.free() > 0);
+        assert_eq!(pretend::current(), before);
+    }
+    pretend::set_current(0);
+}
+
+#[test]
+fn a_call_that_fails_puts_the_callers_context_back_too() {
+    let memory = device(pretend::LOST);
+    memory.copies().unwrap();
+    let other = pretend::primary(pretend::DEVICES - 1);
+    pretend::set_current(other);
+    let calls = [
+        "cuMemAddressReserve",
+        "cuMemCreate",
+        "cuMemMap",
+        "cuMemSetAccess",
+        "cuMemHostAlloc",
+        "cuMemcpyHtoDAsync_v2",
+        "cuEventCreate",
+        "cuEventRecord",
+        "cuStreamWaitEvent",
+        "cuEventQuery",
+    ];
+    for name in calls {
+        pretend::fail(name, 999, 1, pretend::LOST);
+        let told = refusal(everything(&memory));
+        assert!(told.contains("CUDA_ERROR_UNKNOWN"), "{name}: {told}");
+        assert_eq!(pretend::current(), other, "{name}");
+        assert_eq!(pretend::count("mappings", pretend::LOST.cast_signed()), 0, "{name}");
+    }
+    everything(&memory).unwrap();
+    pretend::set_current(0);
+}
+
+#[test]
+fn an_event_that_is_not_ready_is_asked_again() {
+    let bench = bench(16, None);
+    let stream = bench.pages.copies().unwrap();
+    let event = bench.pages.record(stream).unwrap();
+    assert!(event.wait(None).unwrap());
+    everything(bench.pages.as_ref()).unwrap();
+}
+
+#[test]
+fn memory_is_freed_by_threads_without_a_context() {
+    let bench = bench(16, None);
+    let start = bench.pages.reserve(BYTES).unwrap();
+    bench.pages.commit(start, BYTES).unwrap();
+    assert_eq!(bench.committed(), PAGE);
+    let pages = bench.pages.clone();
+    thread::spawn(move || {
+        assert_eq!(pretend::current(), 0);
+        pages.decommit(start, BYTES);
+        pages.release(start, BYTES);
+        assert_eq!(pretend::current(), 0);
+    })
+    .join()
+    .unwrap();
+    assert_eq!(bench.committed(), 0);
+}
+
+#[test]
+fn what_is_free_is_asked_of_this_device_and_not_of_the_callers() {
+    let (one, other) = (bench(4, None), bench(16, None));
+    pretend::set_current(pretend::primary(pretend::DEVICES - 1));
+    assert_eq!((one.pages.free(), other.pages.free()), (4 * PAGE, 16 * PAGE));
+    pretend::set_current(0);
+}
+
+#[test]
+fn pages_come_all_or_none() {
+    let bench = bench(3, None);
+    let start = bench.pages.reserve(4 * BYTES).unwrap();
+    let refused = bench.pages.commit(start, 4 * BYTES).unwrap_err();
+    let (asked, free) = (4 * PAGE, 3 * PAGE);
+    assert_eq!(refused, MemoryError::OutOfMemory { device: refused_by(&refused), asked, free });
+    assert_eq!(bench.committed(), 0);
+    bench.pages.commit(start, 3 * BYTES).unwrap();
+    bench.pages.decommit(start + BYTES, BYTES);
+    assert_eq!(bench.committed(), 2 * PAGE, "a page leaves alone");
+    bench.pages.decommit(start, BYTES);
+    bench.pages.decommit(start + 2 * BYTES, BYTES);
+    bench.pages.release(start, 4 * BYTES);
+}
+
+fn refused_by(error: &MemoryError) -> Name {
+    match error {
+        MemoryError::OutOfMemory { device, .. } => *device,
+        error => panic!("{error}"),
+    }
+}
+
+#[test]
+fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
+    let bench = bench(32, None);
+    let length = 20 << 20;
+    let start = bench.pages.reserve(length).unwrap();
+    bench.pages.commit(start, length).unwrap();
+    // Many small tensors as they lie in an area, one larger than a buffer, and one far from them.
+    let mut pieces: Vec<Piece> = (0..2000).map(|at| piece(start + at * 1024, 900)).collect();
+    pieces.push(piece(start + (2 << 20), 17 << 20));
+    pieces.push(piece(start + length - 10, 10));
+    let stream = bench.pages.copies().unwrap();
+    bench.pages.upload(stream, pieces).unwrap();
+    bench.pages.record(stream).unwrap().wait(None).unwrap();
+    let mut bytes = vec![0; length];
+    bench.read_at(start, &mut bytes).unwrap();
+    assert!((0..2000).all(|at| bytes[at * 1024..at * 1024 + 900].iter().all(|byte| *byte == 7)));
+    assert!(bytes[2 << 20..19 << 20].iter().all(|byte| *byte == 7));
+    assert!(bytes[length - 10..].iter().all(|byte| *byte == 7));
+    bench.pages.decommit(start, length);
+    bench.pages.release(start, length);
+}
+
+#[test]
+fn a_device_without_virtual_memory_management_says_so() {
+    pretend::library();
+    let told = refusal(everything(&device(pretend::WITHOUT_PAGES)));
+    assert!(told.contains("the device has no virtual memory management"), "{told}");
+}
+
+#[test]
+fn a_device_that_is_not_there_says_so() {
+    pretend::library();
+    let told = refusal(device(99).copies());
+    assert!(told.contains("cuda:99 is lost: no CUDA here, because cuDeviceGet says"), "{told}");
+    assert!(told.contains("CUDA_ERROR_INVALID_DEVICE"), "{told}");
+}
+
+#[test]
+fn the_host_is_no_stream_that_copies() {
+    let bench = bench(4, None);
+    let told = refusal(bench.pages.upload(Stream::Host, Vec::new()));
+    assert!(told.contains("the host cannot write"), "{told}");
+    assert!(bench.pages.record(Stream::Host).unwrap().has_passed().unwrap());
+}
+
+#[test]
+fn nothing_is_left_of_what_is_not_used_any_more() {
+    let bench = bench(8, None);
+    let before = pretend::count("events", -1);
+    for _ in 0..20 {
+        everything(bench.pages.as_ref()).unwrap();
+    }
+    assert_eq!(bench.committed(), 0);
+    // Others run at the same time: no more than they can have, and not twenty times as many.
+    assert!(pretend::count("events", -1) < before + 200);
+    assert_eq!(pretend::count("context_synchronizes", -1), 0, "nobody waits for whole devices");
+}

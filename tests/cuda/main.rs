@@ -1,0 +1,18 @@
+//! CUDA's driver, as the core uses it, on a library with its face: `tests/pretend_cuda`, which can fail
+//! like the real one. All that `tests/rust` asks of pages is asked here too.
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+#[path = "../rust/arena.rs"]
+mod arena;
+mod bench;
+mod driver;
+#[path = "../rust/helpers.rs"]
+mod helpers;
+mod pretend;
