@@ -165,6 +165,7 @@ impl AreaShared {
 
     /// Takes the memory of pages away that will have no content.
     fn take_back(&self, pages: &[usize]) {
+        self.let_copies_end();
         let bytes = (pages.len() * self.arena.memory.page()) as u64;
         self.land.reservation.fill_less(bytes);
         for run in runs(pages.iter().copied()) {
@@ -173,5 +174,12 @@ impl AreaShared {
         }
         // It has at least these.
         let _ = self.land.reservation.shrink(bytes);
+    }
+
+    /// Waits for copies that were begun, when one could not be: what fails again copies no more.
+    fn let_copies_end(&self) {
+        let memory = &self.arena.memory;
+        let marked = memory.copies().and_then(|stream| memory.record(stream));
+        let _ = marked.and_then(|event| event.wait(None));
     }
 }

@@ -71,9 +71,7 @@ impl Ring {
 
     /// The next buffer, read by now.
     fn next<'a>(&self, buffers: &'a mut Buffers) -> Result<&'a mut Buffer, MemoryError> {
-        let at = buffers.next;
-        buffers.next = (at + 1) % BUFFERS;
-        if buffers.all.len() <= at {
+        if buffers.all.len() < BUFFERS {
             let start = self.device.within("cuMemHostAlloc", |primary| {
                 let mut start: *mut c_void = null_mut();
                 // SAFETY: it writes to where it is told.
@@ -81,8 +79,11 @@ impl Ring {
                 let code = unsafe { primary.library.host_allocate(&raw mut start, BUFFER, 0) };
                 checked(code).map(|()| start.expose_provenance())
             })?;
+            buffers.next = buffers.all.len();
             buffers.all.push(Buffer { start, read: None });
         }
+        let at = buffers.next;
+        buffers.next = (at + 1) % BUFFERS;
         let buffer = &mut buffers.all[at];
         if let Some(read) = buffer.read.take() {
             read.wait(None)?;
