@@ -28,7 +28,7 @@ lint: $(STAMPS)/module $(STAMPS)/test ## Formatting, lints, types, and the stub 
 	cargo fmt --all --check
 	cargo clippy --all-targets --features python -- -D warnings
 	cargo clippy --all-targets --features model -- -D warnings
-	cargo clippy -p pretend_nvml -- -D warnings
+	cargo clippy -p pretend_nvml -p pretend_cuda --all-targets -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -36,6 +36,7 @@ lint: $(STAMPS)/module $(STAMPS)/test ## Formatting, lints, types, and the stub 
 
 test-rust: ## The core, without Python
 	cargo test --lib --tests
+	cargo test -p pretend_cuda
 	cargo test --doc
 
 test-models: ## The core's concurrency, every interleaving

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from typing import Any
 
 from coresident import _core
+
+_COVERS: dict[_core.Device, weakref.WeakSet[_core.Reservation]] = {}
 
 
 def budget(device: _core.Device, limit: int | str | None = None) -> _core.Budget:
@@ -23,7 +26,7 @@ def budget(device: _core.Device, limit: int | str | None = None) -> _core.Budget
 
     def free() -> int | None:
         unused = device.free_memory()
-        return None if unused is None else unused + cached(device)
+        return None if unused is None else unused + cached(device) + covered(device)
 
     made = _core.Budget(device, limit, probe=free)
     made.add_evictor(lambda _missing: empty_cache(device), priority=100)
@@ -39,6 +42,22 @@ def cached(device: _core.Device) -> int:
         getattr(allocator, name)(device.index) for name in ("memory_reserved", "memory_allocated")
     )
     return max(0, int(reserved) - int(used))
+
+
+def cover(device: _core.Device, reservation: _core.Reservation) -> None:
+    """Says that a reservation is for what torch will allocate on the device."""
+    if device.type in ("cuda", "xpu"):
+        _COVERS.setdefault(device, weakref.WeakSet()).add(reservation)
+
+
+def covered(device: _core.Device) -> int:
+    """Bytes that torch uses on the device and that are reserved for it: they are charged already,
+    and not somebody else's."""
+    allocator = _allocator(device)
+    if allocator is None:
+        return 0
+    reserved = sum(reservation.nbytes for reservation in list(_COVERS.get(device, ())))
+    return min(reserved, int(allocator.memory_allocated(device.index)))
 
 
 def empty_cache(device: _core.Device) -> None:

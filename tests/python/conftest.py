@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import coresident as co
@@ -18,6 +21,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 
 
 class Spawned(Generic[T]):
@@ -81,6 +85,25 @@ def run_script(
         check=False,
         **options,
     )
+
+
+def pretended(package: str, soname: str, folder: Path) -> Path:
+    """Builds a library that has the face of a driver's, and puts it into a folder under its name."""
+    if shutil.which("cargo") is None:
+        pytest.skip(f"cargo, which builds {package}, is not on the PATH")
+    build = ["cargo", "build", "--release", "--package", package, "--quiet"]
+    built = subprocess.run(
+        [*build, "--message-format=json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    messages = map(json.loads, built.stdout.splitlines())
+    (files,) = (
+        message["filenames"]
+        for message in messages
+        if message["reason"] == "compiler-artifact" and message["target"]["name"] == package
+    )
+    shutil.copy(next(file for file in files if file.endswith(".so")), folder / soname)
+    return folder
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_script
+from conftest import pretended, run_script
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libnvidia-ml.so.1 is Linux's")
 
@@ -42,22 +40,7 @@ Ask = Callable[..., Any]
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the pretended library, under the name that drivers give theirs."""
-    if shutil.which("cargo") is None:
-        pytest.skip("cargo, which builds the pretended NVML, is not on the PATH")
-    build = ["cargo", "build", "--release", "--package", "pretend_nvml", "--quiet"]
-    built = subprocess.run(
-        [*build, "--message-format=json"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    messages = map(json.loads, built.stdout.splitlines())
-    (artifact,) = (
-        message["filenames"][0]
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["target"]["name"] == "pretend_nvml"
-    )
-    folder = tmp_path_factory.mktemp("driver")
-    shutil.copy(artifact, folder / SONAME)
-    return folder
+    return pretended("pretend_nvml", SONAME, tmp_path_factory.mktemp("driver"))
 
 
 def ask_at(folder: Path, source: str, cards: str, visible: str | None) -> Any:

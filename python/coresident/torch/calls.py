@@ -72,7 +72,9 @@ class Calls:
         self._place = place
         self._room = room
         self._budget = room.vram[self._device]
-        self._held = [] if reserved is None else [reserved]
+        self._held: list[_core.Reservation] = []
+        if reserved is not None:
+            self._hold(reserved)
         self._fixed = fixed
         self._terms = terms
         self._closed = False
@@ -183,7 +185,11 @@ class Calls:
             with suppress(DeadlockError):
                 more = self._budget.reserve(missing, purpose=self._purpose, **self._terms)
         if more is not None:
-            self._held.append(more)
+            self._hold(more)
+
+    def _hold(self, reservation: _core.Reservation) -> None:
+        self._held.append(reservation)
+        _torch_memory.cover(self._device, reservation)
 
     def _fill(self, live: int) -> None:
         """Says that so many bytes are in memory: they are not to be had once more."""
@@ -206,7 +212,7 @@ class Calls:
             # Somebody was faster.
             yield
             return
-        self._held.append(extra)
+        self._hold(extra)
         try:
             yield
         finally:

@@ -49,6 +49,8 @@ class Residence:
         self._reserved: _core.Reservation | None = None
         self._calls: Calls | None = None
         self._versions: list[int] = []
+        # What has come to the module beside its weights, such as adapters, and where it was.
+        self._moved: list[tuple[torch.Tensor, torch.Tensor]] = []
         terms: dict[str, Any] = {"timeout": timeout, "cancel": cancel}
         try:
             self._place = replica._place()
@@ -144,6 +146,11 @@ class Residence:
                     views[at].copy_(own[at])
             for tensor, view in zip(own, views, strict=True):
                 tensor.data = view
+            target, known = views[0].device if views else None, set(map(id, own))
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                if target is not None and id(tensor) not in known and tensor.device != target:
+                    self._moved.append((tensor, tensor.data))
+                    tensor.data = tensor.data.to(target)
 
     def _leave(self) -> list[str]:
         """Points them to host memory again. Returns the names of those that were written, if that
@@ -163,6 +170,8 @@ class Residence:
                 if self._private and not _is_same(view, there):
                     there.copy_(view)
                 tensor.data = there
+            for tensor, before_it in self._moved:
+                tensor.data = before_it
         if self._private or not written:
             return []
         self._place.area.renew()

@@ -24,8 +24,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::memory::{Address, DeviceMemory, Event, Fence, MemoryError, Piece, Stream};
-use super::{DeviceType, Name};
+use super::{DeviceType, Driver, Host, Name};
 use context::Primary;
+use cudarc::driver::sys::CUdevice_attribute;
 use staging::Ring;
 use stream::{Opened, Recorded};
 
@@ -38,6 +39,7 @@ pub struct CudaMemory {
 struct State {
     device: Arc<Opened>,
     page: usize,
+    integrated: bool,
     copies: Mutex<Option<usize>>,
     ring: Ring,
 }
@@ -64,7 +66,10 @@ impl CudaMemory {
             device: self.name,
             why: format!("no CUDA here, because {why}"),
         };
-        self.opened.get_or_init(|| self.open()).as_ref().map_err(lost)
+        let state = self.opened.get_or_init(|| self.open()).as_ref().map_err(lost)?;
+        // A forked child has what its parent opened, and must not use it.
+        library::library().map_err(|why| lost(&why))?;
+        Ok(state)
     }
 
     fn open(&self) -> Result<State, String> {
@@ -76,8 +81,16 @@ impl CudaMemory {
             let _entered = primary.enter()?;
             pages::size(&primary)
         };
+        let integrated =
+            primary.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED as i32);
         let device = Arc::new(Opened { name: self.name, primary });
-        Ok(State { ring: Ring::new(device.clone()), device, page, copies: Mutex::default() })
+        Ok(State {
+            ring: Ring::new(device.clone()),
+            device,
+            page,
+            integrated: integrated != 0,
+            copies: Mutex::default(),
+        })
     }
 
     /// A new stream.
@@ -101,6 +114,10 @@ impl DeviceMemory for CudaMemory {
 
     fn free(&self) -> u64 {
         let Ok(state) = self.state() else { return 0 };
+        if state.integrated {
+            // Its memory is the host's, of which the driver calls only what nobody has cached free.
+            return Host.free_memory().unwrap_or(0);
+        }
         let free = state.device.within("cuMemGetInfo", |primary| {
             let (mut free, mut total) = (0, 0);
             // SAFETY: it writes to where it is told.
@@ -113,13 +130,17 @@ impl DeviceMemory for CudaMemory {
 
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
         let State { device, page, .. } = self.state()?;
-        let reserved =
-            device.within("cuMemAddressReserve", |primary| pages::reserve(primary, bytes, *page));
-        reserved.map_err(|error| match error {
-            MemoryError::Lost { device, why } => {
-                MemoryError::NoAddresses { device, asked: bytes as u64, why }
+        let entered = device.primary.enter().map_err(|why| device.lost(why))?;
+        let outcome = pages::reserve(&device.primary, bytes, *page);
+        drop(entered);
+        outcome.map_err(|code| {
+            let why = format!("cuMemAddressReserve says {}", device.primary.library.told(code));
+            match code {
+                library::OUT_OF_MEMORY => {
+                    MemoryError::NoAddresses { device: self.name, asked: bytes as u64, why }
+                }
+                _ => device.lost(why),
             }
-            error => error,
         })
     }
 

@@ -1,0 +1,294 @@
+"""Pages on CUDA devices: the real path through cudarc, against a pretended driver (tests/pretend_cuda).
+
+torch cannot be asked here, because it would want the rest of CUDA too: bytes are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import pretended, run_script
+
+PAGE = 2 << 20
+PRELUDE = """
+import ctypes, json, os, threading
+import numpy as np
+import coresident as co
+
+def driver():
+    return ctypes.CDLL("libcuda.so.1")
+
+def count(what, device=-1):
+    driver().pretend_cuda_count.restype = ctypes.c_int64
+    return driver().pretend_cuda_count(what.encode(), device)
+
+def peek(address, size):
+    bytes_ = ctypes.create_string_buffer(size)
+    code = driver().pretend_cuda_peek(ctypes.c_uint64(address), bytes_, ctypes.c_size_t(size))
+    return bytes_.raw if code == 0 else None
+
+def area_of(arena, *arrays, key="model"):
+    return arena.area(co.WeightStore().share(key, {f"t{n}": a for n, a in enumerate(arrays)}))
+
+ones = np.ones(3 << 20, np.uint8)
+"""
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with both pretended libraries."""
+    folder = tmp_path_factory.mktemp("drivers")
+    pretended("pretend_nvml", "libnvidia-ml.so.1", folder)
+    return pretended("pretend_cuda", "libcuda.so.1", folder)
+
+
+@pytest.fixture
+def ask(drivers: Path) -> Ask:
+    def ask(source: str, driver: str = "A 3090:64MiB,A 3090:64MiB,delay:300us") -> Any:
+        """What the source assigns to `told`, in a fresh interpreter with these devices."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+        folders = [str(drivers), *filter(None, [env.get("LD_LIBRARY_PATH")])]
+        env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders)}
+        # NVML's cards are whole GiB: that the driver has less is what others have.
+        env |= {"PRETEND_NVML": "A 3090:1GiB,A 3090:1GiB", "PRETEND_CUDA": driver}
+        body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
+        done = run_script(body, env=env)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+def test_a_context_is_made_when_a_devices_memory_is_used_and_not_before(ask: Ask) -> None:
+    told = ask("""
+        with co.Runtime() as runtime:
+            device = runtime.devices[0]
+            before = [count("cuInit"), count("contexts_created")]
+            area = area_of(runtime.arenas[device], ones)
+            with area.fault():
+                after = [count("cuInit"), count("contexts_created")]
+        told = [str(device), device.paged, before, after]
+        """)
+    assert told == ["cuda:0", True, [0, 0], [1, 1]]
+
+
+def test_weights_come_to_the_device_and_leave_it(ask: Ask) -> None:
+    told = ask("""
+        with co.Runtime() as runtime:
+            arena = runtime.arenas[runtime.devices[1]]
+            random = np.random.default_rng(0)
+            arrays = [random.integers(0, 256, size, np.uint8) for size in (5, 3 << 20, 700, 0, 9)]
+            area = area_of(arena, *arrays)
+            with area.fault(working_memory="4MiB") as pins:
+                tensor = area.pinned("t1")
+                device = tensor.__dlpack_device__()
+                residency = area.residency().tolist()
+                used = arena.budget.used
+            del tensor
+            copies = count("cuMemcpyHtoDAsync", 1)
+            with area.fault():
+                pass
+            copied_again = count("cuMemcpyHtoDAsync", 1) - copies
+            pageable = count("pageable_bytes_in", 1)
+            mapped = count("mappings", 1), count("mappings", 0)
+            while arena.status().resident:
+                # What streams still use stays until they are done.
+                arena.evict()
+            gone = count("mappings", 1), arena.budget.used
+        told = [device, residency, used, copies, copied_again, pageable, mapped, gone]
+        """)
+    assert told == [[2, 1], [2, 2], 2 * PAGE + (4 << 20), 1, 0, 0, [2, 0], [0, 0]]
+
+
+def test_the_bytes_on_the_device_are_those_of_the_weights(ask: Ask) -> None:
+    told = ask("""
+        with co.Runtime() as runtime:
+            random = np.random.default_rng(0)
+            arrays = [random.integers(0, 256, 3 << 20, np.uint8) for _ in range(12)]
+            arena = runtime.arenas[runtime.devices[0]]
+            areas = [area_of(arena, array, ones, key=f"model {n}") for n, array in enumerate(arrays)]
+
+            def address(tensor):
+                # What a consumer finds in the capsule.
+                pointer = ctypes.pythonapi.PyCapsule_GetPointer
+                pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+                return ctypes.cast(pointer(tensor, b"dltensor"), ctypes.POINTER(ctypes.c_uint64))[0]
+
+            right = []
+            def job(number):
+                for turn in range(30):
+                    at = (number * 5 + turn) % 12
+                    tensor = areas[at].pinned("t0")
+                    capsule = tensor.__dlpack__()
+                    # The default stream comes after the copies: what is on it is done by then.
+                    right.append(check(address(capsule), arrays[at]))
+                    del capsule, tensor
+
+            def check(at, array):
+                library = driver()
+                result = ctypes.c_uint32(0xFFFFFFFF)
+                library.pretend_cuda_hash.restype = ctypes.c_uint64
+                expected = library.pretend_cuda_hash(array.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(array.size))
+                context = ctypes.c_void_p()
+                library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+                library.cuCtxSetCurrent(context)
+                code = library.pretend_cuda_launch_check(
+                    ctypes.c_size_t(0), ctypes.c_uint64(at), ctypes.c_size_t(array.size),
+                    ctypes.c_uint64(expected), ctypes.byref(result))
+                library.cuStreamSynchronize(ctypes.c_void_p())
+                return [code, result.value]
+
+            threads = [threading.Thread(target=job, args=(n,)) for n in range(3)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            pinned = arena.status().pinned
+        told = [len(right), sorted(set(map(tuple, right))), pinned]
+        """)
+    assert told == [90, [[0, 1]], 0]
+
+
+def test_without_a_driver_the_device_has_no_pages(ask: Ask, tmp_path: Path) -> None:
+    done = run_script(
+        """
+        import coresident as co
+        device = co.devices("cuda:0")[0]
+        print(device.paged)
+        try:
+            co.Arena(device, co.Budget(device))
+        except co.InvalidDeviceError as error:
+            print(error)
+        """,
+        env=os.environ
+        | {
+            "LD_LIBRARY_PATH": str(pretended("pretend_nvml", "libnvidia-ml.so.1", tmp_path)),
+            "PRETEND_NVML": "A 3090:1GiB",
+        },
+    )
+    assert done.stdout.startswith("False\ncuda:0 has no memory of its own in which pages"), done
+
+
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [
+        ("A 3090:64MiB:no-vmm", "the device has no virtual memory management"),
+        ("A 3090:64MiB,version:11000", "its driver knows CUDA 11.0, and 11.2 is needed"),
+        ("A 3090:64MiB,fail:cuInit=100", "cuInit says CUDA_ERROR_NO_DEVICE"),
+        ("A 3090:64MiB,lost:0", "CUDA_ERROR_DEVICE_UNAVAILABLE"),
+    ],
+)
+def test_what_is_no_use_says_why_and_nothing_is_left(ask: Ask, driver: str, why: str) -> None:
+    told = ask(
+        """
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        told = []
+        for _ in range(2):
+            try:
+                area_of(arena, ones).fault()
+            except co.DeviceLostError as error:
+                told += [str(error), error.device, arena.budget.used]
+        """,
+        driver=driver,
+    )
+    assert told[1:3] == told[4:6] == ["cuda:0", 0]
+    assert why in told[0]
+
+
+def test_a_stream_is_given_by_its_handle(ask: Ask) -> None:
+    told = ask("""
+        device = co.devices("cuda:0")[0]
+        area = area_of(co.Arena(device, co.Budget(device)), ones)
+        with area.fault(stream=0), area.fault():
+            pass
+        told = []
+        for wrong in ("0", -1, 1 << 70):
+            try:
+                area.fault(stream=wrong)
+            except (co.InvalidTypeError, co.InvalidValueError) as error:
+                told.append(str(error))
+        """)
+    assert told[0] == "stream is a whole number, not str"
+    assert all("stream must be between 0 and 2**64 - 1" in message for message in told[1:])
+
+
+def test_a_forked_child_is_refused_and_makes_no_call(ask: Ask) -> None:
+    told = ask("""
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area = area_of(arena, ones)
+        pins = area.fault()
+        tensor = area.pinned("t0")
+        read, write = os.pipe()
+        if os.fork() == 0:
+            try:
+                area.fault()
+            except co.ForkedError:
+                pass
+            try:
+                fresh = co.Arena(device, co.Budget(device))
+                area_of(fresh, ones, key="other").fault()
+            except co.CoresidentError as error:
+                os.write(write, str(error).encode())
+            pins.release()
+            del tensor, pins, area, arena
+            os._exit(0)
+        status = os.wait()[1]
+        child = os.read(read, 1000).decode()
+        mapped = count("mappings")
+        pins.release()
+        told = [status, child, mapped]
+        """)
+    assert told[0] == 0
+    assert "CUDA was begun before this process was forked" in told[1]
+    assert told[2] == 2
+
+
+def test_the_interpreter_ends_while_copies_run(ask: Ask) -> None:
+    told = ask(
+        """
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        areas = [area_of(arena, ones, key=f"model {n}") for n in range(8)]
+        kept = [area.fault() for area in areas[:3]]
+        tensor = areas[0].pinned("t0")
+        for area in areas[3:]:
+            threading.Thread(target=area.fault, daemon=True).start()
+        told = "ended"
+        """,
+        driver="A 3090:64MiB:bus=20MiB/s,delay:20ms",
+    )
+    assert told == "ended"
+
+
+def test_pages_that_cannot_be_had_leave_nothing_behind(ask: Ask) -> None:
+    told = ask(
+        """
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area, other = area_of(arena, ones), area_of(arena, ones, key="other")
+        other.fault().release()
+        driver().pretend_cuda_set_taken(0, ctypes.c_uint64(60 << 20))
+        told = []
+        try:
+            kept = other.fault()
+            area.fault()
+        except co.DeviceMemoryError as error:
+            told += [str(error), error.free]
+        told += [area.residency().tolist(), count("mappings", 0)]
+        driver().pretend_cuda_set_taken(0, ctypes.c_uint64(0))
+        area.fault().release()
+        told += [area.residency().tolist(), count("events", 0) < 8]
+        """,
+    )
+    assert told[0].startswith(
+        'cuda:0 is out of memory: "model" needs 4 MiB more there, 0 B is free'
+    )
+    assert told[1:] == [0, [0, 0], 2, [1, 1], True]
