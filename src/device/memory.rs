@@ -137,6 +137,14 @@ pub enum MemoryError {
         /// The first such address.
         address: Address,
     },
+    /// It can have no pages.
+    #[error("{device} has no memory in which pages can be placed: {why}")]
+    NoPages {
+        /// The device.
+        device: Name,
+        /// What it lacks.
+        why: String,
+    },
     /// It does not answer any more.
     #[error("{device} is lost: {why}")]
     Lost {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,10 @@ def _register() -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+    for library in ("diffusers", "peft", "transformers"):
+        # What looks at the real one when it is imported does so before there is a stand-in.
+        pytest.importorskip(library, reason="comes with the test extra")
+    importlib.import_module("coresident.torch").install()
     MACHINE[:] = [Gpu(Allocator(reserved=60, allocated=20), others=10)]
     monkeypatch.setattr(torch, "xpu", MACHINE[0].allocator)
     yield MACHINE[0]
@@ -136,3 +142,62 @@ def test_a_runtime_knows_torchs_cache(gpu: Gpu) -> None:
         (budget,) = runtime.vram.values()
         budget.look()
         assert (budget.name, budget.limit, budget.free) == ("xpu:1", 100, 70)
+
+
+@pytest.fixture
+def moves(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Has torch move to the stand-in, where its tensors are copies in host memory."""
+    import torch
+
+    moved: list[str] = []
+    to = torch.Tensor.to
+
+    def moves_to(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], torch.device) and args[0].type == "xpu":
+            moved.append("tensor")
+            gpu.allocator.allocated += tensor.nbytes
+            return tensor.clone()
+        return to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", moves_to)
+    gpu.others, gpu.allocator.reserved, gpu.allocator.allocated = 0, 0, 0
+    return moved
+
+
+def test_copies_on_a_device_without_pages_are_charged_and_leave_when_bytes_are_missing(
+    gpu: Gpu, moves: list[str]
+) -> None:
+    import torch
+
+    with co.Runtime("xpu:1") as runtime:
+        [device] = runtime.devices
+        assert not device.paged
+        make = partial(torch.nn.Linear, 4, 4, bias=False)
+        first, second = (runtime.load(key, make) for key in ("first", "second"))
+        with first.on(device) as module:
+            assert module.weight.shape == (4, 4)
+            assert runtime.vram[device].used == 64
+        first.on(device, working_memory=10).release()
+        assert len(moves) == 1, "what is there is not copied again"
+        with first.on(device), pytest.raises(co.BudgetTimeoutError):
+            second.on(device, timeout=0.01)
+        gpu.allocator.allocated = 0
+        with second.on(device, working_memory=30):
+            assert runtime.vram[device].used == 94
+            assert [user.holder for user in runtime.vram[device].status().holders] == [
+                '"second"',
+                '"working memory of second"',
+            ]
+        second.close()
+        assert runtime.vram[device].used == 0
+
+
+def test_what_torch_uses_of_what_is_reserved_for_it_is_charged_once(gpu: Gpu) -> None:
+    device = co.devices("xpu:1")[0]
+    budget = _torch_memory.budget(device)
+    gpu.allocator.reserved = gpu.allocator.allocated = 20
+    with budget.reserve(50) as reserved:
+        _torch_memory.cover(device, reserved)
+        budget.look()
+        # 90 that others leave, and 50 of them reserved: what torch has is within these.
+        assert (budget.free, budget.status().outside) == (40, 10)

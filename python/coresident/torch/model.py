@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from coresident.torch.working_memory import WorkingMemory
 
 # Of a model that was loaded without a runtime.
 _NO_ROOM = Room({}, {}, WorkingMemory())
+_CLOCK = itertools.count()
 
 
 class Model:
@@ -47,36 +49,59 @@ class Model:
         self._idle: dict[_core.Device, list[Tensors]] = {}
         self._places: dict[_core.Device, Place] = {}
         self._closed = False
+        # By the order of uses.
+        self.used_at = 0
 
     @property
     def key(self) -> str:
         """The key under which the store has the weights."""
         return self.weights.key
 
-    def replica(self, device: Any) -> Replica:
+    def replica(
+        self,
+        device: Any,
+        *,
+        timeout: float | None = None,
+        cancel: _core.CancelToken | None = None,
+    ) -> Replica:
         """A module on a device, with parameters over the weights of the store.
 
         Its parameters are a private map in host memory: the same memory, until somebody writes
         them. On a device whose memory has pages they come there with :meth:`Replica.on`. On another
         one with memory of its own they are copied there from the store, or are those of a replica
-        that was released. Does not wait for others.
+        that was released: that waits for bytes of the device's budget. Otherwise does not wait.
 
         Args:
             device: A device, or its name.
+            timeout: Seconds to wait, where it has to be copied; ``None`` waits for ever.
+            cancel: A token that ends the wait.
 
         Returns:
             The replica, to be used with ``with`` or released.
 
         Raises:
             InvalidDeviceError: there is no such device.
+            BudgetExceededError: the device can never have the copy.
+            BudgetTimeoutError: the time was over.
+            CancelledError: the token was raised.
             ReleasedError: the model has been closed.
         """
         device = self._device(device)
         with self._lock:
             self._check()
+            self.used_at = next(_CLOCK)
             idle = self._idle.get(device)
             tensors, state = (idle.pop() if idle else None), self._state
-        return Replica(self, tensors or Tensors(self, state, device))
+        if tensors is None:
+            terms = {"timeout": timeout, "cancel": cancel}
+            tensors = Tensors(self, state, device, self._has_pages(device), terms)
+        return Replica(self, tensors)
+
+    def _has_pages(self, device: _core.Device) -> bool:
+        if self.room is None or device not in self.room.arenas:
+            return device.paged
+        # Only its driver knows, when it is used.
+        return self.place(device) is not None
 
     def on(
         self,
@@ -128,7 +153,8 @@ class Model:
             DeviceMemoryError: the device is full, whatever its budget says.
             ReleasedError: the model has been closed.
         """
-        return self.replica(device)._on(working_memory, timeout, cancel, owned=True)
+        replica = self.replica(device, timeout=timeout, cancel=cancel)
+        return replica._on(working_memory, timeout, cancel, owned=True)
 
     def area(self, device: Any) -> _core.Area:
         """Where its weights are on a device: for its priority, its residency, and blocks of it.
@@ -159,8 +185,19 @@ class Model:
         with self._lock:
             self._check()
             if device not in self._places:
-                self._places[device] = Place(arena.area(self.weights, self.order), self.order)
+                try:
+                    area = arena.area(self.weights, self.order)
+                except InvalidDeviceError:
+                    room.has_no_pages(device)
+                    return None
+                self._places[device] = Place(area, self.order)
             return self._places[device]
+
+    def drop_copies(self, device: _core.Device) -> int:
+        """Lets go of copies on a device that no replica uses. Returns their bytes."""
+        with self._lock:
+            idle = self._idle.pop(device, [])
+        return sum(tensors.drop() for tensors in idle)
 
     def _device(self, device: Any) -> _core.Device:
         """A device by its name: of virtual ones of the same name, the runtime's."""
@@ -177,6 +214,8 @@ class Model:
         with self._lock:
             if not self._closed:
                 self._idle.setdefault(tensors.device, []).append(tensors)
+                return
+        tensors.drop()
 
     def close(self) -> None:
         """Lets go of the weights, and of those that no replica uses. Again without effect.
@@ -187,6 +226,8 @@ class Model:
             self._closed = True
             (idle, self._idle), (state, self._state) = (self._idle, {}), (self._state, {})
             places, self._places = self._places, {}
+        for tensors in (tensors for all_of_them in idle.values() for tensors in all_of_them):
+            tensors.drop()
         del idle, state, places
         self.weights.release()
 

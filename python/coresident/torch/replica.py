@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,20 +30,31 @@ class Tensors:
     copy of them.
     """
 
-    def __init__(self, model: Model, state: dict[str, torch.Tensor], device: _core.Device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        state: dict[str, torch.Tensor],
+        device: _core.Device,
+        paged: bool,
+        terms: dict[str, Any],
+    ) -> None:
         self.device = device
+        self._charged: _core.Reservation | None = None
         self._canonical = state
         self.target = torch.device(device.torch_name)
         self._model = model
         self._private: _core.PrivateWeights | None = None
         # Inference tensors could never be written, not even to make them what they were.
         with torch.inference_mode(False):
-            if self.target.type == "cpu" or device.paged:
+            if self.target.type == "cpu" or paged:
                 self._private = model.weights.private()
                 own = self._private.state_dict()
                 self.all = [own[name] for name in model.order]
                 counted = model.copies
             else:
+                if model.room is not None:
+                    nbytes = model.weights.nbytes
+                    self._charged = model.room.charge(model, device, nbytes, terms)
                 self.all = [state[name].to(self.target) for name in model.order]
                 counted = list(range(len(self.all)))
         # Of what is no part of a map, only torch tells whether it was written.
@@ -56,6 +67,19 @@ class Tensors:
         if changed:
             written |= {at for at, name in enumerate(self._model.order) if name in changed}
         return [self._model.structure.names[at][0] for at in sorted(written)]
+
+    def drop(self) -> int:
+        """Lets go of what is charged for a copy. Returns its bytes."""
+        charged, self._charged, self.all = self._charged, None, []
+        if charged is None:
+            return 0
+        nbytes = charged.nbytes
+        charged.release()
+        return nbytes
+
+    def __del__(self) -> None:
+        if getattr(self, "_charged", None) is not None:
+            self.drop()
 
     def place(self, arena: _core.Arena) -> Place:
         """Pages for these alone, filled from what has been written here."""
@@ -196,6 +220,7 @@ class Replica:
             return []
         written = self._tensors.written()
         if written:
+            self._tensors.drop()
             self._warn_of(written, "nobody else's have changed")
         else:
             self._model.give_back(self._tensors)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coresident import _core
+from coresident import _core, _torch_memory
 from coresident.errors import InvalidDeviceError
 from coresident.torch.working_memory import WorkingMemory
 
+if TYPE_CHECKING:
+    from coresident.torch.model import Model
 
-class Room(NamedTuple):
+# After pages, which are as fast to bring again, and before nothing.
+_PRIORITY = 60
+
+
+class Room:
     """What a runtime has of its devices' memory.
 
     Attributes:
@@ -21,9 +29,20 @@ class Room(NamedTuple):
         working_memory: What is known of how much calls need beside the weights.
     """
 
-    arenas: Mapping[_core.Device, _core.Arena]
-    vram: Mapping[_core.Device, _core.Budget]
-    working_memory: WorkingMemory
+    def __init__(
+        self,
+        arenas: Mapping[_core.Device, _core.Arena],
+        vram: Mapping[_core.Device, _core.Budget],
+        working_memory: WorkingMemory,
+    ) -> None:
+        self.arenas = arenas
+        self.vram = vram
+        self.working_memory = working_memory
+        # Devices that turned out to have no pages.
+        self._without_pages: set[_core.Device] = set()
+        self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._evicted: set[_core.Device] = set()
+        self._lock = threading.RLock()
 
     def arena(self, device: _core.Device) -> _core.Arena | None:
         """The device's arena; ``None`` if it is one without.
@@ -38,7 +57,43 @@ class Room(NamedTuple):
                 f"the memory of {device} is a runtime's, and this model's has that of {known}: "
                 "load the model with Runtime.load, of a runtime that has the device"
             )
-        return found
+        return None if device in self._without_pages else found
+
+    def has_no_pages(self, device: _core.Device) -> None:
+        """Says so of a device that was taken to have some: weights are moved by torch there."""
+        self._without_pages.add(device)
+
+    def charge(
+        self, model: Model, device: _core.Device, nbytes: int, terms: dict[str, Any]
+    ) -> _core.Reservation | None:
+        """Reserves bytes for a copy of weights that torch will have on a device; waits for them.
+        Copies that nobody uses go first. ``None`` where nothing is charged."""
+        budget = self.vram.get(device)
+        if budget is None:
+            return None
+        with self._lock:
+            self._models.add(model)
+            if device not in self._evicted:
+                self._evicted.add(device)
+                room = weakref.ref(self)
+
+                def evict(missing: int) -> None:
+                    if (here := room()) is not None:
+                        here._drop_copies(device, missing)
+
+                budget.add_evictor(evict, priority=_PRIORITY)
+        reserved = budget.reserve(nbytes, purpose=model.key, **terms).hand_over()
+        _torch_memory.cover(device, reserved)
+        return reserved
+
+    def _drop_copies(self, device: _core.Device, missing: int) -> None:
+        with self._lock:
+            models = sorted(self._models, key=lambda model: model.used_at)
+        for model in models:
+            if missing <= 0:
+                break
+            missing -= model.drop_copies(device)
+        _torch_memory.empty_cache(device)
 
 
 class Place:

@@ -33,7 +33,21 @@ use stream::{Opened, Recorded};
 /// The memory of one CUDA device, opened when it is first used.
 pub struct CudaMemory {
     name: Name,
-    opened: OnceLock<Result<State, String>>,
+    opened: OnceLock<Result<State, Refused>>,
+}
+
+/// Why a device's memory cannot be used.
+enum Refused {
+    /// There is no such device, or no driver.
+    NoDevice(String),
+    /// It is there, and torch may use it.
+    NoPages(&'static str),
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self::NoDevice(why)
+    }
 }
 
 struct State {
@@ -62,20 +76,23 @@ impl CudaMemory {
     }
 
     fn state(&self) -> Result<&State, MemoryError> {
-        let lost = |why: &String| MemoryError::Lost {
-            device: self.name,
-            why: format!("no CUDA here, because {why}"),
-        };
-        let state = self.opened.get_or_init(|| self.open()).as_ref().map_err(lost)?;
+        let device = self.name;
+        let lost =
+            |why: &str| MemoryError::Lost { device, why: format!("no CUDA here, because {why}") };
+        let opened = self.opened.get_or_init(|| self.open()).as_ref();
+        let state = opened.map_err(|refused| match refused {
+            Refused::NoDevice(why) => lost(why),
+            Refused::NoPages(why) => MemoryError::NoPages { device, why: (*why).to_owned() },
+        })?;
         // A forked child has what its parent opened, and must not use it.
         library::library().map_err(|why| lost(&why))?;
         Ok(state)
     }
 
-    fn open(&self) -> Result<State, String> {
+    fn open(&self) -> Result<State, Refused> {
         let primary = Primary::retain(self.name.index())?;
         if !pages::are_here(&primary) {
-            return Err("the device has no virtual memory management".to_owned());
+            return Err(Refused::NoPages("it has no virtual memory management"));
         }
         let page = {
             let _entered = primary.enter()?;

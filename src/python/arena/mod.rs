@@ -203,6 +203,7 @@ impl From<MemoryError> for Error {
             MemoryError::NoAddresses { device, asked, .. } => {
                 out_of_memory(&message, &device.to_string(), asked, 0)
             }
+            MemoryError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             MemoryError::Unmapped { device, .. } | MemoryError::Lost { device, .. } => {
                 raise("DeviceLostError", &message, |fields| {
                     fields.set_item("device", device.to_string())
