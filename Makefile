@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench bench-memory trials fuzz docs develop clean
-.PHONY: test-rust test-models test-bindings test-python
+.PHONY: test-rust test-models test-bindings test-python test-gpu bench-gpu
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,13 @@ test-bindings: ## The bindings compile as a library and their documentation buil
 
 test-python: $(STAMPS)/module $(STAMPS)/test ## The package, as its users call it
 	$(BIN)/python -m pytest -q
+	CORESIDENT_TEST_DEVICE=virtual $(BIN)/python -m pytest -q tests/gpu
+
+test-gpu: $(STAMPS)/module $(STAMPS)/test ## What only a machine with a CUDA GPU can show
+	$(BIN)/python -m pytest tests/gpu
+
+bench-gpu: $(STAMPS)/module $(STAMPS)/test ## Weights on their way to a GPU, beside what torch does
+	$(BIN)/python benches/gpu.py
 
 bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard library in the same run
 	cargo bench --bench core

@@ -1,0 +1,158 @@
+"""Weights on their way to a GPU, beside what torch does: ``python benches/gpu.py``.
+
+Needs CUDA and torch, and no compiler. ``--device virtual`` tries the script itself where there is no
+GPU; what it prints then says nothing about one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import coresident as co
+import torch
+
+MIB = 1 << 20
+
+
+def seconds(work: Callable[[], Any], device: co.Device, rounds: int = 5) -> float:
+    """The median of so many rounds, each until the device has done it."""
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device.index)
+
+    taken = []
+    for _ in range(rounds + 1):
+        synchronize()
+        began = time.perf_counter()
+        work()
+        synchronize()
+        taken.append(time.perf_counter() - began)
+    # The first one makes buffers, and contexts.
+    return statistics.median(taken[1:])
+
+
+class Weights(torch.nn.Module):  # type: ignore[misc] # torch's own types are not looked at
+    """Tensors of so many bytes each."""
+
+    def __init__(self, sizes: list[int], seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.all = torch.nn.ParameterList(torch.randn(max(1, size // 4)) for size in sizes)
+
+
+def mostly_small(count: int, nbytes: int) -> list[int]:
+    """As a diffusion transformer has them: more than half of the tensors are below 64 KiB."""
+    small, large = count * 6 // 10, count - count * 6 // 10
+    rest = (nbytes - small * (16 << 10)) // large
+    return [16 << 10 if at % 5 < 3 else rest for at in range(count)]
+
+
+def rate(runtime: co.Runtime, device: co.Device, sizes: list[int], plain: float) -> list[str]:
+    """Weights that have left, made resident again."""
+    key = f"{len(sizes)} tensors"
+    with runtime.load(key, lambda: Weights(sizes)) as model:
+        area, arena = model.area(device), runtime.arenas[device]
+
+        def again() -> None:
+            while arena.status().resident:
+                arena.evict()
+            area.fault().release()
+
+        taken = seconds(again, device)
+        speed = sum(sizes) / taken
+        name = f"{key}, {sum(sizes) / MIB:.0f} MiB"
+        return [name, f"{speed / 1e9:.2f} GB/s", f"{speed / plain:.0%} of the pinned copy"]
+
+
+def plain_rate(device: co.Device, nbytes: int) -> float:
+    """Bytes per second of the best plain copy from pinned memory."""
+    pinned = torch.empty(nbytes, dtype=torch.uint8)
+    if device.type == "cuda":
+        pinned = pinned.pin_memory()
+    there = torch.empty(nbytes, dtype=torch.uint8, device=device.torch_name)
+    return nbytes / seconds(lambda: there.copy_(pinned, non_blocking=True), device)
+
+
+def resident_block(runtime: co.Runtime, device: co.Device) -> list[str]:
+    """A block that is there, beside `.to()`, which moves nothing either."""
+    with runtime.load("block", lambda: Weights([1 << 18] * 40)) as model:
+        area = model.area(device)
+        block = area.block(area.keys())
+        ours = seconds(lambda: [area.fault(block).release() for _ in range(1000)], device) / 1000
+    module = Weights([1 << 18] * 40).to(device.torch_name)
+    theirs = seconds(lambda: [module.to(device.torch_name) for _ in range(100)], device) / 100
+    figure = f"{ours * 1e6:.1f} us"
+    return ["a resident block of 40 tensors", figure, f"{ours / theirs:.3f} x .to()"]
+
+
+def switching(runtime: co.Runtime, device: co.Device, nbytes: int) -> list[str]:
+    """Three models of which two fit, in turn, beside moving them to the device and back."""
+    sizes = [nbytes // 40] * 40
+    budget = runtime.vram[device]
+    before, budget.limit = budget.limit, int(2.2 * nbytes)
+    models = [runtime.load(f"model {n}", lambda n=n: Weights(sizes, n)) for n in range(3)]
+    replicas = [model.replica(device) for model in models]
+
+    def ours() -> None:
+        for replica in replicas:
+            replica.on().release()
+
+    own = seconds(ours, device)
+    for replica in replicas:
+        replica.release()
+    for model in models:
+        model.close()
+    budget.limit = before
+    modules = [Weights(sizes, n) for n in range(3)]
+
+    def theirs() -> None:
+        for module in modules:
+            module.to(device.torch_name)
+            module.to("cpu")
+
+    other = seconds(theirs, device)
+    name = f"a round of three models of {nbytes / MIB:.0f} MiB"
+    return [name, f"{own * 1e3:.1f} ms", f"{own / other:.2f} x .to() and back"]
+
+
+def main() -> None:
+    """Prints the table, and writes it where it is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--mib", type=int, default=2048, help="of the largest model")
+    parser.add_argument("--out", type=Path, help="a file for the table, as Markdown")
+    options = parser.parse_args()
+    nbytes = options.mib * MIB
+    if options.device == "virtual":
+        [device] = co.virtual_devices(1, memory=4 * nbytes)
+    else:
+        [device] = co.devices(options.device)
+    with co.Runtime([device]) as runtime:
+        plain = plain_rate(device, nbytes)
+        rows = [
+            ["a plain copy from pinned memory", f"{plain / 1e9:.2f} GB/s", ""],
+            rate(runtime, device, [nbytes // 64] * 64, plain),
+            rate(runtime, device, mostly_small(1900, nbytes), plain),
+            resident_block(runtime, device),
+            switching(runtime, device, nbytes // 2),
+        ]
+    lines = [
+        f"# {device.label}, torch {torch.__version__}",
+        "",
+        "| what | measured | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
