@@ -1,7 +1,7 @@
 """Weights on their way to a GPU, beside what torch does: ``python benches/gpu.py``.
 
-Needs CUDA and torch, and no compiler. ``--device virtual`` tries the script itself where there is no
-GPU; what it prints then says nothing about one.
+Needs CUDA and torch, and no compiler. ``--device virtual`` tries the script itself where there is
+no GPU; what it prints then says nothing about one.
 """
 
 from __future__ import annotations
