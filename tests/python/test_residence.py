@@ -794,6 +794,22 @@ def test_stray_writes_are_told_where_the_block_ended(house: co.Runtime) -> None:
         assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_a_stray_write_is_no_reason_to_wait_for_those_who_wait_for_the_device(
+    house: co.Runtime,
+) -> None:
+    [device] = house.devices
+    model = house.load("blocks", lambda: blocks(4))
+    waiting = house.load("waiting", lambda: blocks(5))
+    with pytest.warns(ct.StrayWriteWarning):  # noqa: PT031
+        with model.on(device) as module, torch.no_grad():
+            waiter = spawn(lambda: waiting.on(device).release())
+            until(lambda: house.vram[device].status().waiting)
+            module.layers[0].weight.zero_()
+    waiter.join()
+    with model.on(device) as module, torch.no_grad():
+        assert torch.equal(module(x()), blocks(4)(x()))
+
+
 def test_who_uses_a_model_that_another_has_written_to_has_it_whole_again(
     house: co.Runtime,
 ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coresident import _core
-from coresident.errors import ReleasedError
+from coresident.errors import CoresidentError, ReleasedError
 from coresident.torch.calls import Calls
 from coresident.torch.room import Place
 
@@ -167,17 +168,17 @@ class Residence:
                     # Put in its place on purpose.
                     continue
                 # Writes through ``.data`` are not counted.
-                if self._private and not _is_same(view, there):
+                if self._private and not _is_same(view.to(there.device), there):
                     there.copy_(view)
                 tensor.data = there
-            for tensor, before_it in self._moved:
-                tensor.data = before_it
+            for tensor, at_rest in self._moved:
+                tensor.data = at_rest
         if self._private or not written:
             return []
         self._place.area.renew()
-        if self._place.area.arena.status().pinned:
-            # Others may be using the model: for them at once.
-            self._place.area.fault().release()
+        # Others may be using the model: for them at once, if that keeps nobody waiting.
+        with suppress(CoresidentError):
+            self._place.area.fault(timeout=0).release()
         return [self._replica._model.structure.names[at][0] for at in written]
 
     def _give_back(self) -> None:
