@@ -111,8 +111,12 @@ impl AreaShared {
         let mut passed = Vec::new();
         for event in filled {
             let outcome = match stream {
-                Stream::Host => arena.wait_for(&event, &self.key, began, patience).map(|()| true),
-                Stream::Device(_) => arena.come_after(&event, stream),
+                Stream::Host => {
+                    arena.wait_for(&event, &self.key, began, patience, false).map(|()| true)
+                }
+                Stream::Device(_) => arena
+                    .wait_for(&event, &self.key, began, patience, true)
+                    .and_then(|()| arena.come_after(&event, stream)),
             };
             match outcome {
                 Ok(true) => passed.push(event),
@@ -158,16 +162,17 @@ impl Shared {
         Ok(passed)
     }
 
-    /// Waits for a copy.
+    /// Waits for a copy, or only until its stream has it.
     fn wait_for(
         &self,
         event: &Event,
         key: &str,
         began: Instant,
         patience: &Patience<'_>,
+        to_begin: bool,
     ) -> Result<(), ArenaError> {
         loop {
-            if event.has_passed()? {
+            if (to_begin && event.has_begun()) || event.has_passed()? {
                 return Ok(());
             }
             let wants = || format!("the weights of {key:?} to be copied to {}", self.device);

@@ -32,6 +32,12 @@ pub trait Fence: Any + Send + Sync {
     /// # Errors
     /// As [`Fence::has_passed`].
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError>;
+
+    /// Whether streams can be told to wait for it by now: work that is still on its way to its own
+    /// stream cannot be waited for by others.
+    fn has_begun(&self) -> bool {
+        true
+    }
 }
 
 /// A fence as those who wait for it have it.
@@ -99,7 +105,8 @@ pub trait DeviceMemory: Send + Sync {
     /// [`MemoryError::Lost`].
     fn record(&self, stream: Stream) -> Result<Event, MemoryError>;
 
-    /// Has the work that comes on `stream` from now on wait for `event`; the caller does not.
+    /// Has the work that comes on `stream` from now on wait for `event`; the caller does not, if it
+    /// [has begun](Fence::has_begun).
     ///
     /// # Errors
     /// [`MemoryError::Lost`].

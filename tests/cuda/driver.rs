@@ -29,13 +29,15 @@ fn piece(to: usize, length: usize) -> Piece {
     Piece { source: Arc::new(All(7)), from: 0, to, length }
 }
 
-/// Everything that can be asked of a device's memory, once.
-fn everything(memory: &dyn DeviceMemory) -> Result<(), MemoryError> {
+/// Everything that can be asked of a device's memory, once, for work on a stream.
+fn everything(memory: &dyn DeviceMemory, compute: Stream) -> Result<(), MemoryError> {
     let start = memory.reserve(BYTES)?;
     let outcome = memory.commit(start, BYTES).and_then(|()| {
-        let copied = copy(memory, start);
+        let copied = copy(memory, start, compute);
         // What was begun before something failed ends first.
-        let _ = memory.copies().and_then(|stream| memory.record(stream)?.wait(None));
+        for stream in [memory.copies()?, compute] {
+            let _ = memory.record(stream).and_then(|event| event.wait(None));
+        }
         memory.decommit(start, BYTES);
         copied
     });
@@ -43,12 +45,12 @@ fn everything(memory: &dyn DeviceMemory) -> Result<(), MemoryError> {
     outcome
 }
 
-fn copy(memory: &dyn DeviceMemory, to: usize) -> Result<(), MemoryError> {
+fn copy(memory: &dyn DeviceMemory, to: usize, compute: Stream) -> Result<(), MemoryError> {
     let stream = memory.copies()?;
     memory.upload(stream, vec![piece(to, BYTES)])?;
     let copied = memory.record(stream)?;
-    memory.after(stream, &copied)?;
-    copied.wait(None).map(drop)
+    memory.after(compute, &copied)?;
+    memory.record(compute)?.wait(None).map(drop)
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn every_call_puts_the_callers_context_back() {
     let other = pretend::primary(pretend::DEVICES - 1);
     for before in [0, other] {
         pretend::set_current(before);
-        everything(bench.pages.as_ref()).unwrap();
+        everything(bench.pages.as_ref(), bench.stream()).unwrap();
         assert!(bench.pages.free() > 0);
         assert_eq!(pretend::current(), before);
     }
@@ -81,6 +83,7 @@ fn a_call_that_fails_puts_the_callers_context_back_too() {
     pretend::library();
     let memory = device(pretend::LOST);
     memory.copies().unwrap();
+    let compute = memory.stream().unwrap();
     let other = pretend::primary(pretend::DEVICES - 1);
     pretend::set_current(other);
     // Of those that tell on which device they are: others run at the same time.
@@ -97,13 +100,13 @@ fn a_call_that_fails_puts_the_callers_context_back_too() {
     ];
     for name in calls {
         pretend::fail(name, 999, 1, pretend::LOST);
-        let told = everything(&memory).map_err(|error| error.to_string());
+        let told = everything(&memory, compute).map_err(|error| error.to_string());
         let told = told.expect_err(name);
         assert!(told.contains("CUDA_ERROR_UNKNOWN"), "{name}: {told}");
         assert_eq!(pretend::current(), other, "{name}");
         assert_eq!(pretend::count("mappings", pretend::LOST.cast_signed()), 0, "{name}");
     }
-    everything(&memory).unwrap();
+    everything(&memory, compute).unwrap();
     pretend::set_current(0);
 }
 
@@ -113,7 +116,7 @@ fn an_event_that_is_not_ready_is_asked_again() {
     let stream = bench.pages.copies().unwrap();
     let event = bench.pages.record(stream).unwrap();
     assert!(event.wait(None).unwrap());
-    everything(bench.pages.as_ref()).unwrap();
+    everything(bench.pages.as_ref(), bench.stream()).unwrap();
 }
 
 #[test]
@@ -190,7 +193,7 @@ fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
 #[test]
 fn a_device_without_virtual_memory_management_says_so() {
     pretend::library();
-    let told = refusal(everything(&device(pretend::WITHOUT_PAGES)));
+    let told = refusal(device(pretend::WITHOUT_PAGES).reserve(BYTES));
     assert!(told.ends_with("pages can be placed: it has no virtual memory management"), "{told}");
 }
 
@@ -206,7 +209,7 @@ fn a_device_that_is_not_there_says_so() {
 fn the_host_is_no_stream_that_copies() {
     let bench = bench(4, None);
     let told = refusal(bench.pages.upload(Stream::Host, Vec::new()));
-    assert!(told.contains("the host cannot write"), "{told}");
+    assert!(told.contains("Host is not its stream for copies"), "{told}");
     assert!(bench.pages.record(Stream::Host).unwrap().has_passed().unwrap());
 }
 
@@ -215,7 +218,7 @@ fn nothing_is_left_of_what_is_not_used_any_more() {
     let bench = bench(8, None);
     let before = pretend::count("events", -1);
     for _ in 0..20 {
-        everything(bench.pages.as_ref()).unwrap();
+        everything(bench.pages.as_ref(), bench.stream()).unwrap();
     }
     assert_eq!(bench.committed(), 0);
     // Others run at the same time: no more than they can have, and not twenty times as many.

@@ -292,3 +292,35 @@ def test_pages_that_cannot_be_had_leave_nothing_behind(ask: Ask) -> None:
         'cuda:0 is out of memory: "model" needs 4 MiB more there, 0 B is free'
     )
     assert told[1:] == [0, [0, 0], 2, [1, 1], True]
+
+
+def test_who_waits_for_a_slow_bus_can_give_up(ask: Ask) -> None:
+    told = ask(
+        """
+        import signal, time
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area = area_of(arena, np.ones(48 << 20, np.uint8))
+        told = []
+        for give_up in (dict(timeout=0.1), dict(cancel=co.CancelToken())):
+            if "cancel" in give_up:
+                threading.Timer(0.1, give_up["cancel"].cancel).start()
+            began = time.monotonic()
+            try:
+                area.fault(**give_up)
+            except (co.WaitTimeoutError, co.CancelledError) as error:
+                told.append([str(error)[-60:], time.monotonic() - began < 0.4])
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            area.fault()
+        except KeyboardInterrupt:
+            told.append("interrupted")
+        told.append([arena.status().pinned, arena.status().resident == arena.budget.used])
+        driver().pretend_cuda_set_bus(0, ctypes.c_uint64(0))
+        area.fault().release()
+        """,
+        driver="A 3090:64MiB:bus=24MiB/s",
+    )
+    assert all("to be copied to cuda:0" in message for message, _ in told[:2])
+    assert [quick for _, quick in told[:2]] == [True, True]
+    assert told[2:] == ["interrupted", [0, True]]

@@ -4,9 +4,9 @@
 //! found at run time, and the device's primary context retained, which is torch's too. Every call
 //! has it as the thread's current context and puts the one of before back, on every path.
 //!
-//! **Order.** Copies are read from where they are when [`DeviceMemory::upload`] returns, and done by the
-//! device later, on a stream that does not wait for the one where torch computes. Nothing synchronises
-//! the device: fences are looked at.
+//! **Order.** Copies are read by a thread of the device, which keeps their sources until then, and done
+//! on a stream that does not wait for the one where torch computes. Nothing synchronises the device:
+//! fences are looked at.
 //!
 //! **Errors.** [`MemoryError::Lost`] with what the driver says, also if there is no CUDA here, and why;
 //! [`MemoryError::OutOfMemory`].
@@ -18,6 +18,7 @@ mod library;
 mod pages;
 mod staging;
 mod stream;
+mod uploads;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -27,8 +28,8 @@ use super::memory::{Address, DeviceMemory, Event, Fence, MemoryError, Piece, Str
 use super::{DeviceType, Driver, Host, Name};
 use context::Primary;
 use cudarc::driver::sys::CUdevice_attribute;
-use staging::Ring;
 use stream::{Opened, Recorded};
+use uploads::{Promised, Uploads};
 
 /// The memory of one CUDA device, opened when it is first used.
 pub struct CudaMemory {
@@ -54,8 +55,24 @@ struct State {
     device: Arc<Opened>,
     page: usize,
     integrated: bool,
-    copies: Mutex<Option<usize>>,
-    ring: Ring,
+    uploads: Mutex<Option<Arc<Uploads>>>,
+}
+
+impl State {
+    /// The stream for copies, begun when it is first wanted.
+    fn uploads(&self) -> Result<Arc<Uploads>, MemoryError> {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*uploads {
+            Some(uploads) => Ok(uploads.clone()),
+            None => Ok(uploads.insert(Arc::new(Uploads::begin(&self.device)?)).clone()),
+        }
+    }
+
+    /// The same, if `stream` is that one.
+    fn uploads_on(&self, stream: usize) -> Option<Arc<Uploads>> {
+        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.as_ref().filter(|uploads| uploads.stream == stream).cloned()
+    }
 }
 
 /// Whether there is a driver to load.
@@ -101,13 +118,7 @@ impl CudaMemory {
         let integrated =
             primary.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED as i32);
         let device = Arc::new(Opened { name: self.name, primary });
-        Ok(State {
-            ring: Ring::new(device.clone()),
-            device,
-            page,
-            integrated: integrated != 0,
-            copies: Mutex::default(),
-        })
+        Ok(State { device, page, integrated: integrated != 0, uploads: Mutex::default() })
     }
 
     /// A new stream.
@@ -191,38 +202,44 @@ impl DeviceMemory for CudaMemory {
     }
 
     fn copies(&self) -> Result<Stream, MemoryError> {
-        let state = self.state()?;
-        let mut copies = state.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = match *copies {
-            Some(stream) => stream,
-            None => *copies.insert(state.device.stream()?),
-        };
-        Ok(Stream::Device(stream))
+        Ok(Stream::Device(self.state()?.uploads()?.stream))
     }
 
     fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError> {
         let state = self.state()?;
-        match stream {
-            Stream::Device(stream) => state.ring.upload(stream, pieces),
-            Stream::Host => {
-                Err(state.device.lost("the host cannot write to its memory itself".to_owned()))
-            }
-        }
+        let uploads = match stream {
+            Stream::Device(stream) => state.uploads_on(stream),
+            Stream::Host => None,
+        };
+        let refused = || state.device.lost(format!("{stream:?} is not its stream for copies"));
+        uploads.ok_or_else(refused)?.copy(pieces);
+        Ok(())
     }
 
     fn record(&self, stream: Stream) -> Result<Event, MemoryError> {
-        match stream {
-            Stream::Device(stream) => Ok(Arc::new(self.state()?.device.record(stream)?)),
-            Stream::Host => Ok(Arc::new(Passed)),
+        let Stream::Device(stream) = stream else { return Ok(Arc::new(Passed)) };
+        let state = self.state()?;
+        match state.uploads_on(stream) {
+            Some(uploads) => Ok(uploads.record()),
+            None => Ok(Arc::new(state.device.record(stream)?)),
         }
     }
 
     fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError> {
         let state = self.state()?;
+        let Stream::Device(stream) = stream else { return event.wait(None).map(drop) };
+        if let Some(uploads) = state.uploads_on(stream) {
+            // What was asked for before comes before.
+            uploads.after(event);
+            return Ok(());
+        }
         let known: &dyn Any = event.as_ref();
-        match (stream, known.downcast_ref::<Recorded>()) {
-            (Stream::Device(stream), Some(event)) => state.device.after(stream, event),
-            _ => event.wait(None).map(drop),
+        if let Some(promised) = known.downcast_ref::<Promised>() {
+            return promised.precede(&state.device, stream);
+        }
+        match known.downcast_ref::<Recorded>() {
+            Some(recorded) => state.device.after(stream, recorded),
+            None => event.wait(None).map(drop),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Copies to the device: from host memory that is pageable, through a ring of pinned buffers.
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use cudarc::driver::sys::CUdeviceptr;
@@ -19,10 +20,10 @@ const GAP: usize = 256;
 const THREADS: usize = 4;
 const SHARE: usize = 1 << 20;
 
-/// Pinned buffers, filled and read in turn.
+/// Pinned buffers, filled and read in turn; one thread's.
 pub(super) struct Ring {
     device: Arc<Opened>,
-    buffers: Mutex<Buffers>,
+    buffers: RefCell<Buffers>,
 }
 
 #[derive(Default)]
@@ -46,13 +47,13 @@ struct Batch {
 
 impl Ring {
     pub(super) fn new(device: Arc<Opened>) -> Self {
-        Self { device, buffers: Mutex::default() }
+        Self { device, buffers: RefCell::default() }
     }
 
     /// Copies pieces on a stream. Returns when all have been read from where they are, so that small
     /// ones cost no call each.
     pub(super) fn upload(&self, stream: usize, pieces: Vec<Piece>) -> Result<(), MemoryError> {
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = self.buffers.borrow_mut();
         for batch in batches(pieces) {
             let buffer = self.next(&mut buffers)?;
             batch.fill(buffer.start);
@@ -97,8 +98,7 @@ impl Drop for Ring {
         if crate::wait::exiting() || !self.device.primary.library.is_here() {
             return;
         }
-        let buffers = self.buffers.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for Buffer { start, read } in buffers.all.drain(..) {
+        for Buffer { start, read } in self.buffers.get_mut().all.drain(..) {
             // What has failed reads no more.
             let _ = read.map_or(Ok(true), |read| read.wait(None));
             let _ = self.device.within("cuMemFreeHost", |primary| {
