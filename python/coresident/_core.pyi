@@ -2513,6 +2513,20 @@ class Pins:
         """Lets the pages leave when somebody wants their bytes, and gives the working memory back.
         From any thread; again without effect. Does not wait."""
 
+    def also_on(self, stream: int) -> None:
+        """On CUDA, has another stream use the pages too.
+
+        What comes there comes after what is now on the first one; and the pages leave after it.
+        Does not wait.
+
+        Args:
+            stream: Its handle.
+
+        Raises:
+            InvalidTypeError: ``stream`` is no whole number.
+            InvalidValueError: it is no handle that the driver knows, or the device has no streams.
+        """
+
     def hand_over(self) -> Self:
         """Says that nobody in particular will release them, nor the working memory."""
 
@@ -2554,7 +2568,8 @@ class DeviceTensor:
         """The tensor as a DLPack capsule, flagged read-only where the consumer can read that.
 
         Args:
-            stream: Ignored on a virtual device, which is the CPU.
+            stream: On CUDA, the consumer's stream: a handle, 1 for the default stream, -1 for none.
+                It waits for the content, and the pages leave after it. Ignored on a virtual device.
             max_version: The newest version of DLPack that the consumer understands.
             dl_device: Where it is, or ``None``.
             copy: Not ``True``.

@@ -8,6 +8,7 @@ use super::layout::{Content, Layout, PageSet};
 use super::{Arena, ArenaError, Shared as ArenaShared};
 use crate::budget::Reservation;
 use crate::device::{Address, DeviceMemory, Event, Stream};
+use crate::sync::Mutex;
 use crate::wait::{Owner, exiting};
 
 /// Addresses of the device's memory, and the bytes that are reserved for their pages.
@@ -204,6 +205,8 @@ pub struct Pins {
     area: Arc<Shared>,
     set: Arc<PageSet>,
     stream: Stream,
+    /// Others that have used them.
+    also: Mutex<Vec<Stream>>,
     user: Option<Owner>,
 }
 
@@ -216,13 +219,30 @@ impl Pins {
         user: &Owner,
     ) -> Self {
         area.land.reservation.add_user(user);
-        Self { area: area.clone(), set: set.clone(), stream, user: Some(user.clone()) }
+        let (area, set, user) = (area.clone(), set.clone(), Some(user.clone()));
+        Self { area, set, stream, also: Mutex::new(Vec::new()), user }
     }
 
     /// The area.
     #[must_use]
     pub fn area(&self) -> Area {
         Area(self.area.clone())
+    }
+
+    /// Has another stream use them too: what comes there comes after what is on the first one now, and
+    /// they leave after it.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn also_on(&self, stream: Stream) -> Result<(), ArenaError> {
+        if stream == self.stream || self.also.lock().contains(&stream) {
+            return Ok(());
+        }
+        let memory = &self.area.arena.memory;
+        let ready = memory.record(self.stream)?;
+        memory.after(stream, &ready)?;
+        self.also.lock().push(stream);
+        Ok(())
     }
 
     /// Whose they are.
@@ -246,11 +266,13 @@ impl Drop for Pins {
             return;
         }
         let mut events: Vec<(Stream, Event)> = Vec::new();
-        if self.stream != Stream::Host
-            && !exiting()
-            && let Ok(event) = arena.memory.record(self.stream)
-        {
-            events.push((self.stream, event));
+        if !exiting() {
+            let also = std::mem::take(&mut *self.also.lock());
+            for stream in std::iter::once(self.stream).chain(also) {
+                if stream != Stream::Host {
+                    events.push((stream, arena.mark(stream)));
+                }
+            }
         }
         let mut state = arena.state.lock();
         state.unpin(self.area.number, &self.set, &events);

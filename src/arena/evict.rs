@@ -1,6 +1,6 @@
 //! Taking pages away: the least wanted ones, when all streams are done with them.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -45,10 +45,10 @@ impl Shared {
             if candidates.is_empty() {
                 return gone;
             }
-            let mut waiting = None;
+            let (mut waiting, mut asked) = (None, Vec::new());
             let ready: Vec<Candidate> = candidates
                 .into_iter()
-                .filter(|candidate| match first_not_passed(&candidate.fences) {
+                .filter(|candidate| match first_not_over(&candidate.fences, &mut asked) {
                     None => true,
                     Some(event) => {
                         waiting.get_or_insert_with(|| event.clone());
@@ -65,10 +65,11 @@ impl Shared {
                 return gone;
             }
             // Less wanted ones that are still being used go before more wanted ones that are not.
-            if let Some(event) = waiting
-                && !event.wait(until).unwrap_or(true)
-            {
-                return gone;
+            if let Some(event) = waiting {
+                let _ = event.wait(until);
+                if !event.is_over() {
+                    return gone;
+                }
             }
         }
     }
@@ -88,7 +89,14 @@ impl Shared {
     }
 }
 
-/// What a page has to wait for. Work that has failed does not go on.
-fn first_not_passed(fences: &[Event]) -> Option<&Event> {
-    fences.iter().find(|event| !event.has_passed().unwrap_or(true))
+/// What a page has to wait for. Many pages have the same events, each of which is asked once.
+fn first_not_over<'a>(fences: &'a [Event], asked: &mut Vec<(Event, bool)>) -> Option<&'a Event> {
+    fences.iter().find(|event| {
+        if let Some((_, over)) = asked.iter().find(|(known, _)| Arc::ptr_eq(known, event)) {
+            return !over;
+        }
+        let over = event.is_over();
+        asked.push(((*event).clone(), over));
+        !over
+    })
 }

@@ -122,7 +122,9 @@ impl AreaShared {
                 Ok(true) => passed.push(event),
                 Ok(false) => {}
                 Err(error) => {
-                    if matches!(error, ArenaError::Memory(_)) {
+                    // Not if it is the stream that cannot wait.
+                    let failed = event.has_passed().is_err() && event.is_over();
+                    if failed && matches!(error, ArenaError::Memory(_)) {
                         arena.state.lock().spoil(self.number, pins.set(), &event);
                     }
                     return Err(error);

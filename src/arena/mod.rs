@@ -55,12 +55,13 @@ mod error;
 mod evict;
 mod fault;
 mod layout;
+mod mark;
 mod state;
 mod status;
 mod tensor;
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
@@ -76,7 +77,7 @@ use crate::budget::Budget;
 use crate::device::{Device, DeviceMemory, Name};
 use crate::load_lock::LoadLock;
 use crate::sync::{Condvar, Mutex};
-use crate::wait::{Birth, Owner};
+use crate::wait::{Birth, Owner, exiting};
 use state::State;
 
 /// After what costs nothing to give back, before what is slow to come again.
@@ -229,8 +230,15 @@ impl Shared {
     }
 }
 
+/// How long the last one to have an arena waits for streams that still use its pages.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.birth.is_here() && !exiting() {
+            // Nobody else will come to do it.
+            self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
+        }
         self.budget.remove_evictor(self.evictor);
     }
 }

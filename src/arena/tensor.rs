@@ -106,6 +106,14 @@ impl RangeView {
 }
 
 impl PinnedTensor {
+    /// Has another stream use it, as [`Pins::also_on`].
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn also_on(&self, stream: Stream) -> Result<(), ArenaError> {
+        self.pins.also_on(stream)
+    }
+
     /// The tensor.
     #[must_use]
     pub fn view(&self) -> &RangeView {

@@ -24,7 +24,8 @@ pub trait Fence: Any + Send + Sync {
     /// Whether it has passed; never waits.
     ///
     /// # Errors
-    /// [`MemoryError::Lost`] and [`MemoryError::Unmapped`]: what the work before it has done to itself.
+    /// [`MemoryError::Failed`] and [`MemoryError::Unmapped`]: the work before it is over, and has not
+    /// been done. [`MemoryError::Lost`]: nobody knows.
     fn has_passed(&self) -> Result<bool, MemoryError>;
 
     /// Blocks until it has passed, or until then. Returns whether it has.
@@ -37,6 +38,17 @@ pub trait Fence: Any + Send + Sync {
     /// stream cannot be waited for by others.
     fn has_begun(&self) -> bool {
         true
+    }
+}
+
+impl dyn Fence {
+    /// Whether the work before it is over, done or not; false where nobody knows.
+    pub fn is_over(&self) -> bool {
+        match self.has_passed() {
+            Ok(passed) => passed,
+            Err(MemoryError::Lost { .. }) => false,
+            Err(_) => true,
+        }
     }
 }
 
@@ -150,6 +162,14 @@ pub enum MemoryError {
         /// The device.
         device: Name,
         /// What it lacks.
+        why: String,
+    },
+    /// Work has failed, and is over.
+    #[error("{device} has not done what it was told: {why}")]
+    Failed {
+        /// The device.
+        device: Name,
+        /// What the driver says.
         why: String,
     },
     /// It does not answer any more.

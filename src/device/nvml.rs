@@ -72,7 +72,7 @@ fn found_card(nvml: &Nvml, index: u32, uuid: String) -> Option<Found> {
         model: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
         memory: device.memory_info().ok().map(|memory| memory.total),
         unified: false,
-        driver: Arc::new(Card { uuid, memory: Arc::new(CudaMemory::new(name)) }),
+        driver: Arc::new(Card { uuid, memory: CudaMemory::of(name) }),
     })
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn bench(pages: u64, _jitter: Option<u64>) -> Arc<Bench> {
     };
     drop(free);
     let device = Name::new(DeviceType::Cuda, ordinal).unwrap();
-    let memory = Arc::new(CudaMemory::new(device));
+    let memory = CudaMemory::of(device);
     // Begins the driver.
     memory.copies().unwrap();
     let taken = pretend::BYTES - pages * PAGE;

@@ -13,8 +13,8 @@ use super::pretend;
 
 const BYTES: usize = 2 << 20;
 
-fn device(ordinal: u32) -> CudaMemory {
-    CudaMemory::new(Name::new(DeviceType::Cuda, ordinal).unwrap())
+fn device(ordinal: u32) -> Arc<CudaMemory> {
+    CudaMemory::of(Name::new(DeviceType::Cuda, ordinal).unwrap())
 }
 
 struct All(u8);
@@ -100,13 +100,13 @@ fn a_call_that_fails_puts_the_callers_context_back_too() {
     ];
     for name in calls {
         pretend::fail(name, 999, 1, pretend::LOST);
-        let told = everything(&memory, compute).map_err(|error| error.to_string());
+        let told = everything(memory.as_ref(), compute).map_err(|error| error.to_string());
         let told = told.expect_err(name);
         assert!(told.contains("CUDA_ERROR_UNKNOWN"), "{name}: {told}");
         assert_eq!(pretend::current(), other, "{name}");
         assert_eq!(pretend::count("mappings", pretend::LOST.cast_signed()), 0, "{name}");
     }
-    everything(&memory, compute).unwrap();
+    everything(memory.as_ref(), compute).unwrap();
     pretend::set_current(0);
 }
 

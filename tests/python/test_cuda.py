@@ -324,3 +324,111 @@ def test_who_waits_for_a_slow_bus_can_give_up(ask: Ask) -> None:
     assert all("to be copied to cuda:0" in message for message, _ in told[:2])
     assert [quick for _, quick in told[:2]] == [True, True]
     assert told[2:] == ["interrupted", [0, True]]
+
+
+def test_what_fails_once_may_go_well_the_next_time(ask: Ask) -> None:
+    told = ask(
+        """
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        told = []
+        for _ in range(6):
+            try:
+                area_of(arena, ones).fault().release()
+                told.append("resident")
+            except co.DeviceLostError as error:
+                told.append(str(error))
+        """,
+        driver="A 3090:64MiB,fail:cuDevicePrimaryCtxRetain=2*3",
+    )
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in told[0]
+    assert told[-1] == "resident"
+
+
+def test_a_handle_that_is_none_leaves_the_device_as_it_was(ask: Ask) -> None:
+    told = ask("""
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area = area_of(arena, ones)
+        told = []
+        for handle in (0x12345, 2):
+            try:
+                area.fault(stream=handle)
+            except (co.DeviceLostError, co.InvalidValueError) as error:
+                told.append(str(error))
+            arena.evict()
+        for _ in range(20):
+            area.fault().release()
+            arena.evict()
+        told.append(arena.status().pinned)
+        """)
+    assert "stream is no handle: cuda:0 is lost: cuEventRecord says" in told[0]
+    assert "stream is 2, the default stream of whichever thread" in told[1]
+    assert told[2] == 0
+
+
+def test_the_last_to_have_an_arena_leaves_nothing_on_the_device(ask: Ask) -> None:
+    told = ask("""
+        for _ in range(5):
+            device = co.devices("cuda:0")[0]
+            arena = co.Arena(device, co.Budget(device))
+            area = area_of(arena, ones)
+            area.fault().release()
+            del area, arena
+        told = [count("mappings"), count("reservations"), count("streams") <= 2]
+        """)
+    assert told == [0, 0, True]
+
+
+def test_a_consumers_stream_waits_for_the_content_and_the_pages_for_it(ask: Ask) -> None:
+    told = ask("""
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        tensor = area_of(arena, ones).pinned("t0")
+        library = driver()
+        context, stream = ctypes.c_void_p(), ctypes.c_size_t()
+        library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        library.cuCtxSetCurrent(context)
+        library.cuStreamCreate(ctypes.byref(stream), 1)
+        before = count("cuStreamWaitEvent")
+        capsule = tensor.__dlpack__(stream=stream.value)
+        again = tensor.__dlpack__(stream=stream.value)
+        waited = count("cuStreamWaitEvent") - before
+        told = [waited]
+        for wrong in (0, 2, -7, "s"):
+            try:
+                tensor.__dlpack__(stream=wrong)
+            except (co.InvalidValueError, TypeError, BufferError, ValueError) as error:
+                told.append(type(error).__name__)
+        recorded = count("cuEventRecord")
+        del capsule, again, tensor
+        told.append(count("cuEventRecord") - recorded)
+        """)
+    assert told[0] == 1
+    assert len(told) == 6, "each that is wrong is refused"
+    assert told[-1] == 2, "one mark for each stream that used it"
+
+
+def test_somebody_elses_graph_is_not_spoilt(ask: Ask) -> None:
+    told = ask("""
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        areas = [area_of(arena, ones, key=f"model {n}") for n in range(20)]
+        areas[0].fault().release()
+        library = driver()
+        context, stream = ctypes.c_void_p(), ctypes.c_size_t()
+        library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        library.cuCtxSetCurrent(context)
+        library.cuStreamCreate(ctypes.byref(stream), 1)
+        begun = library.pretend_cuda_capture(stream, 0)
+
+        def work():
+            for area in areas:
+                area.fault(timeout=10).release()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        told = [begun, library.pretend_cuda_capture(stream, -1), arena.status().pinned]
+        """)
+    assert told == [0, 0, 0]

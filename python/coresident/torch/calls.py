@@ -50,6 +50,7 @@ class Calls:
     Args:
         replica: Whose module is called.
         place: Where its weights are.
+        pins: What keeps them there.
         room: Where it finds more.
         reserved: What was reserved beside the weights.
         fixed: Whether that is what the caller has asked for, so that nothing more is reserved.
@@ -60,6 +61,7 @@ class Calls:
         self,
         replica: Replica,
         place: Place,
+        pins: _core.Pins,
         room: Room,
         reserved: _core.Reservation | None,
         fixed: bool,
@@ -70,6 +72,7 @@ class Calls:
         self._key = replica._model.key
         self._purpose = f"working memory of {self._key}"
         self._place = place
+        self._pins = pins
         self._room = room
         self._budget = room.vram[self._device]
         self._held: list[_core.Reservation] = []
@@ -151,6 +154,9 @@ class Calls:
         args: Any,
         kwargs: Any,
     ) -> Any:
+        if self._device.type == "cuda":
+            # Whichever it is now: pages leave after all that have used them.
+            self._pins.also_on(torch.cuda.current_stream(self._device.index).cuda_stream)
         with self._meter.measure(self._module, known) as measured:
             output = owned(forward(*args, **kwargs), self._place)
         if measured.peak is not None:

@@ -57,9 +57,12 @@ class Residence:
             self._place = replica._place()
             self._take(working_memory, terms)
             self._enter()
-            if self._place is not None and (room := replica._model.room) is not None:
+            room = replica._model.room
+            if self._place is not None and self._pins is not None and room is not None:
                 fixed = working_memory is not None
-                self._calls = Calls(replica, self._place, room, self._reserved, fixed, terms)
+                self._calls = Calls(
+                    replica, self._place, self._pins, room, self._reserved, fixed, terms
+                )
         except BaseException:
             try:
                 self._leave()
@@ -106,11 +109,17 @@ class Residence:
             if self._released:
                 return
             self._released = True
+        area = None if self._place is None else self._place.area
         try:
             written = self._leave()
         finally:
             self._give_back()
-        if written:
+        if written and area is not None:
+            # After the pins, whose stream may still be writing.
+            area.renew()
+            # Others may be using the model: for them at once, if that keeps nobody waiting.
+            with suppress(CoresidentError):
+                area.fault(timeout=0).release()
             self._replica._warn_of(
                 written, "whoever has used the model there meanwhile has seen it, and nobody will"
             )
@@ -173,12 +182,8 @@ class Residence:
                 tensor.data = there
             for tensor, at_rest in self._moved:
                 tensor.data = at_rest
-        if self._private or not written:
+        if self._private:
             return []
-        self._place.area.renew()
-        # Others may be using the model: for them at once, if that keeps nobody waiting.
-        with suppress(CoresidentError):
-            self._place.area.fault(timeout=0).release()
         return [self._replica._model.structure.names[at][0] for at in written]
 
     def _give_back(self) -> None:

@@ -1,6 +1,6 @@
 //! The primary context of a device: the one that torch uses too.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
 
 use cudarc::driver::sys::{CUcontext, CUdevice};
@@ -14,15 +14,24 @@ pub(super) struct Primary {
     context: usize,
 }
 
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: what this thread calls spoils no graph that another one captures.
+const RELAXED: c_uint = 2;
+
 /// While it lives, the context is the thread's current one; then the one of before is again.
-pub(super) struct Entered<'a>(&'a Library);
+pub(super) struct Entered<'a> {
+    library: &'a Library,
+    capture_mode: c_uint,
+}
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut popped: CUcontext = null_mut();
         // SAFETY: it was pushed by this thread, and everything that was pushed since has been popped.
         #[expect(unsafe_code, reason = "a function of a library")]
-        let code = unsafe { self.0.pop(&raw mut popped) };
+        let code = unsafe {
+            self.library.exchange_capture_mode(&raw mut self.capture_mode);
+            self.library.pop(&raw mut popped)
+        };
         debug_assert_eq!(code, 0);
     }
 }
@@ -54,7 +63,13 @@ impl Primary {
         #[expect(unsafe_code, reason = "a function of a library")]
         let code = unsafe { self.library.push(context) };
         if code == 0 {
-            Ok(Entered(self.library))
+            let mut capture_mode = RELAXED;
+            // SAFETY: it reads and writes where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            unsafe {
+                self.library.exchange_capture_mode(&raw mut capture_mode);
+            }
+            Ok(Entered { library: self.library, capture_mode })
         } else {
             Err(format!("cuCtxPushCurrent says {}", self.library.told(code)))
         }

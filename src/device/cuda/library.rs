@@ -78,6 +78,7 @@ calls! {
     retain = cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
     push = cuCtxPushCurrent_v2(context: CUcontext);
     pop = cuCtxPopCurrent_v2(context: *mut CUcontext);
+    exchange_capture_mode = cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
     memory_info = cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     granularity = cuMemGetAllocationGranularity(
         bytes: *mut usize, properties: *const CUmemAllocationProp, option: c_int
@@ -151,8 +152,15 @@ pub(super) fn is_present() -> bool {
 
 /// The library, loaded and begun at the first call; or why there is none.
 pub(super) fn library() -> Result<&'static Library, String> {
-    static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
-    let library = LOADED.get_or_init(load).as_ref().map_err(Clone::clone)?;
+    static LOADED: OnceLock<Library> = OnceLock::new();
+    // What fails may be there the next time.
+    let library = match LOADED.get() {
+        Some(library) => library,
+        None => {
+            let loaded = load()?;
+            LOADED.get_or_init(|| loaded)
+        }
+    };
     if library.is_here() {
         Ok(library)
     } else {

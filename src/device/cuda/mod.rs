@@ -21,8 +21,11 @@ mod stream;
 mod uploads;
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
+
+use crate::wait::PerProcess;
 
 use super::memory::{Address, DeviceMemory, Event, Fence, MemoryError, Piece, Stream};
 use super::{DeviceType, Driver, Host, Name};
@@ -34,21 +37,7 @@ use uploads::{Promised, Uploads};
 /// The memory of one CUDA device, opened when it is first used.
 pub struct CudaMemory {
     name: Name,
-    opened: OnceLock<Result<State, Refused>>,
-}
-
-/// Why a device's memory cannot be used.
-enum Refused {
-    /// There is no such device, or no driver.
-    NoDevice(String),
-    /// It is there, and torch may use it.
-    NoPages(&'static str),
-}
-
-impl From<String> for Refused {
-    fn from(why: String) -> Self {
-        Self::NoDevice(why)
-    }
+    opened: OnceLock<Result<State, &'static str>>,
 }
 
 struct State {
@@ -82,43 +71,55 @@ pub fn cuda_is_present() -> bool {
 }
 
 impl CudaMemory {
-    /// That of `cuda:N`, by the ordinal that CUDA and torch give it. Does not look whether it is there.
-    ///
-    /// # Panics
-    /// Never: every number is one of a CUDA device.
+    /// That of `cuda:N`, by the ordinal that CUDA and torch give it; there is one in a process. Does not
+    /// look whether the device is there.
     #[must_use]
-    pub fn new(name: Name) -> Self {
+    pub fn of(name: Name) -> Arc<Self> {
+        static ALL: PerProcess<Mutex<HashMap<Name, Arc<CudaMemory>>>> = PerProcess::new();
         debug_assert_eq!(name.kind(), DeviceType::Cuda);
-        Self { name, opened: OnceLock::new() }
+        let all = ALL.get_or_init(Mutex::default);
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(Self { name, opened: OnceLock::new() });
+        all.entry(name).or_insert_with(made).clone()
     }
 
     fn state(&self) -> Result<&State, MemoryError> {
         let device = self.name;
         let lost =
             |why: &str| MemoryError::Lost { device, why: format!("no CUDA here, because {why}") };
-        let opened = self.opened.get_or_init(|| self.open()).as_ref();
-        let state = opened.map_err(|refused| match refused {
-            Refused::NoDevice(why) => lost(why),
-            Refused::NoPages(why) => MemoryError::NoPages { device, why: (*why).to_owned() },
-        })?;
+        let opened = match self.opened.get() {
+            Some(opened) => opened,
+            None => {
+                // What fails may go well the next time, but for what the device cannot do.
+                let opened = self.open()?;
+                self.opened.get_or_init(|| opened)
+            }
+        };
+        let state = opened
+            .as_ref()
+            .map_err(|why| MemoryError::NoPages { device, why: (*why).to_owned() })?;
         // A forked child has what its parent opened, and must not use it.
         library::library().map_err(|why| lost(&why))?;
         Ok(state)
     }
 
-    fn open(&self) -> Result<State, Refused> {
-        let primary = Primary::retain(self.name.index())?;
+    fn open(&self) -> Result<Result<State, &'static str>, MemoryError> {
+        let lost = |why: String| MemoryError::Lost {
+            device: self.name,
+            why: format!("no CUDA here, because {why}"),
+        };
+        let primary = Primary::retain(self.name.index()).map_err(lost)?;
         if !pages::are_here(&primary) {
-            return Err(Refused::NoPages("it has no virtual memory management"));
+            return Ok(Err("it has no virtual memory management"));
         }
         let page = {
-            let _entered = primary.enter()?;
+            let _entered = primary.enter().map_err(lost)?;
             pages::size(&primary)
         };
         let integrated =
             primary.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED as i32);
         let device = Arc::new(Opened { name: self.name, primary });
-        Ok(State { device, page, integrated: integrated != 0, uploads: Mutex::default() })
+        Ok(Ok(State { device, page, integrated: integrated != 0, uploads: Mutex::default() }))
     }
 
     /// A new stream.

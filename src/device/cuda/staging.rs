@@ -10,6 +10,7 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::stream::{Opened, Recorded, checked, handle};
 use crate::device::{Address, Fence, MemoryError, Piece};
+use crate::wait::exiting;
 
 /// How many buffers there are, and how large: two are filled while others are read by the device.
 const BUFFERS: usize = 4;
@@ -55,7 +56,11 @@ impl Ring {
     pub(super) fn upload(&self, stream: usize, pieces: Vec<Piece>) -> Result<(), MemoryError> {
         let mut buffers = self.buffers.borrow_mut();
         for batch in batches(pieces) {
-            let buffer = self.next(&mut buffers)?;
+            if exiting() {
+                break;
+            }
+            let at = self.next(&mut buffers)?;
+            let buffer = &mut buffers.all[at];
             batch.fill(buffer.start);
             self.device.within("cuMemcpyHtoDAsync", |primary| {
                 let from: *const c_void = std::ptr::with_exposed_provenance(buffer.start);
@@ -65,37 +70,53 @@ impl Ring {
                 #[expect(unsafe_code, reason = "a function of a library")]
                 checked(unsafe { primary.library.copy_to_device(to, from, length, handle(stream)) })
             })?;
-            buffer.read = Some(self.device.record(stream)?);
+            match self.device.record(stream) {
+                Ok(read) => buffer.read = Some(read),
+                Err(error) => {
+                    // Nobody can tell when it has been read: it is not used any more, nor freed.
+                    buffers.all.remove(at);
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
 
     /// The next buffer, read by now.
-    fn next<'a>(&self, buffers: &'a mut Buffers) -> Result<&'a mut Buffer, MemoryError> {
+    fn next(&self, buffers: &mut Buffers) -> Result<usize, MemoryError> {
         if buffers.all.len() < BUFFERS {
-            let start = self.device.within("cuMemHostAlloc", |primary| {
+            let allocated = self.device.within("cuMemHostAlloc", |primary| {
                 let mut start: *mut c_void = null_mut();
                 // SAFETY: it writes to where it is told.
                 #[expect(unsafe_code, reason = "a function of a library")]
                 let code = unsafe { primary.library.host_allocate(&raw mut start, BUFFER, 0) };
                 checked(code).map(|()| start.expose_provenance())
-            })?;
-            buffers.next = buffers.all.len();
-            buffers.all.push(Buffer { start, read: None });
+            });
+            match allocated {
+                Ok(start) => {
+                    buffers.next = buffers.all.len();
+                    buffers.all.push(Buffer { start, read: None });
+                }
+                // With fewer it goes on, only slower.
+                Err(error) if buffers.all.is_empty() => return Err(error),
+                Err(_) => {}
+            }
         }
-        let at = buffers.next;
-        buffers.next = (at + 1) % BUFFERS;
-        let buffer = &mut buffers.all[at];
-        if let Some(read) = buffer.read.take() {
-            read.wait(None)?;
+        let at = buffers.next % buffers.all.len();
+        buffers.next = at + 1;
+        if let Some(read) = &buffers.all[at].read
+            && !read.wait(None)?
+        {
+            return Err(self.device.lost("the process ends".to_owned()));
         }
-        Ok(buffer)
+        buffers.all[at].read = None;
+        Ok(at)
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if crate::wait::exiting() || !self.device.primary.library.is_here() {
+        if exiting() || !self.device.primary.library.is_here() {
             return;
         }
         for Buffer { start, read } in self.buffers.get_mut().all.drain(..) {
@@ -115,35 +136,58 @@ impl Drop for Ring {
 impl Batch {
     /// Writes what it copies to a buffer, as it will lie on the device.
     fn fill(&self, buffer: usize) {
-        let parts: Vec<(usize, &Piece)> =
-            self.pieces.iter().map(|piece| (buffer + piece.to - self.to, piece)).collect();
-        let share = self.length.div_ceil(THREADS).max(SHARE);
+        let share = self.length.div_ceil(THREADS).max(SHARE).next_multiple_of(GAP);
+        let parts: Vec<Part<'_>> = self
+            .pieces
+            .iter()
+            .flat_map(|piece| {
+                let to = buffer + piece.to - self.to;
+                (0..piece.length).step_by(share).map(move |from| Part {
+                    to: to + from,
+                    piece,
+                    from,
+                    length: share.min(piece.length - from),
+                })
+            })
+            .collect();
         thread::scope(|scope| {
             let mut rest = parts.as_slice();
             while !rest.is_empty() {
                 let mut bytes = 0;
-                let end = rest.iter().position(|(_, piece)| {
-                    bytes += piece.length;
+                let end = rest.iter().position(|part| {
+                    bytes += part.length;
                     bytes >= share
                 });
                 let (own, others) = rest.split_at(end.map_or(rest.len(), |last| last + 1));
                 rest = others;
-                if rest.is_empty() {
-                    own.iter().for_each(write);
-                } else {
-                    scope.spawn(move || own.iter().for_each(write));
+                let helped = !rest.is_empty()
+                    && thread::Builder::new()
+                        .spawn_scoped(scope, move || own.iter().for_each(Part::write))
+                        .is_ok();
+                if !helped {
+                    own.iter().for_each(Part::write);
                 }
             }
         });
     }
 }
 
-fn write((to, piece): &(usize, &Piece)) {
-    let to = std::ptr::with_exposed_provenance_mut(*to);
-    // SAFETY: this stretch of the buffer is this piece's alone, and the device has read what was there.
-    #[expect(unsafe_code, reason = "memory of a library")]
-    let to = unsafe { std::slice::from_raw_parts_mut(to, piece.length) };
-    piece.source.copy_to(piece.from, to);
+/// A stretch of a piece, and where in a buffer it goes.
+struct Part<'a> {
+    to: usize,
+    piece: &'a Piece,
+    from: usize,
+    length: usize,
+}
+
+impl Part<'_> {
+    fn write(&self) {
+        let to = std::ptr::with_exposed_provenance_mut(self.to);
+        // SAFETY: this stretch of the buffer is this part's alone, and the device has read what was there.
+        #[expect(unsafe_code, reason = "memory of a library")]
+        let to = unsafe { std::slice::from_raw_parts_mut(to, self.length) };
+        self.piece.source.copy_to(self.piece.from + self.from, to);
+    }
 }
 
 /// Pieces together that lie side by side, as much as a buffer holds.

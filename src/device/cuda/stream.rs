@@ -121,7 +121,7 @@ impl Fence for Recorded {
         while !self.has_passed()? {
             let now = Instant::now();
             let left = until.map(|until| until.saturating_duration_since(now));
-            if left.is_some_and(|left| left.is_zero()) {
+            if left.is_some_and(|left| left.is_zero()) || exiting() {
                 return Ok(false);
             }
             thread::sleep(left.map_or(nap, |left| left.min(nap)));

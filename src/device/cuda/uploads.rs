@@ -2,8 +2,9 @@
 //! gives the stream for copies what it is to do, in the order in which it was asked.
 
 use std::any::Any;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ enum Order {
 
 /// The stream for copies, and the thread that serves it.
 pub(super) struct Uploads {
+    device: Arc<Opened>,
     pub(super) stream: usize,
     orders: Sender<Order>,
 }
@@ -34,7 +36,7 @@ impl Uploads {
         let builder = thread::Builder::new().name(format!("{} copies", device.name));
         let started = builder.spawn(move || serve(&serving, stream, &given));
         started.map_err(|why| device.lost(format!("there can be no thread for copies: {why}")))?;
-        Ok(Self { stream, orders })
+        Ok(Self { device: device.clone(), stream, orders })
     }
 
     pub(super) fn copy(&self, pieces: Vec<Piece>) {
@@ -52,8 +54,10 @@ impl Uploads {
     }
 
     fn give(&self, order: Order) {
-        // The thread ends after this only.
-        let _ = self.orders.send(order);
+        if let Err(SendError(Order::Record(promised))) = self.orders.send(order) {
+            promised
+                .keep(None, Some(self.device.lost("its thread for copies has ended".to_owned())));
+        }
     }
 }
 
@@ -67,14 +71,17 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
         }
         let outcome = match order {
             Order::Copy(_) if wrong.is_some() => Ok(()),
-            Order::Copy(pieces) => ring.upload(stream, pieces),
+            Order::Copy(pieces) => {
+                // Whoever has made the bytes may have made a mistake.
+                let copied = catch_unwind(AssertUnwindSafe(|| ring.upload(stream, pieces)));
+                copied.unwrap_or_else(|_| Err(device.lost("reading weights panicked".to_owned())))
+            }
             Order::After(event) => after(device, stream, &event),
             Order::Record(promised) => {
-                let recorded = device.record(stream);
-                promised.keep(match wrong.take() {
-                    Some(error) => Err(error),
-                    None => recorded,
-                });
+                match device.record(stream) {
+                    Ok(recorded) => promised.keep(Some(recorded), wrong.take()),
+                    Err(error) => promised.keep(None, Some(error)),
+                }
                 Ok(())
             }
         };
@@ -96,25 +103,60 @@ fn after(device: &Opened, stream: usize, event: &Event) -> Result<(), MemoryErro
 /// A place in the stream for copies, once the thread has come to it.
 #[derive(Default)]
 pub(super) struct Promised {
-    kept: Mutex<Option<Result<Recorded, MemoryError>>>,
+    kept: Mutex<Option<Kept>>,
     changed: Condvar,
 }
 
+/// What has become of it.
+struct Kept {
+    /// It passes when what went well before is done.
+    recorded: Option<Recorded>,
+    /// What did not go well.
+    wrong: Option<MemoryError>,
+}
+
+impl Kept {
+    /// What it says when everything before it is over.
+    fn outcome(&self, over: bool) -> Result<bool, MemoryError> {
+        match &self.wrong {
+            Some(MemoryError::Lost { device, why }) if over && self.recorded.is_some() => {
+                Err(MemoryError::Failed { device: *device, why: why.clone() })
+            }
+            Some(error) if over => Err(error.clone()),
+            _ => Ok(over),
+        }
+    }
+}
+
 impl Promised {
-    fn keep(&self, recorded: Result<Recorded, MemoryError>) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(recorded);
+    fn keep(&self, recorded: Option<Recorded>, wrong: Option<MemoryError>) {
+        let kept = Kept { recorded, wrong };
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         self.changed.notify_all();
+    }
+
+    /// Waits until the thread has come to it, or until then.
+    fn begun(&self, until: Option<Instant>) -> MutexGuard<'_, Option<Kept>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while kept.is_none() {
+            kept = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(kept).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => break,
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(kept, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        kept
     }
 
     /// Has a stream wait for it, for which the caller waits until it has begun.
     pub(super) fn precede(&self, device: &Opened, stream: usize) -> Result<(), MemoryError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match &*kept {
-                Some(Ok(recorded)) => return device.after(stream, recorded),
-                Some(Err(error)) => return Err(error.clone()),
-                None => kept = self.changed.wait(kept).unwrap_or_else(PoisonError::into_inner),
-            }
+        match &*self.begun(None) {
+            Some(Kept { recorded: Some(recorded), wrong: None }) => device.after(stream, recorded),
+            Some(kept) => kept.outcome(true).map(drop),
+            None => Ok(()),
         }
     }
 }
@@ -122,28 +164,21 @@ impl Promised {
 impl Fence for Promised {
     fn has_passed(&self) -> Result<bool, MemoryError> {
         match &*self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Ok(recorded)) => recorded.has_passed(),
-            Some(Err(error)) => Err(error.clone()),
+            Some(kept) => {
+                let over = kept.recorded.as_ref().map_or(Ok(true), Fence::has_passed)?;
+                kept.outcome(over)
+            }
             None => Ok(false),
         }
     }
 
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match &*kept {
-                Some(Ok(recorded)) => return recorded.wait(until),
-                Some(Err(error)) => return Err(error.clone()),
-                None => {}
+        match &*self.begun(until) {
+            Some(kept) => {
+                let over = kept.recorded.as_ref().map_or(Ok(true), |event| event.wait(until))?;
+                kept.outcome(over)
             }
-            kept = match until.map(|until| until.saturating_duration_since(Instant::now())) {
-                None => self.changed.wait(kept).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return Ok(false),
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(kept, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            None => Ok(false),
         }
     }
 

@@ -67,16 +67,22 @@ impl Area {
 
     /// The stream of this handle; without one the default stream, or whoever calls on a device that is
     /// the host.
-    fn stream(&self, handle: Option<&Bound<'_, PyAny>>) -> Result<Stream> {
+    pub(super) fn stream(&self, handle: Option<&Bound<'_, PyAny>>) -> Result<Stream> {
         let handle = handle.filter(|handle| !handle.is_none());
         let handle = handle.map(|handle| argument::whole_number("stream", handle)).transpose()?;
         let device = self.placed.arena().device();
         match (device.kind(), handle) {
-            (DeviceType::Cuda, handle) => {
-                let handle = usize::try_from(handle.unwrap_or(0));
-                handle
-                    .map(Stream::Device)
-                    .map_err(|_| invalid_value("stream is no handle of CUDA's"))
+            (DeviceType::Cuda, Some(2)) => Err(invalid_value(
+                "stream is 2, the default stream of whichever thread: name one that all mean alike",
+            )),
+            (DeviceType::Cuda, None | Some(0)) => Ok(Stream::Device(0)),
+            (DeviceType::Cuda, Some(handle)) => {
+                let unknown = |why: String| invalid_value(&format!("stream is no handle: {why}"));
+                let stream = usize::try_from(handle).map(Stream::Device);
+                let stream = stream.map_err(|why| unknown(why.to_string()))?;
+                let known = self.placed.arena().check_stream(stream);
+                known.map_err(|why| unknown(why.to_string()))?;
+                Ok(stream)
             }
             (_, None) => Ok(Stream::Host),
             (_, Some(_)) => {

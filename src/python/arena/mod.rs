@@ -204,11 +204,11 @@ impl From<MemoryError> for Error {
                 out_of_memory(&message, &device.to_string(), asked, 0)
             }
             MemoryError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
-            MemoryError::Unmapped { device, .. } | MemoryError::Lost { device, .. } => {
-                raise("DeviceLostError", &message, |fields| {
-                    fields.set_item("device", device.to_string())
-                })
-            }
+            MemoryError::Unmapped { device, .. }
+            | MemoryError::Failed { device, .. }
+            | MemoryError::Lost { device, .. } => raise("DeviceLostError", &message, |fields| {
+                fields.set_item("device", device.to_string())
+            }),
         }
     }
 }

@@ -64,6 +64,17 @@ impl Pins {
         }
     }
 
+    /// Has another stream of CUDA's use them too.
+    fn also_on(&self, py: Python<'_>, stream: &Bound<'_, PyAny>) -> Result<()> {
+        let stream = self.area.get().stream(Some(stream))?;
+        detached(py, || {
+            // The pins stay where they are: whoever releases them meanwhile waits.
+            let held = self.held.lock();
+            held.as_ref().map_or(Ok(()), |held| held.also_on(stream))
+        })?;
+        Ok(())
+    }
+
     /// Says that nobody in particular will release them. Does not wait.
     fn hand_over(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         if let Some(held) = slf.get().held.lock().as_mut() {

@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::arena::{PinnedTensor, RangeView};
+use crate::device::{DeviceType, Stream};
 use crate::python::dlpack;
-use crate::python::error::{Error, Result};
+use crate::python::error::{Error, Result, invalid_value};
+use crate::python::exit::detached;
 
 /// A tensor on a device: one that stays there for as long as somebody has it, or a view of addresses.
 #[pyclass(frozen, module = "coresident", name = "DeviceTensor")]
@@ -34,6 +36,27 @@ impl DeviceTensor {
         match &self.0 {
             Placed::View(view) => view,
             Placed::Pinned(pinned) => pinned.view(),
+        }
+    }
+}
+
+/// The stream that a consumer names as the array API standard has it: on CUDA 1 is the default one, and
+/// -1 none.
+fn consumer(view: &RangeView, stream: Option<&Bound<'_, PyAny>>) -> Result<Option<Stream>> {
+    let stream = stream.filter(|stream| !stream.is_none());
+    let Some(stream) = stream.filter(|_| view.device().kind() == DeviceType::Cuda) else {
+        return Ok(None);
+    };
+    match stream.extract::<i64>() {
+        Ok(-1) => Ok(None),
+        Ok(1) => Ok(Some(Stream::Device(0))),
+        Ok(handle) if handle > 2 => {
+            let handle = usize::try_from(handle).unwrap_or_default();
+            Ok(Some(Stream::Device(handle)))
+        }
+        _ => {
+            let message = "stream is 1 for the default stream, -1 for none, or a stream's handle";
+            Err(invalid_value(message))
         }
     }
 }
@@ -72,6 +95,9 @@ impl DeviceTensor {
         match &self.0 {
             Placed::View(view) => dlpack::export_placed(py, view, Box::new(view.clone()), &request),
             Placed::Pinned(pinned) => {
+                if let Some(stream) = consumer(pinned.view(), stream)? {
+                    detached(py, || pinned.also_on(stream))?;
+                }
                 dlpack::export_placed(py, pinned.view(), Box::new(pinned.clone()), &request)
             }
         }
