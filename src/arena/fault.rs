@@ -123,9 +123,9 @@ impl AreaShared {
                 Ok(false) => {}
                 Err(error) => {
                     // Not if it is the stream that cannot wait.
-                    let failed = event.has_passed().is_err() && event.is_over();
-                    if failed && matches!(error, ArenaError::Memory(_)) {
-                        arena.state.lock().spoil(self.number, pins.set(), &event);
+                    if matches!(error, ArenaError::Memory(_)) && event.has_passed().is_err() {
+                        let over = event.is_over();
+                        arena.state.lock().spoil(self.number, pins.set(), &event, over);
                     }
                     return Err(error);
                 }

@@ -248,13 +248,15 @@ impl State {
         }
     }
 
-    /// Pages whose content did not come, because a copy has failed.
-    pub(super) fn spoil(&mut self, area: usize, set: &PageSet, failed: &Event) {
+    /// Pages whose content did not come, because a copy has failed. Whether that is `over` tells if they
+    /// still have to wait for it.
+    pub(super) fn spoil(&mut self, area: usize, set: &PageSet, failed: &Event, over: bool) {
         let pages = &mut self.areas[area].pages;
         for at in set.iter() {
             let page = &mut pages[at];
-            if page.filled.take_if(|filled| Arc::ptr_eq(failed, filled)).is_some() {
+            if page.filled.as_ref().is_some_and(|filled| Arc::ptr_eq(failed, filled)) {
                 page.generation = 0;
+                page.filled.take_if(|_| over);
             }
         }
     }

@@ -432,3 +432,28 @@ def test_somebody_elses_graph_is_not_spoilt(ask: Ask) -> None:
         told = [begun, library.pretend_cuda_capture(stream, -1), arena.status().pinned]
         """)
     assert told == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "times"), [("cuMemcpyHtoDAsync", 1), ("cuEventRecord", 4), ("cuEventRecord", 1)]
+)
+def test_a_copy_that_failed_is_made_again_by_whoever_comes_next(
+    ask: Ask, function: str, times: int
+) -> None:
+    told = ask(f"""
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area_of(arena, ones, key="begun").fault().release()
+        area = area_of(arena, ones)
+        driver().pretend_cuda_fail(b"{function}", 999, ctypes.c_uint64({times}), ctypes.c_uint64(0), 0)
+        told = []
+        for _ in range(6):
+            try:
+                # The default stream comes after the copies.
+                tensor = area.pinned("t0")
+                told.append("resident")
+            except co.DeviceLostError as error:
+                told.append(str(error))
+        told.append(arena.status().resident == arena.budget.used)
+        """)
+    assert told[-2:] == ["resident", True]

@@ -78,9 +78,12 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
             }
             Order::After(event) => after(device, stream, &event),
             Order::Record(promised) => {
-                match device.record(stream) {
+                match record(device, stream) {
                     Ok(recorded) => promised.keep(Some(recorded), wrong.take()),
-                    Err(error) => promised.keep(None, Some(error)),
+                    Err(error) => {
+                        wrong = None;
+                        promised.keep(None, Some(error));
+                    }
                 }
                 Ok(())
             }
@@ -89,6 +92,20 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
             wrong.get_or_insert(error);
         }
     }
+}
+
+/// Marks where the stream is. Without a mark nobody could tell what is done, so that one that fails is
+/// tried again.
+fn record(device: &Arc<Opened>, stream: usize) -> Result<Recorded, MemoryError> {
+    const TRIES: usize = 3;
+    let mut recorded = device.record(stream);
+    for _ in 1..TRIES {
+        if recorded.is_ok() {
+            break;
+        }
+        recorded = device.record(stream);
+    }
+    recorded
 }
 
 fn after(device: &Opened, stream: usize, event: &Event) -> Result<(), MemoryError> {
