@@ -279,11 +279,11 @@ impl Drop for Pins {
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);
-        if !exiting() {
+        if above > 0 && !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
-            if orphans {
-                arena.evict_orphans();
-            }
+        }
+        if orphans && !exiting() {
+            arena.evict_orphans();
         }
         arena.budget.offer();
     }

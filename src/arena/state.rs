@@ -299,11 +299,13 @@ impl State {
 
     /// How many should leave: none while there are no more bytes than the high watermark.
     pub(super) fn above_watermark(&self, page: usize) -> usize {
+        // Asked at every unpinning, where there is mostly none.
+        let Some(high) = self.high else { return 0 };
         let (bytes, page) = ((self.resident() * page) as u64, page as u64);
-        match self.high.filter(|high| bytes > *high) {
-            Some(_) => usize::try_from((bytes - self.low).div_ceil(page)).unwrap_or(usize::MAX),
-            None => 0,
+        if bytes <= high {
+            return 0;
         }
+        usize::try_from((bytes - self.low).div_ceil(page)).unwrap_or(usize::MAX)
     }
 
     /// Whether there are pages of areas that nobody has any more.

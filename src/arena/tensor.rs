@@ -13,7 +13,7 @@ use crate::weights::ElementType;
 /// it pins the pages while it is used, or else it cannot be touched.
 #[derive(Clone)]
 pub struct RangeView {
-    land: Arc<Land>,
+    _land: Arc<Land>,
     device: Name,
     address: Address,
     element: ElementType,
@@ -36,7 +36,7 @@ impl Area {
         let Shared { arena, land, layout, .. } = &*self.0;
         let content = &layout.contents[tensor];
         RangeView {
-            land: land.clone(),
+            _land: land.clone(),
             device: arena.device,
             address: land.start + layout.places[tensor],
             element: content.element,
@@ -96,12 +96,6 @@ impl RangeView {
     #[must_use]
     pub fn nbytes(&self) -> usize {
         self.nbytes
-    }
-
-    /// Whether the addresses are still those of a process that has the device's memory.
-    #[must_use]
-    pub fn is_here(&self) -> bool {
-        self.land.reservation.check().is_ok()
     }
 }
 

@@ -84,9 +84,6 @@ impl CudaMemory {
     }
 
     fn state(&self) -> Result<&State, MemoryError> {
-        let device = self.name;
-        let lost =
-            |why: &str| MemoryError::Lost { device, why: format!("no CUDA here, because {why}") };
         let opened = match self.opened.get() {
             Some(opened) => opened,
             None => {
@@ -97,17 +94,14 @@ impl CudaMemory {
         };
         let state = opened
             .as_ref()
-            .map_err(|why| MemoryError::NoPages { device, why: (*why).to_owned() })?;
+            .map_err(|why| MemoryError::NoPages { device: self.name, why: (*why).to_owned() })?;
         // A forked child has what its parent opened, and must not use it.
-        library::library().map_err(|why| lost(&why))?;
+        library::library().map_err(|why| self.without_cuda(&why))?;
         Ok(state)
     }
 
     fn open(&self) -> Result<Result<State, &'static str>, MemoryError> {
-        let lost = |why: String| MemoryError::Lost {
-            device: self.name,
-            why: format!("no CUDA here, because {why}"),
-        };
+        let lost = |why: String| self.without_cuda(&why);
         let primary = Primary::retain(self.name.index()).map_err(lost)?;
         if !pages::are_here(&primary) {
             return Ok(Err("it has no virtual memory management"));
@@ -128,6 +122,10 @@ impl CudaMemory {
     /// [`MemoryError::Lost`].
     pub fn stream(&self) -> Result<Stream, MemoryError> {
         Ok(Stream::Device(self.state()?.device.stream()?))
+    }
+
+    fn without_cuda(&self, why: &str) -> MemoryError {
+        MemoryError::Lost { device: self.name, why: format!("no CUDA here, because {why}") }
     }
 
     fn out_of_memory(&self, asked: usize) -> MemoryError {
@@ -159,11 +157,9 @@ impl DeviceMemory for CudaMemory {
 
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
         let State { device, page, .. } = self.state()?;
-        let entered = device.primary.enter().map_err(|why| device.lost(why))?;
-        let outcome = pages::reserve(&device.primary, bytes, *page);
-        drop(entered);
+        let outcome = device.enter(|primary| pages::reserve(primary, bytes, *page))?;
         outcome.map_err(|code| {
-            let why = format!("cuMemAddressReserve says {}", device.primary.library.told(code));
+            let why = device.told("cuMemAddressReserve", code);
             match code {
                 library::OUT_OF_MEMORY => {
                     MemoryError::NoAddresses { device: self.name, asked: bytes as u64, why }
@@ -184,12 +180,10 @@ impl DeviceMemory for CudaMemory {
 
     fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError> {
         let State { device, page, .. } = self.state()?;
-        let entered = device.primary.enter().map_err(|why| device.lost(why))?;
-        let outcome = pages::commit(&device.primary, start, bytes, *page);
-        drop(entered);
+        let outcome = device.enter(|primary| pages::commit(primary, start, bytes, *page))?;
         outcome.map_err(|code| match code {
             library::OUT_OF_MEMORY => self.out_of_memory(bytes),
-            code => device.lost(format!("mapping says {}", device.primary.library.told(code))),
+            code => device.lost(device.told("mapping", code)),
         })
     }
 

@@ -27,15 +27,27 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Runs `call` with the device's context current, and puts the thread's own back.
+    /// Runs `call` with the device's context current, and puts the thread's own back. Returns its code.
+    pub(super) fn enter<T>(
+        &self,
+        call: impl FnOnce(&Primary) -> Result<T, Code>,
+    ) -> Result<Result<T, Code>, MemoryError> {
+        let _entered = self.primary.enter().map_err(|why| self.lost(why))?;
+        Ok(call(&self.primary))
+    }
+
+    /// The same, for a call of which every code is an error.
     pub(super) fn within<T>(
         &self,
         what: &str,
         call: impl FnOnce(&Primary) -> Result<T, Code>,
     ) -> Result<T, MemoryError> {
-        let _entered = self.primary.enter().map_err(|why| self.lost(why))?;
-        call(&self.primary)
-            .map_err(|code| self.lost(format!("{what} says {}", self.primary.library.told(code))))
+        self.enter(call)?.map_err(|code| self.lost(self.told(what, code)))
+    }
+
+    /// A code as a sentence.
+    pub(super) fn told(&self, what: &str, code: Code) -> String {
+        format!("{what} says {}", self.primary.library.told(code))
     }
 
     pub(super) fn lost(&self, why: String) -> MemoryError {
