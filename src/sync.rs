@@ -223,6 +223,8 @@ pub enum Mutant {
     PageLeavesEarly,
     /// Unpinning forgets that a stream still uses the page.
     UseIsForgotten,
+    /// Of two who have used a page on one stream, the one who comes to say so last is taken for the last.
+    LastMarkWins,
     /// A page is used before its copy is done.
     ContentIsNotAwaited,
     /// A page with another content is taken for what is wanted.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layout::{Content, Layout, PageSet};
+use super::mark::Mark;
 use super::{Arena, ArenaError, Shared as ArenaShared};
 use crate::budget::Reservation;
-use crate::device::{Address, DeviceMemory, Event, Stream};
+use crate::device::{Address, DeviceMemory, Stream};
 use crate::sync::Mutex;
 use crate::wait::{Owner, exiting};
 
@@ -265,17 +266,17 @@ impl Drop for Pins {
         if !arena.birth.is_here() {
             return;
         }
-        let mut events: Vec<(Stream, Event)> = Vec::new();
+        let mut marks: Vec<Mark> = Vec::new();
         if !exiting() {
             let also = std::mem::take(&mut *self.also.lock());
             for stream in std::iter::once(self.stream).chain(also) {
                 if stream != Stream::Host {
-                    events.push((stream, arena.mark(stream)));
+                    marks.push(arena.mark(stream));
                 }
             }
         }
         let mut state = arena.state.lock();
-        state.unpin(self.area.number, &self.set, &events);
+        state.unpin(self.area.number, &self.set, &marks);
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);

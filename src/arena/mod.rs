@@ -76,7 +76,7 @@ use crate::device::{Event, Stream};
 use crate::budget::Budget;
 use crate::device::{Device, DeviceMemory, Name};
 use crate::load_lock::LoadLock;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::wait::{Birth, Owner, exiting};
 use state::State;
 
@@ -98,6 +98,8 @@ pub(crate) struct Shared {
     /// Whoever brings pages has it.
     turn: LoadLock,
     state: Mutex<State>,
+    /// Grows with every mark in a stream, before it is made and after.
+    marks: AtomicU64,
     /// Pages have left.
     left: Condvar,
 }
@@ -126,6 +128,7 @@ impl Arena {
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
                 state: Mutex::new(State::default()),
+                marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
         }))

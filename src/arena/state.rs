@@ -9,7 +9,8 @@ use slab::Slab;
 
 use super::area::{Identity, Land, Shared as AreaShared};
 use super::layout::{PageSet, runs};
-use crate::device::{Event, Stream};
+use super::mark::Mark;
+use crate::device::Event;
 use crate::sync::{Mutant, planted};
 
 /// Where a page is on its way.
@@ -36,7 +37,7 @@ pub(super) struct Page {
     /// When its content is there, if that has not been seen yet.
     pub(super) filled: Option<Event>,
     /// When the streams that have used it are done with that.
-    used: Vec<(Stream, Event)>,
+    used: Vec<Mark>,
 }
 
 impl Page {
@@ -53,7 +54,7 @@ impl Page {
 
     /// What has to pass before its memory can be taken away, or written again.
     fn fences(&self) -> impl Iterator<Item = &Event> {
-        let fences = self.filled.iter().chain(self.used.iter().map(|(_, event)| event));
+        let fences = self.filled.iter().chain(self.used.iter().map(|mark| &mark.event));
         fences.filter(|_| !planted(Mutant::PageLeavesEarly))
     }
 }
@@ -261,8 +262,8 @@ impl State {
         }
     }
 
-    /// Lets pages go that were used until `events`.
-    pub(super) fn unpin(&mut self, area: usize, set: &PageSet, events: &[(Stream, Event)]) {
+    /// Lets pages go that were used until `marks`.
+    pub(super) fn unpin(&mut self, area: usize, set: &PageSet, marks: &[Mark]) {
         let clock = self.tick();
         let AreaState { land, pages, pinned, used_at, resident, .. } = &mut self.areas[area];
         *used_at = clock;
@@ -278,11 +279,7 @@ impl State {
             if planted(Mutant::UseIsForgotten) {
                 continue;
             }
-            for (stream, event) in events {
-                // What comes later on a stream passes later.
-                page.used.retain(|(other, _)| other != stream);
-                page.used.push((*stream, event.clone()));
-            }
+            marks.iter().for_each(|mark| mark.add_to(&mut page.used));
         }
         land.count(*resident, *pinned);
     }

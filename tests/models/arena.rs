@@ -257,6 +257,25 @@ pub(crate) fn a_page_leaves_after_the_streams_that_use_it() {
     assert!(house.is_right());
 }
 
+pub(crate) fn a_page_leaves_after_all_who_use_it_on_one_stream() {
+    let house = house(1);
+    let area = house.area(10, 1);
+    drop(fault(&area, &[0], Stream::Host, 0));
+    let use_it = |house: &House, area: &Area, thread| {
+        let pins = fault(area, &[0], COMPUTE, thread);
+        house.late.submit(COMPUTE, Order::See(area.address(0), 10));
+        drop(pins);
+    };
+    let other = thread::spawn({
+        let (house, area) = (house.clone(), area.clone());
+        move || use_it(&house, &area, 1)
+    });
+    use_it(&house, &area, 0);
+    other.join().unwrap();
+    house.arena.evict(1);
+    assert!(house.is_right());
+}
+
 pub(crate) fn what_may_be_wrong_is_filled_again_before_anybody_uses_it() {
     let house = house(1);
     let area = house.area(10, 1);

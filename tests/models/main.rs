@@ -75,6 +75,7 @@ rules! {
         a_page_stays_and_is_right_while_it_is_pinned: PinnedPageLeaves, ContentIsNotAwaited,
             OfferIsNotHeard;
         a_page_leaves_after_the_streams_that_use_it: PageLeavesEarly, UseIsForgotten;
+        a_page_leaves_after_all_who_use_it_on_one_stream: LastMarkWins;
         what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
