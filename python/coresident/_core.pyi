@@ -1919,6 +1919,10 @@ class WeightsStatus:
         """The bytes by what holds them, as :meth:`WeightStore.stats` has it."""
 
     @property
+    def locked(self) -> int:
+        """The bytes of them that are page-locked for copies to GPUs: see :class:`Arena`, ``pin``."""
+
+    @property
     def holders(self) -> int:
         """How many weights and tensors of them are in somebody's hands."""
 
@@ -2212,9 +2216,19 @@ class Arena:
     Args:
         device: A device that is :attr:`~Device.paged`.
         budget: What the pages are charged to. It asks the arena for bytes that somebody misses.
+        ram: The budget of the host's memory to which page-locked buffers are charged, from the first
+            copy until the arena is gone: 32 MiB for each CUDA device.
+        pin: What of the host's memory is page-locked, so that a GPU can read it on its own.
+            ``'staging'``: these buffers, through which all copies go. ``'all'``: the weights too,
+            where they lie, if they are in the store's own memory (``copy=True``): large tensors go
+            from there, small ones together through the buffers; what the system refuses to lock goes
+            through the buffers, and what is locked is let go with its weights. ``'none'``: nothing.
+            Virtual devices copy from anywhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
+        InvalidValueError: ``pin`` is something else.
+        InvalidTypeError: a budget is none.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2225,7 +2239,9 @@ class Arena:
         ...     tensors = area.state_dict()
     """
 
-    def __new__(cls, device: _DeviceLike, budget: Budget) -> Self: ...
+    def __new__(
+        cls, device: _DeviceLike, budget: Budget, *, ram: Budget | None = None, pin: str = "staging"
+    ) -> Self: ...
     @property
     def device(self) -> Device:
         """The device."""
@@ -2233,6 +2249,14 @@ class Arena:
     @property
     def budget(self) -> Budget:
         """What the pages are charged to."""
+
+    @property
+    def ram(self) -> Budget | None:
+        """The budget to which page-locked buffers are charged; ``None`` without one."""
+
+    @property
+    def pin(self) -> str:
+        """What of the host's memory is page-locked: ``'staging'``, ``'all'`` or ``'none'``."""
 
     def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
         """The place of some weights on the device: the one that somebody has, or a new one,

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from coresident import _core, _torch_memory
-from coresident.errors import InvalidDeviceError, InvalidTypeError
+from coresident.errors import InvalidDeviceError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from coresident.torch import Model
@@ -40,23 +40,32 @@ class Runtime:
     Args:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
             ``torch.device`` objects.
+        pin: What of the host's memory is page-locked for copies to GPUs: ``"staging"`` for buffers of
+            32 MiB for each device, ``"all"`` also for the weights of models that are loaded from now
+            on, as long as ``ram`` has room for copies of their files, or ``"none"``. As
+            :class:`~coresident.Arena` has it.
         working_memory: A file of JSON that keeps how much memory calls of models were seen to need
             beside the weights, for the next time; ``None`` learns anew each time.
 
     Raises:
         InvalidDeviceError: for a text that names no device, or an empty list.
         DeviceNotFoundError: for a device that this machine does not have.
+        InvalidValueError: ``pin`` is something else.
+        InvalidTypeError: an argument is of a wrong type.
     """
 
     def __init__(
         self,
         devices: str | _core.Device | Iterable[Any] = "auto",
         *,
+        pin: str = "staging",
         working_memory: str | Path | None = None,
     ) -> None:
         if working_memory is not None and not isinstance(working_memory, (str, Path)):
             given = type(working_memory).__name__
             raise InvalidTypeError(f"working_memory is the path of a file, not {given}")
+        if pin not in ("staging", "all", "none"):
+            raise InvalidValueError(f"pin is 'staging', 'all' or 'none', not {pin!r}")
         chosen = _core.devices(devices)
         self.pool = _core.DevicePool(chosen)
         self.load_lock = _load_lock()
@@ -68,12 +77,13 @@ class Runtime:
             if device.memory is not None and not device.unified
         }
         self.arenas = {
-            device: _core.Arena(device, budget)
+            device: _core.Arena(device, budget, ram=self.ram, pin=pin)
             for device, budget in self.vram.items()
             if device.paged
         }
         self.weights = _core.WeightStore(budget=self.ram)
         self._learned = working_memory
+        self._pin = pin
         self._room: Room | None = None
 
     def load(
@@ -121,7 +131,8 @@ class Runtime:
         from coresident.torch.working_memory import WorkingMemory
 
         if self._room is None:
-            self._room = Room(self.arenas, self.vram, WorkingMemory(self._learned))
+            needs = WorkingMemory(self._learned)
+            self._room = Room(self.arenas, self.vram, needs, pins_weights=self._pin == "all")
         return self._room
 
     @property

@@ -12,17 +12,23 @@ use crate::device::{Event, MemoryError, Stream};
 use crate::sync::{Mutant, planted, wait_until};
 use crate::wait::{Owner, Patience};
 
-/// Pages that are to get memory; they are given up when it is dropped.
+/// Pages that are to get memory; they are given up when it is dropped, and what they have got.
 pub(super) struct Coming<'a> {
     area: &'a AreaShared,
     missing: Vec<usize>,
+    /// Whether they have memory.
+    given: bool,
 }
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
-        if !self.missing.is_empty() && !planted(Mutant::GivenUpStaysClaimed) {
-            self.area.arena.state.lock().give_up(self.area.number, &self.missing);
+        if self.missing.is_empty() || planted(Mutant::GivenUpStaysClaimed) {
+            return;
         }
+        if self.given {
+            self.area.take_back(&self.missing);
+        }
+        self.area.arena.state.lock().give_up(self.area.number, &self.missing);
     }
 }
 
@@ -42,7 +48,7 @@ impl AreaShared {
         }
         let missing = state.claim(self.number, set);
         drop(state);
-        (Pins::new(self, set, stream, owner), Coming { area: self, missing })
+        (Pins::new(self, set, stream, owner), Coming { area: self, missing, given: false })
     }
 
     /// Brings what was claimed. Returns what has to pass before all content is there, and working
@@ -56,8 +62,9 @@ impl AreaShared {
         patience: &Patience<'_>,
     ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
         let there = pins.set().len() - coming.missing.len();
-        let working = self.give_memory(&coming, there, beside, owner, patience)?;
-        let filled = self.fill(pins.set(), &mut coming)?;
+        let began = Instant::now();
+        let working = self.give_memory(&mut coming, there, beside, owner, patience)?;
+        let filled = self.fill(pins.set(), &mut coming, owner, &patience.since(began))?;
         Ok((filled, working))
     }
 
@@ -65,7 +72,7 @@ impl AreaShared {
     /// beside; waits in line for both.
     fn give_memory(
         &self,
-        coming: &Coming<'_>,
+        coming: &mut Coming<'_>,
         there: usize,
         beside: Beside,
         owner: &Owner,
@@ -90,6 +97,7 @@ impl AreaShared {
                     // Filled before the ledger says so: until then it has less, not more.
                     self.land.reservation.absorb(&pages)?;
                     self.land.reservation.fill_more(missing);
+                    coming.given = true;
                     return Ok((beside.bytes > 0).then_some(hand));
                 }
                 Err(MemoryError::OutOfMemory { .. }) => {}
@@ -131,7 +139,13 @@ impl AreaShared {
     }
 
     /// Has all content copied that is not there, or may be wrong. Returns what has to pass before it is.
-    fn fill(&self, set: &PageSet, coming: &mut Coming<'_>) -> Result<Vec<Event>, ArenaError> {
+    fn fill(
+        &self,
+        set: &PageSet,
+        coming: &mut Coming<'_>,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Vec<Event>, ArenaError> {
         loop {
             let stale = self.arena.state.lock().stale(self.number, set);
             let mut pages = stale.pages;
@@ -140,9 +154,8 @@ impl AreaShared {
                 return Ok(self.arena.state.lock().filling(self.number, set));
             }
             pages.sort_unstable();
-            let filled = self.copy(&pages, &stale.fences).inspect_err(|_| {
-                self.take_back(&coming.missing);
-            })?;
+            self.arena.pay_for_staging(owner, patience)?;
+            let filled = self.copy(&pages, &stale.fences)?;
             // Once more, if somebody has said meanwhile that it may be wrong.
             let generation = stale.generation;
             self.arena.state.lock().settle(self.number, &pages, generation, &filled);
@@ -159,7 +172,7 @@ impl AreaShared {
         }
         let runs = runs(pages.iter().copied());
         let pieces = runs.iter().flat_map(|run| self.layout.pieces(start, run)).collect();
-        memory.upload(stream, pieces)?;
+        memory.upload(stream, pieces, self.arena.host.pinning)?;
         Ok(memory.record(stream)?)
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::device::{Address, HostBytes, Piece};
+use crate::device::{Address, HostBytes, PageLocks, Piece};
 use crate::weights::{ElementType, Tensor};
 
 /// Where tensors begin: as torch's own allocator has it on the CPU, or better.
@@ -41,6 +41,10 @@ impl Content {
 impl HostBytes for Tensor {
     fn copy_to(&self, from: usize, to: &mut [u8]) {
         self.copy_part_to(from, to);
+    }
+
+    fn lockable(&self) -> Option<(&PageLocks, Address)> {
+        Some((self.locks()?, self.start().addr()))
     }
 }
 

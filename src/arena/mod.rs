@@ -20,7 +20,7 @@
 //! **Errors.** [`ArenaError`].
 //!
 //! ```
-//! use coresident::arena::{Arena, Beside, Content, Identity};
+//! use coresident::arena::{Arena, Beside, Content, HostSide, Identity};
 //! use coresident::budget::{Budget, Spec};
 //! use coresident::device::{HostBytes, Stream, VirtualSpec, virtual_devices};
 //! use coresident::wait::{Owner, Patience};
@@ -36,7 +36,7 @@
 //! let spec = VirtualSpec { memory: Some(64 << 20), ..VirtualSpec::default() };
 //! let device = virtual_devices(1, spec)?.remove(0);
 //! let budget = Budget::new(Spec { limit: 64 << 20, ..Spec::named("virtual:0") });
-//! let (arena, me) = (Arena::new(&device, &budget)?, Owner::thread(|| "main".into()));
+//! let (arena, me) = (Arena::new(&device, &budget, HostSide::default())?, Owner::thread(|| "main".into()));
 //! let (element, nbytes, bytes) = (ElementType::UInt8, 5 << 20, Arc::new(Ones));
 //! let content = Content { name: "w".into(), element, shape: vec![nbytes], nbytes, bytes };
 //! let identity = Identity { of: 1, order: vec!["w".into()] };
@@ -60,6 +60,7 @@ mod state;
 mod status;
 mod tensor;
 
+use std::any::Any;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -74,10 +75,10 @@ pub use tensor::{PinnedTensor, RangeView};
 use crate::device::{Event, Stream};
 
 use crate::budget::Budget;
-use crate::device::{Device, DeviceMemory, Name};
+use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
-use crate::wait::{Birth, Owner, exiting};
+use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 
 /// After what costs nothing to give back, before what is slow to come again.
@@ -87,12 +88,25 @@ const PRIORITY: i64 = 50;
 #[derive(Clone)]
 pub struct Arena(Arc<Shared>);
 
+/// What an arena's copies have of the host's memory.
+#[derive(Clone, Default)]
+pub struct HostSide {
+    /// What of it is page-locked.
+    pub pinning: Pinning,
+    /// What page-locked buffers are charged to. Weights that are locked where they lie are charged
+    /// already.
+    pub budget: Option<Budget>,
+}
+
 /// What an arena and its areas share.
 pub(crate) struct Shared {
     birth: Birth,
     device: Name,
     memory: Arc<dyn DeviceMemory>,
     budget: Budget,
+    host: HostSide,
+    /// Keeps the buffers for copies, once there have been some.
+    staged: Mutex<Option<Box<dyn Any + Send>>>,
     /// By which number the budget knows it.
     evictor: u64,
     /// Whoever brings pages has it.
@@ -109,15 +123,20 @@ impl Arena {
     ///
     /// # Errors
     /// [`ArenaError::NoPages`] if there can be none on the device.
-    pub fn new(device: &Device, budget: &Budget) -> Result<Self, ArenaError> {
+    pub fn new(device: &Device, budget: &Budget, host: HostSide) -> Result<Self, ArenaError> {
         let name = device.name();
         let memory = device.driver().memory().ok_or(ArenaError::NoPages { device: name })?;
-        Ok(Self::over(name, memory, budget))
+        Ok(Self::over(name, memory, budget, host))
     }
 
     /// The same of any memory.
     #[must_use]
-    pub fn over(device: Name, memory: Arc<dyn DeviceMemory>, budget: &Budget) -> Self {
+    pub fn over(
+        device: Name,
+        memory: Arc<dyn DeviceMemory>,
+        budget: &Budget,
+        host: HostSide,
+    ) -> Self {
         Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
             let evictor = Arc::new(evict::Pages(arena.clone()));
             Shared {
@@ -125,6 +144,8 @@ impl Arena {
                 device,
                 memory,
                 budget: budget.clone(),
+                host,
+                staged: Mutex::new(None),
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
                 state: Mutex::new(State::default()),
@@ -166,6 +187,12 @@ impl Arena {
     #[must_use]
     pub fn device(&self) -> Name {
         self.0.device
+    }
+
+    /// What its copies have of the host's memory.
+    #[must_use]
+    pub fn host(&self) -> &HostSide {
+        &self.0.host
     }
 
     /// What its pages are charged to.
@@ -219,6 +246,29 @@ impl Arena {
 }
 
 impl Shared {
+    /// Reserves what copies take of the host's memory beside the weights, at the first of them; for
+    /// whoever has the turn.
+    fn pay_for_staging(&self, owner: &Owner, patience: &Patience<'_>) -> Result<(), ArenaError> {
+        let bytes = self.memory.staging(self.host.pinning);
+        if bytes == 0 || self.staged.lock().is_some() {
+            return Ok(());
+        }
+        let charge: Charge = match &self.host.budget {
+            None => Box::new(()),
+            Some(budget) => {
+                let purpose = format!("page-locked buffers of {}", self.device);
+                let reserved = budget.reserve(bytes, Some(&purpose), owner, patience)?;
+                reserved.disown();
+                // It has these bytes.
+                let _ = reserved.fill(bytes);
+                Box::new(reserved)
+            }
+        };
+        let staged = self.memory.stage(charge)?;
+        *self.staged.lock() = Some(staged);
+        Ok(())
+    }
+
     /// What to tell somebody for whom there is no room though the budget has the bytes.
     fn full(&self, key: &str, asked: u64) -> ArenaError {
         let pinned = (self.state.lock().pinned() * self.memory.page()) as u64;

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::page_locks::PageLocks;
 use super::{ByteSize, Name};
 
 /// An address in a device's memory.
@@ -59,7 +60,29 @@ pub type Event = Arc<dyn Fence>;
 pub trait HostBytes: Send + Sync {
     /// Copies as many of them as there is room for, from the byte `from` on.
     fn copy_to(&self, from: usize, to: &mut [u8]);
+
+    /// Where they are, one after the other, if that is memory that a device may be let read: nobody
+    /// writes it, and it is no file's own.
+    fn lockable(&self) -> Option<(&PageLocks, Address)> {
+        None
+    }
 }
+
+/// How copies to a device leave host memory: what of that is page-locked, so that the device can read it
+/// on its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pinning {
+    /// Buffers, through which everything goes.
+    #[default]
+    Staging,
+    /// These, and the weights themselves where they can be: large ones go from where they lie.
+    All,
+    /// Nothing: copies take longer, and no memory is kept from the system.
+    Nothing,
+}
+
+/// What is charged for page-locked buffers, for as long as they are there.
+pub type Charge = Box<dyn Any + Send>;
 
 /// One stretch of a copy.
 pub struct Piece {
@@ -105,11 +128,24 @@ pub trait DeviceMemory: Send + Sync {
     /// [`MemoryError::Lost`].
     fn copies(&self) -> Result<Stream, MemoryError>;
 
+    /// Bytes of host memory that copies take beside, if they leave it so.
+    fn staging(&self, _how: Pinning) -> u64 {
+        0
+    }
+
+    /// Keeps these bytes until it is dropped, by the last one to do so.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn stage(&self, charge: Charge) -> Result<Box<dyn Any + Send>, MemoryError> {
+        Ok(charge)
+    }
+
     /// Copies to the device, later, on `stream`. Pieces that touch each other go at once.
     ///
     /// # Errors
     /// [`MemoryError::Lost`].
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError>;
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError>;
 
     /// Marks where `stream` is now. Of [`Stream::Host`] everything has passed.
     ///

@@ -26,6 +26,7 @@ mod inventory;
 mod memory;
 mod name;
 mod nvml;
+mod page_locks;
 mod size;
 mod stream;
 mod virtual_device;
@@ -39,9 +40,12 @@ pub use cuda::{CudaMemory, cuda_is_present};
 pub use driver::Driver;
 pub use host::{Host, host_memory};
 pub use inventory::{Choice, Found, Inventory, Provider, Selection};
-pub use memory::{Address, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Stream};
+pub use memory::{
+    Address, Charge, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Pinning, Stream,
+};
 pub use name::{DeviceType, Name, NameError};
 pub use nvml::visible_devices;
+pub use page_locks::{Locked, PageLocks};
 pub use size::{ByteSize, SizeError};
 pub use virtual_device::{VirtualSpec, virtual_devices};
 pub use virtual_memory::{Occupied, VirtualMemory};

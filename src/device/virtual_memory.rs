@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use super::memory::{Address, DeviceMemory, Event, MemoryError, Piece, Stream};
+use super::memory::{Address, DeviceMemory, Event, MemoryError, Piece, Pinning, Stream};
 use super::stream::{Order, Streams};
 use super::{Name, addresses};
 
@@ -267,7 +267,7 @@ impl DeviceMemory for Arc<VirtualMemory> {
         Ok(*copies.get_or_insert_with(|| self.stream()))
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError> {
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>, _how: Pinning) -> Result<(), MemoryError> {
         self.launch(stream, move |memory| pieces.iter().try_for_each(|piece| memory.write(piece)));
         Ok(())
     }

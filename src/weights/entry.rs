@@ -17,6 +17,7 @@ use super::source::{Identity, Part, Source};
 use super::spare::Spares;
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
+use crate::device::PageLocks;
 use crate::sync::{AtomicBool, Ordering};
 use crate::wait::{Patience, forks};
 
@@ -337,6 +338,11 @@ impl Entry {
     }
 
     /// Bytes by what holds them.
+    /// Bytes that are page-locked for copies to devices.
+    pub(super) fn locked(&self) -> u64 {
+        self.memories.iter().filter_map(Memory::locks).map(PageLocks::nbytes).sum()
+    }
+
     pub(super) fn kinds(&self) -> &[(MemoryKind, u64)] {
         &self.kinds
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use memmap2::Mmap;
 
 use super::region::Sealed;
+use crate::device::PageLocks;
 
 /// What holds bytes in host memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +38,8 @@ pub struct Memory {
     kind: MemoryKind,
     start: *const u8,
     length: usize,
+    // Dropped before what is locked.
+    locks: Option<PageLocks>,
     keeper: Keeper,
 }
 
@@ -59,18 +62,28 @@ impl Memory {
     /// A map of all of `file`.
     pub(super) fn mapped(map: Mmap, file: File) -> Self {
         let (start, length) = (map.as_ptr(), map.len());
-        Self { kind: MemoryKind::Mapped, start, length, keeper: Keeper::Map { map, file } }
+        Self {
+            kind: MemoryKind::Mapped,
+            start,
+            length,
+            locks: None,
+            keeper: Keeper::Map { map, file },
+        }
     }
 
     /// Sealed memory of our own.
     pub(super) fn slab(region: Sealed) -> Self {
         let bytes = region.bytes();
         let (start, length) = (bytes.as_ptr(), bytes.len());
-        Self { kind: MemoryKind::Slab, start, length, keeper: Keeper::Slab { region } }
+        // Shared, not private: the system would lock a copy of private pages.
+        let locks =
+            region.file().is_some().then(|| PageLocks::new(start.expose_provenance(), length));
+        Self { kind: MemoryKind::Slab, start, length, locks, keeper: Keeper::Slab { region } }
     }
 
-    /// The sealed memory of our own, if it is that.
-    pub(super) fn into_slab(self) -> Option<Sealed> {
+    /// The sealed memory of our own, if it is that; it is locked no more.
+    pub(super) fn into_slab(mut self) -> Option<Sealed> {
+        self.locks = None;
         match self.keeper {
             Keeper::Slab { region } => Some(region),
             _ => None,
@@ -87,7 +100,7 @@ impl Memory {
         owner: Box<dyn Any + Send + Sync>,
     ) -> Self {
         let kind = if pinned { MemoryKind::Pinned } else { MemoryKind::Foreign };
-        Self { kind, start, length, keeper: Keeper::Foreign { _owner: owner } }
+        Self { kind, start, length, locks: None, keeper: Keeper::Foreign { _owner: owner } }
     }
 
     /// What it is.
@@ -124,6 +137,11 @@ impl Memory {
         // as long as `self`.
         #[expect(unsafe_code, reason = "a slice of a map")]
         Some(unsafe { std::slice::from_raw_parts(self.start, self.length) })
+    }
+
+    /// What of it is locked for copies to devices, if it may be: memory of our own that nobody writes.
+    pub(super) fn locks(&self) -> Option<&PageLocks> {
+        self.locks.as_ref()
     }
 
     /// The file in which the bytes are, and where in it they begin, if there is one.

@@ -43,6 +43,8 @@ pub struct WeightsStatus {
     pub nbytes: u64,
     /// Bytes by what holds them.
     pub kinds: Vec<(MemoryKind, u64)>,
+    /// Those of them that are page-locked for copies to devices.
+    pub locked: u64,
     /// How many weights and tensors of them are in somebody's hands.
     pub holders: usize,
     /// Whether the key has been invalidated since.
@@ -252,6 +254,7 @@ impl WeightStore {
             path: entry.path.clone(),
             nbytes: entry.nbytes,
             kinds: entry.kinds().to_vec(),
+            locked: entry.locked(),
             // Not the one in our hands, nor the store's own.
             holders: Arc::strong_count(&entry)
                 .saturating_sub(1 + if entry.is_retired() { 0 } else { keeps }),

@@ -8,6 +8,7 @@ use super::header::Packing;
 use super::memory::Memory;
 use super::placed::{Placed, copy_elements};
 use super::private::Maps;
+use crate::device::PageLocks;
 
 /// One tensor where it lies. Keeps the weights.
 #[derive(Clone)]
@@ -116,6 +117,13 @@ impl Tensor {
         unsafe {
             copy_elements(self.start(), *element, shape, strides.as_deref(), from, bytes);
         }
+    }
+
+    /// What of the memory that its bytes lie in is locked for copies to devices, if it may be.
+    #[must_use]
+    pub fn locks(&self) -> Option<&PageLocks> {
+        let Placed { strides: None, .. } = self.placed() else { return None };
+        if self.is_writable() { None } else { self.memory().locks() }
     }
 
     /// Whether it lies where code that reads its elements expects it. Old files are not padded.

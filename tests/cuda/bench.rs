@@ -75,6 +75,11 @@ impl Bench {
         mappings.cast_unsigned() * PAGE
     }
 
+    /// As the pretended library counts devices.
+    pub(crate) fn ordinal(&self) -> i32 {
+        self.ordinal.cast_signed()
+    }
+
     /// Copies bytes out of the device, as a stream would.
     #[allow(unsafe_code, reason = "a function of a library")]
     pub(crate) fn read_at(&self, from: Address, to: &mut [u8]) -> Result<(), MemoryError> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::thread;
 
 use coresident::device::{
-    CudaMemory, DeviceMemory, DeviceType, HostBytes, Inventory, MemoryError, Name, Piece, Stream,
+    CudaMemory, DeviceMemory, DeviceType, HostBytes, Inventory, MemoryError, Name, Piece, Pinning,
+    Stream,
 };
 
 use super::bench::{PAGE, bench};
@@ -47,7 +48,7 @@ fn everything(memory: &dyn DeviceMemory, compute: Stream) -> Result<(), MemoryEr
 
 fn copy(memory: &dyn DeviceMemory, to: usize, compute: Stream) -> Result<(), MemoryError> {
     let stream = memory.copies()?;
-    memory.upload(stream, vec![piece(to, BYTES)])?;
+    memory.upload(stream, vec![piece(to, BYTES)], Pinning::Staging)?;
     let copied = memory.record(stream)?;
     memory.after(compute, &copied)?;
     memory.record(compute)?.wait(None).map(drop)
@@ -179,7 +180,7 @@ fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
     pieces.push(piece(start + (2 << 20), 17 << 20));
     pieces.push(piece(start + length - 10, 10));
     let stream = bench.pages.copies().unwrap();
-    bench.pages.upload(stream, pieces).unwrap();
+    bench.pages.upload(stream, pieces, Pinning::Staging).unwrap();
     bench.pages.record(stream).unwrap().wait(None).unwrap();
     let mut bytes = vec![0; length];
     bench.read_at(start, &mut bytes).unwrap();
@@ -208,7 +209,7 @@ fn a_device_that_is_not_there_says_so() {
 #[test]
 fn the_host_is_no_stream_that_copies() {
     let bench = bench(4, None);
-    let told = refusal(bench.pages.upload(Stream::Host, Vec::new()));
+    let told = refusal(bench.pages.upload(Stream::Host, Vec::new(), Pinning::Staging));
     assert!(told.contains("Host is not its stream for copies"), "{told}");
     assert!(bench.pages.record(Stream::Host).unwrap().has_passed().unwrap());
 }

@@ -15,4 +15,5 @@ mod bench;
 mod driver;
 #[path = "../rust/helpers.rs"]
 mod helpers;
+mod pinning;
 mod pretend;

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use coresident::arena::{Area, Arena, Beside, Content, Identity, Pins};
+use coresident::arena::{Area, Arena, Beside, Content, HostSide, Identity, Pins};
 use coresident::budget::{Budget, Spec};
 use coresident::device::{
-    Address, DeviceMemory, DeviceType, Event, Fence, HostBytes, MemoryError, Name, Piece, Stream,
+    Address, DeviceMemory, DeviceType, Event, Fence, HostBytes, MemoryError, Name, Piece, Pinning,
+    Stream,
 };
 use coresident::wait::{CancelToken, Patience};
 use coresident::weights::ElementType;
@@ -158,7 +159,7 @@ impl DeviceMemory for Device {
         Ok(COPIES)
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError> {
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>, _how: Pinning) -> Result<(), MemoryError> {
         self.0.submit(stream, Order::Copy(pieces));
         Ok(())
     }
@@ -187,7 +188,7 @@ fn house(pages: usize) -> House {
     let limit = (pages * PAGE) as u64;
     let budget = Budget::new(Spec { limit, ..Spec::named("cuda:0") });
     let name = Name::new(DeviceType::Cuda, 0).unwrap();
-    let arena = Arena::over(name, Arc::new(Device(late.clone())), &budget);
+    let arena = Arena::over(name, Arc::new(Device(late.clone())), &budget, HostSide::default());
     House { late, budget, arena }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use coresident::arena::{Area, Arena, ArenaError, Beside, Content, Identity, Pins};
+use coresident::arena::{Area, Arena, ArenaError, Beside, Content, HostSide, Identity, Pins};
 use coresident::budget::{Budget, BudgetError, Probe, Spec};
 use coresident::device::{HostBytes, MemoryError, Stream, VirtualSpec, virtual_devices};
 use coresident::wait::{CancelToken, Owner, Patience, WaitError};
@@ -85,7 +85,7 @@ fn house_with(pages: u64, jitter: Option<u64>) -> House {
 /// The same with a budget as described.
 fn charged_to(device: Arc<Bench>, spec: Spec) -> House {
     let budget = Budget::new(spec);
-    let arena = Arena::over(device.name, device.pages.clone(), &budget);
+    let arena = Arena::over(device.name, device.pages.clone(), &budget, HostSide::default());
     House { device, budget, arena }
 }
 
@@ -595,7 +595,9 @@ fn an_area_is_the_same_for_all_who_ask_for_its_identity() {
 #[test]
 fn an_arena_needs_memory_that_can_be_paged() {
     let unified = virtual_devices(1, VirtualSpec::default()).unwrap().remove(0);
-    let told = refusal(Arena::new(&unified, &Budget::new(Spec::named("virtual:0"))).map(drop));
+    let told = refusal(
+        Arena::new(&unified, &Budget::new(Spec::named("virtual:0")), HostSide::default()).map(drop),
+    );
     assert!(told.contains("virtual:0 has no memory of its own"), "{told}");
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use coresident::device::{
     Address, ByteSize, Choice, Device, DeviceError, DeviceType, Driver, Found, Host, HostBytes,
-    Inventory, Name, NameError, Piece, Provider, Selection, Stream, VirtualMemory, VirtualSpec,
-    container_memory, host_memory, virtual_devices, visible_devices,
+    Inventory, Name, NameError, Piece, Pinning, Provider, Selection, Stream, VirtualMemory,
+    VirtualSpec, container_memory, host_memory, virtual_devices, visible_devices,
 };
 
 use super::helpers::{Random, refusal};
@@ -541,7 +541,7 @@ fn right_reads(after_the_copy: bool, before_it_leaves: bool) -> usize {
         let page = pages.reserve(pages.page()).unwrap();
         pages.commit(page, pages.page()).unwrap();
         let piece = Piece { source: Arc::new(All(7)), from: 0, to: page, length: pages.page() };
-        pages.upload(bus, vec![piece]).unwrap();
+        pages.upload(bus, vec![piece], Pinning::Staging).unwrap();
         let copied = pages.record(bus).unwrap();
         if after_the_copy {
             pages.after(compute, &copied).unwrap();
@@ -600,7 +600,7 @@ fn a_stream_that_touches_what_has_no_memory_says_so_from_then_on() {
     let start = pages.reserve(4 << 20).unwrap();
     let (stream, source) = (pages.copies().unwrap(), Arc::new(All(1)));
     let piece = Piece { source, from: 0, to: start + (1 << 20), length: 5 };
-    pages.upload(stream, vec![piece]).unwrap();
+    pages.upload(stream, vec![piece], Pinning::Staging).unwrap();
     for _ in 0..2 {
         let told = refusal(pages.record(stream).unwrap().wait(None));
         assert!(told.contains("which has no memory"), "{told}");
@@ -618,7 +618,7 @@ fn an_imitated_bus_takes_its_time() {
     let began = Instant::now();
     let piece = Piece { source: Arc::new(All(1)), from: 0, to: start, length: 4 << 20 };
     let stream = pages.copies().unwrap();
-    pages.upload(stream, vec![piece]).unwrap();
+    pages.upload(stream, vec![piece], Pinning::Staging).unwrap();
     let copied = pages.record(stream).unwrap();
     let at_once = Instant::now();
     assert!(!copied.wait(Some(at_once)).unwrap(), "it is not done when it was only begun");

@@ -14,9 +14,11 @@ import torch
 
 from coresident import _core
 from coresident.errors import (
+    BudgetExceededError,
     InvalidTypeError,
     InvalidValueError,
     WeightsInUseError,
+    WeightsMemoryError,
     WeightsNotOpenError,
 )
 from coresident.torch import _folder
@@ -115,7 +117,8 @@ def load(
             if folder is None:
                 found = _copied(store, key, source, wanted)  # type: ignore[arg-type]
             else:
-                found = _of_folder(store, key, folder, wanted)
+                pins = room is not None and room.pins_weights
+                found = _of_folder(store, key, folder, wanted, pins=pins)
         return Model(*found, room)
 
 
@@ -170,7 +173,9 @@ def _made(
     return weights, structure, loaded
 
 
-def _of_folder(store: _core.WeightStore, key: str, folder: Path, wanted: Any) -> _Found:
+def _of_folder(
+    store: _core.WeightStore, key: str, folder: Path, wanted: Any, *, pins: bool
+) -> _Found:
     dtype = wanted[2]
     kind = _folder.class_of(folder)
     # Only to look at: nothing is read but the header.
@@ -184,11 +189,23 @@ def _of_folder(store: _core.WeightStore, key: str, folder: Path, wanted: Any) ->
         del state
     if why is None:
         settings = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
-        weights = store.open(key, folder, settings=settings)
+        weights = _opened(store, key, folder, settings, pins=pins)
         return _made(store, weights, structure, wanted)
     library = kind.__module__.split(".")[0]
     log.info("%r is loaded by %s itself and copied to the store: %s", key, library, why)
     return _copied(store, key, lambda: _folder.loaded(kind, folder, usual), wanted)
+
+
+def _opened(
+    store: _core.WeightStore, key: str, folder: Path, settings: dict[str, object], *, pins: bool
+) -> _core.Weights:
+    """The weights of a folder: where they can be page-locked, if they are to be and fit there."""
+    if pins:
+        try:
+            return store.open(key, folder, settings=settings, copy=True)
+        except (BudgetExceededError, WeightsMemoryError) as error:
+            log.info("%r is mapped, and not page-locked: %s", key, error)
+    return store.open(key, folder, settings=settings)
 
 
 def _copied(

@@ -27,6 +27,7 @@ class Room:
         arenas: The arena of each device that has one.
         vram: The budget of each device that has memory of its own.
         working_memory: What is known of how much calls need beside the weights.
+        pins_weights: Whether weights are to lie where they can be page-locked.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Room:
         arenas: Mapping[_core.Device, _core.Arena],
         vram: Mapping[_core.Device, _core.Budget],
         working_memory: WorkingMemory,
+        *,
+        pins_weights: bool = False,
     ) -> None:
+        self.pins_weights = pins_weights
         self.arenas = arenas
         self.vram = vram
         self.working_memory = working_memory

@@ -102,6 +102,8 @@ calls! {
     );
     host_allocate = cuMemHostAlloc(start: *mut *mut c_void, bytes: usize, flags: c_uint);
     host_free = cuMemFreeHost(start: *mut c_void);
+    host_register = cuMemHostRegister_v2(start: *mut c_void, bytes: usize, flags: c_uint);
+    host_unregister = cuMemHostUnregister(start: *mut c_void);
     copy_to_device = cuMemcpyHtoDAsync_v2(
         to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream
     );

@@ -14,6 +14,7 @@
 //! Has never run on a real GPU: its tests run on a library with the driver's face (`tests/pretend_cuda`).
 
 mod context;
+mod direct;
 mod library;
 mod pages;
 mod staging;
@@ -27,7 +28,9 @@ use std::time::Instant;
 
 use crate::wait::PerProcess;
 
-use super::memory::{Address, DeviceMemory, Event, Fence, MemoryError, Piece, Stream};
+use super::memory::{
+    Address, Charge, DeviceMemory, Event, Fence, MemoryError, Piece, Pinning, Stream,
+};
 use super::{DeviceType, Driver, Host, Name};
 use context::Primary;
 use cudarc::driver::sys::CUdevice_attribute;
@@ -200,14 +203,22 @@ impl DeviceMemory for CudaMemory {
         Ok(Stream::Device(self.state()?.uploads()?.stream))
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>) -> Result<(), MemoryError> {
+    fn staging(&self, how: Pinning) -> u64 {
+        if how == Pinning::Nothing { 0 } else { staging::RING as u64 }
+    }
+
+    fn stage(&self, charge: Charge) -> Result<Box<dyn Any + Send>, MemoryError> {
+        Ok(self.state()?.uploads()?.stage(charge))
+    }
+
+    fn upload(&self, stream: Stream, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError> {
         let state = self.state()?;
         let uploads = match stream {
             Stream::Device(stream) => state.uploads_on(stream),
             Stream::Host => None,
         };
         let refused = || state.device.lost(format!("{stream:?} is not its stream for copies"));
-        uploads.ok_or_else(refused)?.copy(pieces);
+        uploads.ok_or_else(refused)?.copy(pieces, how);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Copies to the device: from host memory that is pageable, through a ring of pinned buffers.
+//! Copies to the device from host memory that is pageable: through a ring of buffers, which are
+//! page-locked unless somebody wants nothing to be.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -6,24 +7,25 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::thread;
 
-use cudarc::driver::sys::CUdeviceptr;
-
-use super::stream::{Opened, Recorded, checked, handle};
+use super::stream::{Opened, Recorded, checked};
 use crate::device::{Address, Fence, MemoryError, Piece};
 use crate::wait::exiting;
 
 /// How many buffers there are, and how large: two are filled while others are read by the device.
 const BUFFERS: usize = 4;
 const BUFFER: usize = 8 << 20;
+/// Bytes of a ring.
+pub(super) const RING: usize = BUFFERS * BUFFER;
 /// Gaps between tensors that are copied with them: as wide as they can be.
 const GAP: usize = 256;
 /// So many threads fill a buffer, each with so much at least.
 const THREADS: usize = 4;
 const SHARE: usize = 1 << 20;
 
-/// Pinned buffers, filled and read in turn; one thread's.
+/// Buffers, filled and read in turn; one thread's.
 pub(super) struct Ring {
     device: Arc<Opened>,
+    pinned: bool,
     buffers: RefCell<Buffers>,
 }
 
@@ -35,6 +37,8 @@ struct Buffers {
 
 struct Buffer {
     start: usize,
+    /// What it is, if it is not page-locked.
+    pageable: Option<Box<[u8]>>,
     /// When the device has read it.
     read: Option<Recorded>,
 }
@@ -47,8 +51,8 @@ struct Batch {
 }
 
 impl Ring {
-    pub(super) fn new(device: Arc<Opened>) -> Self {
-        Self { device, buffers: RefCell::default() }
+    pub(super) fn new(device: Arc<Opened>, pinned: bool) -> Self {
+        Self { device, pinned, buffers: RefCell::default() }
     }
 
     /// Copies pieces on a stream. Returns when all have been read from where they are, so that small
@@ -62,19 +66,12 @@ impl Ring {
             let at = self.next(&mut buffers)?;
             let buffer = &mut buffers.all[at];
             batch.fill(buffer.start);
-            self.device.within("cuMemcpyHtoDAsync", |primary| {
-                let from: *const c_void = std::ptr::with_exposed_provenance(buffer.start);
-                let (to, length) = (batch.to as CUdeviceptr, batch.length);
-                // SAFETY: the buffer has so many bytes, and is not written before the copy is done;
-                // all of the addresses have memory.
-                #[expect(unsafe_code, reason = "a function of a library")]
-                checked(unsafe { primary.library.copy_to_device(to, from, length, handle(stream)) })
-            })?;
+            self.device.copy(stream, buffer.start, batch.to, batch.length)?;
             match self.device.record(stream) {
                 Ok(read) => buffer.read = Some(read),
                 Err(error) => {
                     // Nobody can tell when it has been read: it is not used any more, nor freed.
-                    buffers.all.remove(at);
+                    std::mem::forget(buffers.all.remove(at));
                     return Err(error);
                 }
             }
@@ -85,17 +82,10 @@ impl Ring {
     /// The next buffer, read by now.
     fn next(&self, buffers: &mut Buffers) -> Result<usize, MemoryError> {
         if buffers.all.len() < BUFFERS {
-            let allocated = self.device.within("cuMemHostAlloc", |primary| {
-                let mut start: *mut c_void = null_mut();
-                // SAFETY: it writes to where it is told.
-                #[expect(unsafe_code, reason = "a function of a library")]
-                let code = unsafe { primary.library.host_allocate(&raw mut start, BUFFER, 0) };
-                checked(code).map(|()| start.expose_provenance())
-            });
-            match allocated {
-                Ok(start) => {
+            match self.buffer() {
+                Ok(buffer) => {
                     buffers.next = buffers.all.len();
-                    buffers.all.push(Buffer { start, read: None });
+                    buffers.all.push(buffer);
                 }
                 // With fewer it goes on, only slower.
                 Err(error) if buffers.all.is_empty() => return Err(error),
@@ -114,21 +104,47 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// A new buffer.
+    fn buffer(&self) -> Result<Buffer, MemoryError> {
+        if !self.pinned {
+            let pageable = vec![0; BUFFER].into_boxed_slice();
+            let start = pageable.as_ptr().expose_provenance();
+            return Ok(Buffer { start, pageable: Some(pageable), read: None });
+        }
+        let start = self.device.within("cuMemHostAlloc", |primary| {
+            let mut start: *mut c_void = null_mut();
+            // SAFETY: it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            let code = unsafe { primary.library.host_allocate(&raw mut start, BUFFER, 0) };
+            checked(code).map(|()| start.expose_provenance())
+        })?;
+        Ok(Buffer { start, pageable: None, read: None })
+    }
+
+    /// Gives the buffers back once they are read.
+    pub(super) fn clear(&self) {
+        for buffer in std::mem::take(&mut self.buffers.borrow_mut().all) {
+            // What has failed reads no more.
+            let _ = buffer.read.as_ref().map_or(Ok(true), |read| read.wait(None));
+            if exiting() {
+                std::mem::forget(buffer);
+            } else if buffer.pageable.is_none() {
+                let _ = self.device.within("cuMemFreeHost", |primary| {
+                    let start = std::ptr::with_exposed_provenance_mut(buffer.start);
+                    // SAFETY: it was allocated so, and nobody reads it.
+                    #[expect(unsafe_code, reason = "a function of a library")]
+                    checked(unsafe { primary.library.host_free(start) })
+                });
+            }
+        }
+    }
+}
+
 impl Drop for Ring {
     fn drop(&mut self) {
-        if exiting() || !self.device.primary.library.is_here() {
-            return;
-        }
-        for Buffer { start, read } in self.buffers.get_mut().all.drain(..) {
-            // What has failed reads no more.
-            let _ = read.map_or(Ok(true), |read| read.wait(None));
-            let _ = self.device.within("cuMemFreeHost", |primary| {
-                // SAFETY: it was allocated so, and nobody reads it.
-                #[expect(unsafe_code, reason = "a function of a library")]
-                checked(unsafe {
-                    primary.library.host_free(std::ptr::with_exposed_provenance_mut(start))
-                })
-            });
+        if !exiting() && self.device.primary.library.is_here() {
+            self.clear();
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::{CUevent, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUstream};
 
 use super::context::Primary;
 use super::library::{Code, NOT_READY};
-use crate::device::{Fence, MemoryError, Name};
+use crate::device::{Address, Fence, MemoryError, Name};
 use crate::wait::exiting;
 
 /// `CU_STREAM_NON_BLOCKING`: out of step with the default stream, where torch computes.
@@ -83,6 +83,23 @@ impl Opened {
         Ok(recorded)
     }
 
+    /// Copies bytes of the host to the device, on a stream.
+    pub(super) fn copy(
+        &self,
+        stream: usize,
+        from: usize,
+        to: Address,
+        bytes: usize,
+    ) -> Result<(), MemoryError> {
+        self.within("cuMemcpyHtoDAsync", |primary| {
+            let (from, to) = (std::ptr::with_exposed_provenance(from), to as CUdeviceptr);
+            // SAFETY: whoever asks keeps the bytes as they are until the stream has passed; all of the
+            // device's addresses have memory until then.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            checked(unsafe { primary.library.copy_to_device(to, from, bytes, handle(stream)) })
+        })
+    }
+
     /// Has a stream wait.
     pub(super) fn after(&self, stream: usize, event: &Recorded) -> Result<(), MemoryError> {
         self.within("cuStreamWaitEvent", |primary| {
@@ -93,7 +110,7 @@ impl Opened {
     }
 }
 
-pub(super) fn handle(stream: usize) -> CUstream {
+fn handle(stream: usize) -> CUstream {
     std::ptr::with_exposed_provenance_mut(stream)
 }
 

@@ -3,21 +3,47 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::direct::Direct;
 use super::staging::Ring;
 use super::stream::{Opened, Recorded};
-use crate::device::{Event, Fence, MemoryError, Piece};
+use crate::device::{Charge, Event, Fence, MemoryError, Piece, Pinning};
 use crate::wait::exiting;
+
+/// How long the thread sleeps before it looks whether the device has read what it still reads.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What the stream for copies is to do.
 enum Order {
-    Copy(Vec<Piece>),
+    Copy(Vec<Piece>, Pinning),
     After(Event),
     Record(Arc<Promised>),
+    /// Somebody pays for the buffers.
+    Stage(Arc<Staged>, Charge),
+    /// He does no more.
+    Leave(Arc<Staged>),
+}
+
+/// By whom buffers are charged to something: each is another one.
+struct Staged(Arc<Opened>);
+
+/// Keeps the buffers until it is dropped.
+struct Staging {
+    staged: Arc<Staged>,
+    orders: Sender<Order>,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.staged.0.primary.library.is_here() {
+            // Without the thread they are gone.
+            let _ = self.orders.send(Order::Leave(self.staged.clone()));
+        }
+    }
 }
 
 /// The stream for copies, and the thread that serves it.
@@ -39,8 +65,15 @@ impl Uploads {
         Ok(Self { device: device.clone(), stream, orders })
     }
 
-    pub(super) fn copy(&self, pieces: Vec<Piece>) {
-        self.give(Order::Copy(pieces));
+    pub(super) fn copy(&self, pieces: Vec<Piece>, how: Pinning) {
+        self.give(Order::Copy(pieces, how));
+    }
+
+    /// Keeps `charge` for as long as there are buffers.
+    pub(super) fn stage(&self, charge: Charge) -> Box<dyn Any + Send> {
+        let staged = Arc::new(Staged(self.device.clone()));
+        self.give(Order::Stage(staged.clone(), charge));
+        Box::new(Staging { staged, orders: self.orders.clone() })
     }
 
     pub(super) fn after(&self, event: &Event) {
@@ -61,36 +94,101 @@ impl Uploads {
     }
 }
 
+/// What the thread has.
+struct Serving {
+    device: Arc<Opened>,
+    stream: usize,
+    pinned: Ring,
+    pageable: Ring,
+    direct: Direct,
+    charges: Vec<(Arc<Staged>, Charge)>,
+    /// What has gone wrong since the last event: that one tells it.
+    wrong: Option<MemoryError>,
+}
+
 fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
-    let ring = Ring::new(device.clone());
-    // What has gone wrong since the last event: that one tells it.
-    let mut wrong = None;
-    while let Ok(order) = orders.recv() {
+    let mut serving = Serving {
+        device: device.clone(),
+        stream,
+        pinned: Ring::new(device.clone(), true),
+        pageable: Ring::new(device.clone(), false),
+        direct: Direct::new(device.clone()),
+        charges: Vec::new(),
+        wrong: None,
+    };
+    loop {
+        let order = if serving.direct.is_reading() {
+            orders.recv_timeout(LOOK)
+        } else {
+            orders.recv().map_err(RecvTimeoutError::from)
+        };
         if exiting() {
             break;
         }
+        match order {
+            Ok(order) => serving.obey(order),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+}
+
+impl Serving {
+    fn obey(&mut self, order: Order) {
         let outcome = match order {
-            Order::Copy(_) if wrong.is_some() => Ok(()),
-            Order::Copy(pieces) => {
+            Order::Copy(..) if self.wrong.is_some() => Ok(()),
+            Order::Copy(pieces, how) => {
                 // Whoever has made the bytes may have made a mistake.
-                let copied = catch_unwind(AssertUnwindSafe(|| ring.upload(stream, pieces)));
-                copied.unwrap_or_else(|_| Err(device.lost("reading weights panicked".to_owned())))
+                let copied = catch_unwind(AssertUnwindSafe(|| self.copy(pieces, how)));
+                copied.unwrap_or_else(|_| {
+                    Err(self.device.lost("reading weights panicked".to_owned()))
+                })
             }
-            Order::After(event) => after(device, stream, &event),
+            Order::After(event) => after(&self.device, self.stream, &event),
             Order::Record(promised) => {
-                match record(device, stream) {
-                    Ok(recorded) => promised.keep(Some(recorded), wrong.take()),
+                match record(&self.device, self.stream) {
+                    Ok(recorded) => promised.keep(Some(recorded), self.wrong.take()),
                     Err(error) => {
-                        wrong = None;
+                        self.wrong = None;
                         promised.keep(None, Some(error));
                     }
                 }
                 Ok(())
             }
+            Order::Stage(staged, charge) => {
+                self.charges.push((staged, charge));
+                Ok(())
+            }
+            Order::Leave(staged) => {
+                self.leave(&staged);
+                Ok(())
+            }
         };
         if let Err(error) = outcome {
-            wrong.get_or_insert(error);
+            self.wrong.get_or_insert(error);
         }
+    }
+
+    fn copy(&self, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError> {
+        match how {
+            Pinning::Nothing => self.pageable.upload(self.stream, pieces),
+            Pinning::Staging => self.pinned.upload(self.stream, pieces),
+            Pinning::All => {
+                let rest = self.direct.upload(self.stream, pieces)?;
+                self.pinned.upload(self.stream, rest)
+            }
+        }
+    }
+
+    /// Gives the buffers back, if nobody else pays for them.
+    fn leave(&mut self, staged: &Arc<Staged>) {
+        let left = self.charges.extract_if(.., |(who, _)| Arc::ptr_eq(who, staged));
+        let left: Vec<_> = left.collect();
+        if self.charges.is_empty() {
+            self.pinned.clear();
+            self.pageable.clear();
+        }
+        drop(left);
     }
 }
 

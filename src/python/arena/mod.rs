@@ -16,13 +16,13 @@ pub(super) use status::{AreaStatus, ArenaStatus};
 pub(super) use tensor::DeviceTensor;
 
 use super::budget::Budget;
-use super::error::{Error, Result, invalid_type, raise};
+use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
-use crate::arena::{self, ArenaError, Content, Identity};
-use crate::device::{ByteSize, MemoryError};
+use crate::arena::{self, ArenaError, Content, HostSide, Identity};
+use crate::device::{ByteSize, MemoryError, Pinning};
 use crate::weights::Tensor;
 
 /// One device's memory in pages, and the models that have some of it.
@@ -31,21 +31,30 @@ pub(super) struct Arena {
     pages: arena::Arena,
     device: Py<device::Device>,
     budget: Py<Budget>,
+    ram: Option<Py<Budget>>,
 }
 
 #[pymethods]
 impl Arena {
     #[new]
-    fn new(device: &Bound<'_, PyAny>, budget: &Bound<'_, PyAny>) -> Result<Self> {
+    #[pyo3(signature = (device, budget, *, ram=None, pin="staging"))]
+    fn new(
+        device: &Bound<'_, PyAny>,
+        budget: &Bound<'_, PyAny>,
+        ram: Option<&Bound<'_, PyAny>>,
+        pin: &str,
+    ) -> Result<Self> {
         let py = device.py();
-        let budget = budget.cast::<Budget>().map_err(|_| {
-            let given = argument::type_name(budget);
-            invalid_type(&format!("an arena is charged to a Budget, not to {given}"))
-        })?;
+        let pinning = pinning(pin)?;
+        let budget = charged("an arena is", budget)?;
+        let ram = ram.filter(|ram| !ram.is_none());
+        let ram = ram.map(|ram| charged("what copies take of the host's memory is", ram));
+        let ram = ram.transpose()?;
         let device = device::select_one("an arena", device)?;
-        let pages = arena::Arena::new(&device, &budget.get().ledger())?;
+        let host = HostSide { pinning, budget: ram.as_ref().map(|ram| ram.get().ledger()) };
+        let pages = arena::Arena::new(&device, &budget.get().ledger(), host)?;
         let device = Py::new(py, device::Device::of(device))?;
-        Ok(Self { pages, device, budget: budget.clone().unbind() })
+        Ok(Self { pages, device, budget: budget.unbind(), ram: ram.map(Bound::unbind) })
     }
 
     /// The device.
@@ -58,6 +67,18 @@ impl Arena {
     #[getter]
     fn budget(&self, py: Python<'_>) -> Py<Budget> {
         self.budget.clone_ref(py)
+    }
+
+    /// What page-locked buffers are charged to.
+    #[getter]
+    fn ram(&self, py: Python<'_>) -> Option<Py<Budget>> {
+        self.ram.as_ref().map(|ram| ram.clone_ref(py))
+    }
+
+    /// What of the host's memory is page-locked for copies.
+    #[getter]
+    fn pin(&self) -> &'static str {
+        PINNINGS.iter().find(|(_, how)| *how == self.pages.host().pinning).map_or("", |it| it.0)
     }
 
     /// The place of some weights on the device: the one that somebody has, or a new one.
@@ -134,8 +155,27 @@ impl Arena {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        visit.call(&self.budget)
+        visit.call(&self.budget)?;
+        self.ram.as_ref().map_or(Ok(()), |ram| visit.call(ram))
     }
+}
+
+const PINNINGS: [(&str, Pinning); 3] =
+    [("staging", Pinning::Staging), ("all", Pinning::All), ("none", Pinning::Nothing)];
+
+fn pinning(text: &str) -> Result<Pinning> {
+    let known = PINNINGS.iter().find(|(name, _)| *name == text);
+    known
+        .map(|(_, how)| *how)
+        .ok_or_else(|| invalid_value(&format!("pin is 'staging', 'all' or 'none', not {text:?}")))
+}
+
+fn charged<'py>(what: &str, budget: &Bound<'py, PyAny>) -> Result<Bound<'py, Budget>> {
+    let budget = budget.cast::<Budget>().map_err(|_| {
+        let given = argument::type_name(budget);
+        invalid_type(&format!("{what} charged to a Budget, not to {given}"))
+    })?;
+    Ok(budget.clone())
 }
 
 /// The key, the identity and the tensors of what has weights.

@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyIterator, PyList, PyString};
 use super::private::PrivateWeights;
 use super::state_dict::{Known, TorchTensors};
 use super::tensor::Tensor;
-use super::{kinds, text};
+use super::{by_name, text};
 use crate::python::argument;
 use crate::python::error::{Error, Result, invalid_type, invalid_value};
 use crate::python::exit::attached;
@@ -85,7 +85,7 @@ impl Weights {
     /// Bytes by what holds them.
     #[getter]
     fn kinds(&self) -> Result<HashMap<String, u64>> {
-        Ok(kinds(self.held()?.kinds()))
+        Ok(by_name(self.held()?.kinds()))
     }
 
     /// The bytes of all tensors together.

@@ -235,7 +235,7 @@ fn plain<'py>(name: &str, tensor: Bound<'py, PyAny>, copied: bool) -> Result<Bou
     }
 }
 
-fn kinds(kinds: &[(MemoryKind, u64)]) -> HashMap<String, u64> {
+fn by_name(kinds: &[(MemoryKind, u64)]) -> HashMap<String, u64> {
     kinds.iter().map(|(kind, bytes)| (kind.to_string(), *bytes)).collect()
 }
 
@@ -247,14 +247,17 @@ pub(super) struct WeightsStatus {
     path: Option<PathBuf>,
     nbytes: u64,
     kinds: HashMap<String, u64>,
+    locked: u64,
     holders: usize,
     retired: bool,
 }
 
 impl WeightsStatus {
     fn of(status: weights::WeightsStatus) -> Self {
-        let weights::WeightsStatus { key, version, path, nbytes, holders, retired, .. } = status;
-        Self { key, version, path, nbytes, kinds: kinds(&status.kinds), holders, retired }
+        let weights::WeightsStatus { key, version, path, nbytes, kinds, locked, holders, retired } =
+            status;
+        let kinds = by_name(&kinds);
+        Self { key, version, path, nbytes, kinds, locked, holders, retired }
     }
 }
 

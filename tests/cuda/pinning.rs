@@ -1,0 +1,200 @@
+//! What of the host's memory is page-locked, what that is charged to, and when it is let go.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use coresident::arena::{Area, Arena, Beside, Content, HostSide, Identity};
+use coresident::budget::{Budget, Spec};
+use coresident::device::{Pinning, Stream};
+use coresident::wait::Patience;
+use coresident::weights::{ElementType, Given, Memory, Opening, WeightStore, Weights};
+
+use super::bench::{Bench, NAME, PAGE, bench};
+use super::helpers::{refusal, somebody as owner, until};
+use super::pretend;
+
+const MIB: usize = 1 << 20;
+const RING: u64 = 32 << 20;
+
+struct House {
+    device: Arc<Bench>,
+    ram: Budget,
+    store: WeightStore,
+    arena: Arena,
+    /// What its device had done before.
+    before: HashMap<&'static str, u64>,
+}
+
+/// What a device has done so far.
+const DONE: [&str; 3] = ["cuMemcpyHtoDAsync_v2", "cuMemHostRegister_v2", "pageable_bytes_in"];
+
+fn house(pages: u64, ram: u64, pinning: Pinning) -> House {
+    let device = bench(pages, None);
+    let ram = Budget::new(Spec { limit: ram, ..Spec::named("ram") });
+    let budget = Budget::new(Spec { limit: pages * PAGE, ..Spec::named(NAME) });
+    let host = HostSide { pinning, budget: Some(ram.clone()) };
+    let arena = Arena::over(device.name, device.pages.clone(), &budget, host);
+    let store = WeightStore::new(Some(ram.clone()));
+    let count = |what| (what, pretend::count(what, device.ordinal()).cast_unsigned());
+    let before = DONE.into_iter().map(count).collect();
+    House { device, ram, store, arena, before }
+}
+
+impl House {
+    /// Weights in the store's own memory, or where they were made, each tensor all one number.
+    fn weights(&self, sizes: &[usize], private: bool) -> Weights {
+        let given = |(at, &length): (usize, &usize)| {
+            let bytes = vec![number(at); length];
+            let memory = Memory::foreign(bytes.as_ptr(), length, false, Box::new(bytes));
+            let (element, shape) = (ElementType::UInt8, vec![length]);
+            Given { name: format!("t{at}"), element, shape, strides: None, memory, offset: 0 }
+        };
+        let tensors = sizes.iter().enumerate().map(given).collect();
+        let opening = Opening { private: Some(private), ..Opening::default() };
+        self.store.share("model", tensors, &opening, &owner("main"), &Patience::FOREVER).unwrap()
+    }
+
+    fn area(&self, weights: &Weights) -> Area {
+        let content = |name: &str| Content::of(name, weights.tensor(name).unwrap());
+        let contents = || weights.names().map(content).collect();
+        let identity = Identity { of: weights.identity(), order: Vec::new() };
+        self.arena.area("model", identity, &owner("main"), contents).unwrap()
+    }
+
+    /// Brings tensors to the device and compares every byte.
+    fn check(&self, area: &Area, tensors: &[usize]) {
+        let (block, me) = (area.block(tensors), owner("main"));
+        let patience = Patience::FOREVER;
+        let (pins, _) =
+            area.fault(&block, Beside::default(), Stream::Host, &me, &patience).unwrap();
+        for tensor in tensors {
+            let mut bytes = vec![0; area.contents()[*tensor].nbytes];
+            self.device.read_at(area.address(*tensor), &mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == number(*tensor)), "tensor {tensor}");
+        }
+        drop(pins);
+    }
+
+    /// What there is on the device, or what it has done for this house.
+    fn count(&self, what: &str) -> u64 {
+        let count = pretend::count(what, self.device.ordinal()).cast_unsigned();
+        count - self.before.get(what).copied().unwrap_or(0)
+    }
+
+    fn locked(&self) -> u64 {
+        self.store.status().unwrap().iter().map(|status| status.locked).sum()
+    }
+}
+
+fn number(tensor: usize) -> u8 {
+    u8::try_from(tensor % 250 + 1).unwrap()
+}
+
+#[test]
+fn large_tensors_go_from_where_they_lie_and_small_ones_together() {
+    let house = house(16, 100 << 20, Pinning::All);
+    let mut sizes = vec![5 * MIB, 3 * MIB];
+    sizes.extend([700; 100]);
+    let weights = house.weights(&sizes, true);
+    assert_eq!(house.locked(), 0, "nothing is locked that nobody copies");
+    let area = house.area(&weights);
+    house.check(&area, &(0..sizes.len()).collect::<Vec<_>>());
+    assert_eq!(house.count("cuMemcpyHtoDAsync_v2"), 3, "two large ones, and the others");
+    assert_eq!(house.count("pageable_bytes_in"), 0);
+    // What is locked is what is charged.
+    assert_eq!(house.locked(), weights.nbytes());
+    assert_eq!(house.ram.used(), weights.nbytes() + RING);
+    let buffers = 8 * MIB as u64;
+    assert_eq!(house.count("pinned_bytes"), weights.nbytes() + buffers);
+    drop(area);
+    drop(weights);
+    house.arena.evict(u64::MAX);
+    house.store.clear().unwrap();
+    until(|| house.count("pinned_bytes") == buffers);
+    let House { ram, arena, device, .. } = house;
+    drop(arena);
+    until(|| ram.used() == 0);
+    assert_eq!(pretend::count("pinned_bytes", device.ordinal()), 0);
+}
+
+#[test]
+fn a_tensor_across_two_chunks_is_copied_from_both_and_chunks_are_at_most_256_mib() {
+    let house = house(16, 400 << 20, Pinning::All);
+    let weights = house.weights(&[254 * MIB, 8 * MIB], true);
+    house.check(&house.area(&weights), &[1]);
+    assert_eq!(house.locked(), weights.nbytes());
+    assert_eq!(house.count("cuMemHostRegister_v2"), 2);
+}
+
+#[test]
+fn what_cannot_be_locked_goes_through_the_buffers() {
+    let house = house(16, 100 << 20, Pinning::All);
+    let weights = house.weights(&[5 * MIB, 3 * MIB], true);
+    pretend::fail("cuMemHostRegister_v2", 2, 1, house.device.ordinal().cast_unsigned());
+    house.check(&house.area(&weights), &[0, 1]);
+    assert_eq!(house.locked(), 0);
+    assert_eq!(house.count("pageable_bytes_in"), 0);
+}
+
+#[test]
+fn memory_of_others_is_never_locked() {
+    let house = house(16, 100 << 20, Pinning::All);
+    let weights = house.weights(&[5 * MIB], false);
+    house.check(&house.area(&weights), &[0]);
+    assert_eq!((house.locked(), house.count("cuMemHostRegister_v2")), (0, 0));
+}
+
+#[test]
+fn weights_stay_until_the_device_has_read_them() {
+    let house = house(16, 100 << 20, Pinning::All);
+    let weights = house.weights(&[6 * MIB], true);
+    let area = house.area(&weights);
+    let stream = house.device.stream();
+    let (block, me, patience) = (area.all(), owner("main"), Patience::FOREVER);
+    let (pins, _) = area.fault(&block, Beside::default(), stream, &me, &patience).unwrap();
+    drop((pins, area, weights));
+    until(|| {
+        house.arena.evict(u64::MAX);
+        house.store.clear().unwrap();
+        house.ram.used() == RING
+    });
+    assert_eq!(house.locked(), 0);
+}
+
+#[test]
+fn buffers_are_charged_while_an_arena_has_them() {
+    let house = house(16, 100 << 20, Pinning::Staging);
+    assert_eq!(house.ram.used(), 0, "nothing has been copied");
+    let weights = house.weights(&[20 * MIB], true);
+    house.check(&house.area(&weights), &[0]);
+    assert_eq!((house.locked(), house.ram.used()), (0, weights.nbytes() + RING));
+    assert_eq!(house.count("pinned_bytes"), 24 * MIB as u64);
+    let House { device, ram, store, arena, .. } = house;
+    drop(weights);
+    store.clear().unwrap();
+    drop(arena);
+    until(|| ram.used() == 0);
+    assert_eq!(pretend::count("pinned_bytes", device.ordinal()), 0);
+}
+
+#[test]
+fn without_a_budget_for_the_buffers_nothing_is_copied() {
+    let house = house(16, RING - 1, Pinning::Staging);
+    let weights = house.weights(&[3 * MIB], true);
+    let area = house.area(&weights);
+    let (block, me, patience) = (area.all(), owner("main"), Patience::FOREVER);
+    let outcome = area.fault(&block, Beside::default(), Stream::Host, &me, &patience);
+    let told = refusal(outcome.map(drop));
+    assert!(told.contains("ram") && told.contains("32 MiB"), "{told}");
+    assert_eq!((house.device.committed(), house.arena.budget().used()), (0, 0));
+}
+
+#[test]
+fn nothing_is_locked_when_nothing_is_to_be() {
+    let house = house(16, 100 << 20, Pinning::Nothing);
+    let weights = house.weights(&[20 * MIB, 100], true);
+    house.check(&house.area(&weights), &[0, 1]);
+    assert_eq!((house.locked(), house.ram.used()), (0, weights.nbytes()));
+    assert_eq!(house.count("pinned_bytes"), 0);
+    assert!(house.count("pageable_bytes_in") >= 20 * MIB as u64);
+}
