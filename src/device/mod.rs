@@ -25,6 +25,7 @@ mod host;
 mod inventory;
 mod memory;
 mod name;
+mod near;
 mod nvml;
 mod page_locks;
 mod size;
@@ -44,6 +45,7 @@ pub use memory::{
     Address, Charge, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Pinning, Stream,
 };
 pub use name::{DeviceType, Name, NameError};
+pub use near::{Near, near_card};
 pub use nvml::visible_devices;
 pub use page_locks::{Locked, PageLocks};
 pub use size::{ByteSize, SizeError};
@@ -124,6 +126,13 @@ impl Device {
     #[must_use]
     pub fn driver(&self) -> Arc<dyn Driver> {
         self.0.driver.clone()
+    }
+
+    /// Has the calling thread run on processors near it, where there are some that are further away.
+    pub fn stay_near(&self) {
+        if let Some(near) = self.0.driver.near() {
+            near.stay();
+        }
     }
 
     /// Bytes that nobody uses now, by the driver; `None` where it cannot be known.

@@ -1,16 +1,18 @@
-//! NVIDIA's cards as NVML sees them: no `cuInit`, no context.
+//! NVIDIA's cards as NVML sees them: no `cuInit`, no context. Where there is no NVML, CUDA is asked itself.
 //!
 //! Indices follow `CUDA_VISIBLE_DEVICES` as CUDA reads it. NVML counts cards in the order of the PCI
 //! bus; CUDA does the same with `CUDA_DEVICE_ORDER=PCI_BUS_ID`, and otherwise puts the fastest
 //! first: on machines with unlike cards that are not sorted by speed, set it, or `cuda:0` here and in
 //! CUDA are different cards.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use nvml_wrapper::Nvml;
 
-use super::cuda::{CudaMemory, cuda_is_present};
+use super::cuda::{self, CudaMemory, cuda_is_present};
 use super::memory::DeviceMemory;
+use super::near::{Near, near_card};
 use super::{DeviceType, Driver, Found, Name};
 
 /// NVML, loaded at first use; `None` where there is no NVIDIA driver. Kept for the process: loading
@@ -34,15 +36,21 @@ impl Driver for Card {
         card(nvml()?, &self.uuid)?.memory_info().ok().map(|memory| memory.free)
     }
 
+    fn near(&self) -> Option<Near> {
+        let address = card(nvml()?, &self.uuid)?.pci_info().ok()?.bus_id.to_lowercase();
+        // NVML gives the bus's domain eight digits; the kernel, four.
+        near_card(Path::new("/sys"), address.get(4..).filter(|_| address.len() == 16)?)
+    }
+
     fn memory(&self) -> Option<Arc<dyn DeviceMemory>> {
         let memory: Arc<dyn DeviceMemory> = self.memory.clone();
         cuda_is_present().then_some(memory)
     }
 }
 
-/// The cards that CUDA would show this process.
+/// The cards that CUDA would show this process; where there is no NVML, those that it shows.
 pub(super) fn found() -> Vec<Found> {
-    let Some(nvml) = nvml() else { return Vec::new() };
+    let Some(nvml) = nvml() else { return cuda::found() };
     let count = nvml.device_count().unwrap_or(0);
     // A lost card keeps its place, so that no other gets its number.
     let uuid = |index| nvml.device_by_index(index).and_then(|card| card.uuid());

@@ -112,6 +112,17 @@ fn a_call_that_fails_puts_the_callers_context_back_too() {
 }
 
 #[test]
+fn a_driver_that_is_not_ready_is_asked_again() {
+    let bench = bench(16, None);
+    let compute = bench.stream();
+    for name in ["cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap"] {
+        pretend::fail(name, 600, 3, bench.ordinal().cast_unsigned());
+        everything(bench.pages.as_ref(), compute).expect(name);
+        assert_eq!(bench.committed(), 0, "{name}");
+    }
+}
+
+#[test]
 fn an_event_that_is_not_ready_is_asked_again() {
     let bench = bench(16, None);
     let stream = bench.pages.copies().unwrap();

@@ -363,6 +363,16 @@ REFUSED: dict[str, tuple[Callable[[co.Arena, co.Area], Any], type[Exception], st
         co.InvalidTypeError,
         "charged to a Budget, not to int",
     ),
+    "another pin": (
+        lambda a, _: co.Arena(a.device, a.budget, pin="some"),
+        co.InvalidValueError,
+        "pin is 'staging', 'all' or 'none', not 'some'",
+    ),
+    "host memory without a budget": (
+        lambda a, _: co.Arena(a.device, a.budget, ram="8GiB"),
+        co.InvalidTypeError,
+        "charged to a Budget, not to str",
+    ),
     "less than nothing": (
         lambda a, _: a.device.occupy(0).resize(-1),
         co.InvalidValueError,

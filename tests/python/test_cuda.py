@@ -457,3 +457,74 @@ def test_a_copy_that_failed_is_made_again_by_whoever_comes_next(
         told.append(arena.status().resident == arena.budget.used)
         """)
     assert told[-2:] == ["resident", True]
+
+
+def test_weights_are_page_locked_where_they_lie_if_a_runtime_pins_all(
+    ask: Ask, tmp_path: Path
+) -> None:
+    told = ask(f"""
+        from safetensors.numpy import save_file
+        path = {str(tmp_path / "model.safetensors")!r}
+        save_file({{"large": np.ones(6 << 20, np.uint8), "small": np.ones(100, np.uint8)}}, path)
+        told = []
+        for pin in ("all", "staging", "none"):
+            with co.Runtime(pin=pin) as runtime:
+                arena = runtime.arenas[runtime.devices[0]]
+                weights = runtime.weights.open("model", path, copy=True)
+                with arena.area(weights).fault():
+                    [status] = runtime.weights.status()
+                    ram = runtime.ram.used - weights.nbytes
+                    told.append([arena.pin, status.locked / weights.nbytes, ram >> 20])
+                weights.release()
+        import gc, time
+        del weights, arena, runtime, status
+        gc.collect()
+        patience = time.monotonic() + 20
+        while count("pinned_bytes") and time.monotonic() < patience:
+            time.sleep(0.01)
+        told.append(count("pinned_bytes"))
+        """)
+    assert told == [["all", 1.0, 32], ["staging", 0.0, 32], ["none", 0.0, 0], 0]
+
+
+def test_a_file_that_is_mapped_is_never_page_locked(ask: Ask, tmp_path: Path) -> None:
+    told = ask(f"""
+        from safetensors.numpy import save_file
+        path = {str(tmp_path / "model.safetensors")!r}
+        save_file({{"large": np.ones(6 << 20, np.uint8)}}, path)
+        with co.Runtime(pin="all") as runtime:
+            weights = runtime.weights.open("model", path)
+            with runtime.arenas[runtime.devices[0]].area(weights).fault():
+                told = [runtime.weights.stats()["mapped"] > 0, count("cuMemHostRegister")]
+        """)
+    assert told == [True, 0]
+
+
+def test_without_nvml_cuda_is_asked_itself_and_makes_no_context(tmp_path: Path) -> None:
+    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
+    source = """
+        device, other = co.devices("auto")
+        told = [str(device), device.label, device.memory >> 20, device.free_memory(), device.paged]
+        told += [co.Budget(device).limit > 0, count("contexts_created")]
+        with area_of(co.Arena(device, co.Budget(device)), ones).fault():
+            told += [device.free_memory() >> 20, other.free_memory()]
+        """
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    env |= {"PRETEND_CUDA": "NVIDIA Orin:64MiB,NVIDIA Orin:64MiB"}
+    body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
+    done = run_script(body, env=env)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    told = json.loads(done.stdout)
+    assert told == ["cuda:0", "Orin #1 (cuda:0)", 64, None, True, True, 0, 60, None]
+
+
+def test_integrated_memory_is_the_hosts(tmp_path: Path) -> None:
+    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
+    source = """
+        [device] = co.devices("auto")
+        told = [device.free_memory() > 0, count("contexts_created")]
+        """
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    env |= {"PRETEND_CUDA": "NVIDIA Orin:64MiB:integrated"}
+    done = run_script(PRELUDE + textwrap.dedent(source) + "\nprint(told)\n", env=env)
+    assert done.stdout == "[True, 0]\n", done

@@ -50,6 +50,29 @@ def unet(store: co.WeightStore, folder: Path) -> Iterator[ct.Model]:
         yield model
 
 
+@pytest.mark.parametrize(("pin", "kind"), [("all", "slab"), ("staging", "mapped")])
+def test_what_is_to_be_page_locked_lies_in_memory_of_the_stores_own(
+    folder: Path, pin: str, kind: str
+) -> None:
+    with co.Runtime(co.virtual_devices(1), pin=pin) as runtime:
+        with runtime.load("unet", folder / "unet2"):
+            [status] = runtime.weights.status()
+            assert list(status.kinds) == [kind]
+            assert status.locked == 0
+
+
+def test_where_there_is_no_room_for_a_copy_weights_are_mapped(folder: Path) -> None:
+    with co.WeightStore().open("seen", folder / "unet2") as mapped:
+        nbytes = mapped.nbytes
+    with co.WeightStore().open("seen", folder / "unet2", copy=True) as copied:
+        assert copied.nbytes > nbytes, "tensors are further apart in a copy"
+    with co.Runtime(co.virtual_devices(1), pin="all") as runtime:
+        runtime.ram.limit = nbytes
+        with runtime.load("unet", folder / "unet2"):
+            [status] = runtime.weights.status()
+            assert list(status.kinds) == ["mapped"]
+
+
 def content(module: Any) -> dict[str, Any]:
     tensors = [
         *module.named_parameters(remove_duplicate=False),

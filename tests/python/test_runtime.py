@@ -45,6 +45,18 @@ def test_what_a_runtime_opens_is_charged_to_host_memory(tmp_path: Path) -> None:
         assert runtime.ram.used == 0
 
 
+@pytest.mark.parametrize("pin", ["some", 3, None])
+def test_what_is_page_locked_is_one_of_three(pin: Any) -> None:
+    with pytest.raises(co.InvalidValueError, match="pin is 'staging', 'all' or 'none', not"):
+        co.Runtime(co.virtual_devices(1), pin=pin)
+
+
+def test_a_runtimes_arenas_charge_its_host_memory() -> None:
+    with co.Runtime(co.virtual_devices(1, memory="64MiB"), pin="none") as runtime:
+        [arena] = runtime.arenas.values()
+        assert (arena.pin, arena.ram) == ("none", runtime.ram)
+
+
 def test_all_runtimes_of_a_process_load_under_one_lock() -> None:
     with co.Runtime(co.virtual_devices(1)) as one, co.Runtime(co.virtual_devices(1)) as other:
         assert one.load_lock is other.load_lock

@@ -73,6 +73,12 @@ calls! {
     driver_version = cuDriverGetVersion(version: *mut c_int);
     error_name = cuGetErrorName(code: Code, name: *mut *const c_char);
     error_string = cuGetErrorString(code: Code, text: *mut *const c_char);
+    device_count = cuDeviceGetCount(count: *mut c_int);
+    device_name = cuDeviceGetName(name: *mut c_char, space: c_int, device: CUdevice);
+    total_memory = cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+    context_state = cuDevicePrimaryCtxGetState(
+        device: CUdevice, flags: *mut c_uint, active: *mut c_int
+    );
     device = cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
     attribute = cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: CUdevice);
     retain = cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);

@@ -13,6 +13,7 @@
 //!
 //! Has never run on a real GPU: its tests run on a library with the driver's face (`tests/pretend_cuda`).
 
+mod cards;
 mod context;
 mod direct;
 mod library;
@@ -32,6 +33,7 @@ use super::memory::{
     Address, Charge, DeviceMemory, Event, Fence, MemoryError, Piece, Pinning, Stream,
 };
 use super::{DeviceType, Driver, Host, Name};
+pub(super) use cards::found;
 use context::Primary;
 use cudarc::driver::sys::CUdevice_attribute;
 use stream::{Opened, Recorded};

@@ -1,6 +1,8 @@
 //! Pages of a device's memory, by the driver's virtual memory management.
 
 use std::ffi::c_int;
+use std::thread;
+use std::time::Duration;
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc,
@@ -9,8 +11,28 @@ use cudarc::driver::sys::{
 };
 
 use super::context::Primary;
-use super::library::Code;
+use super::library::{Code, NOT_READY};
 use crate::device::Address;
+
+/// How long to wait before a call is made again for which the driver was not ready.
+const NAPS: [Duration; 4] = [
+    Duration::from_micros(20),
+    Duration::from_micros(200),
+    Duration::from_millis(2),
+    Duration::from_millis(20),
+];
+
+/// What a call returns once the driver is ready for it, or in the end.
+fn once_ready(call: impl Fn() -> Code) -> Code {
+    for nap in NAPS {
+        let code = call();
+        if code != NOT_READY {
+            return code;
+        }
+        thread::sleep(nap);
+    }
+    call()
+}
 
 /// What pages are at least, so that tensors of all devices lie alike.
 const PAGE: usize = 2 << 20;
@@ -39,7 +61,10 @@ pub(super) fn reserve(primary: &Primary, bytes: usize, page: usize) -> Result<Ad
     let mut start: CUdeviceptr = 0;
     // SAFETY: it writes to where it is told.
     #[expect(unsafe_code, reason = "a function of a library")]
-    let code = unsafe { primary.library.reserve(&raw mut start, bytes, page, 0, 0) };
+    let code = unsafe {
+        let start = &raw mut start;
+        once_ready(|| primary.library.reserve(start, bytes, page, 0, 0))
+    };
     if code == 0 { Ok(address(start)) } else { Err(code) }
 }
 
@@ -48,7 +73,7 @@ pub(super) fn release(primary: &Primary, start: Address, bytes: usize) -> Code {
     // SAFETY: they are from `reserve`, and nobody uses them any more.
     #[expect(unsafe_code, reason = "a function of a library")]
     unsafe {
-        primary.library.free_addresses(start as CUdeviceptr, bytes)
+        once_ready(|| primary.library.free_addresses(start as CUdeviceptr, bytes))
     }
 }
 
@@ -78,7 +103,10 @@ fn map(primary: &Primary, at: Address, page: usize) -> Result<(), Code> {
     let mut handle: CUmemGenericAllocationHandle = 0;
     // SAFETY: it reads the properties, and writes to where it is told.
     #[expect(unsafe_code, reason = "a function of a library")]
-    let created = unsafe { library.create(&raw mut handle, page, &raw const properties, 0) };
+    let created = unsafe {
+        let (handle, properties) = (&raw mut handle, &raw const properties);
+        once_ready(|| library.create(handle, page, properties, 0))
+    };
     if created != 0 {
         return Err(created);
     }
@@ -86,7 +114,7 @@ fn map(primary: &Primary, at: Address, page: usize) -> Result<(), Code> {
     // mapped, so that its handle is not needed.
     #[expect(unsafe_code, reason = "functions of a library")]
     let mapped = unsafe {
-        let mapped = library.map(at as CUdeviceptr, page, 0, handle, 0);
+        let mapped = once_ready(|| library.map(at as CUdeviceptr, page, 0, handle, 0));
         library.release(handle);
         mapped
     };
@@ -101,18 +129,22 @@ fn give_access(primary: &Primary, start: Address, bytes: usize) -> Result<(), Co
     };
     // SAFETY: all of the addresses have memory; it reads one description.
     #[expect(unsafe_code, reason = "a function of a library")]
-    let code =
-        unsafe { primary.library.set_access(start as CUdeviceptr, bytes, &raw const access, 1) };
+    let code = unsafe {
+        let access = &raw const access;
+        once_ready(|| primary.library.set_access(start as CUdeviceptr, bytes, access, 1))
+    };
     if code == 0 { Ok(()) } else { Err(code) }
 }
 
-/// Takes the memory of addresses away: what was mapped as one is unmapped as one.
+/// Takes the memory of addresses away: what was mapped as one is unmapped as one. What the driver does
+/// not unmap is lost with the device: nothing else can be done about it.
 pub(super) fn decommit(primary: &Primary, start: Address, bytes: usize, page: usize) {
     for at in (start..start + bytes).step_by(page) {
         // SAFETY: a page was mapped here, and no stream uses it any more.
         #[expect(unsafe_code, reason = "a function of a library")]
-        let code = unsafe { primary.library.unmap(at as CUdeviceptr, page) };
-        debug_assert_eq!(code, 0, "a page is unmapped once");
+        unsafe {
+            once_ready(|| primary.library.unmap(at as CUdeviceptr, page))
+        };
     }
 }
 

@@ -1,16 +1,17 @@
 //! Streams and events of a device.
 
 use std::ffi::c_uint;
+use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::{CUdeviceptr, CUevent, CUstream};
+use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUevent, CUstream};
 
 use super::context::Primary;
 use super::library::{Code, NOT_READY};
-use crate::device::{Address, Fence, MemoryError, Name};
+use crate::device::{Address, Fence, MemoryError, Name, near_card};
 use crate::wait::exiting;
 
 /// `CU_STREAM_NON_BLOCKING`: out of step with the default stream, where torch computes.
@@ -48,6 +49,21 @@ impl Opened {
     /// A code as a sentence.
     pub(super) fn told(&self, what: &str, code: Code) -> String {
         format!("{what} says {}", self.primary.library.told(code))
+    }
+
+    /// Has the calling thread run near the device, where there are processors that are further away.
+    pub(super) fn stay_near(&self) {
+        use CUdevice_attribute as Known;
+        let asked = [
+            Known::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,
+            Known::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID,
+            Known::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID,
+        ];
+        let [domain, bus, device] = asked.map(|what| self.primary.attribute(what as i32));
+        let address = format!("{domain:04x}:{bus:02x}:{device:02x}.0");
+        if let Some(near) = near_card(Path::new("/sys"), &address) {
+            near.stay();
+        }
     }
 
     pub(super) fn lost(&self, why: String) -> MemoryError {

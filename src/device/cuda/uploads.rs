@@ -107,6 +107,8 @@ struct Serving {
 }
 
 fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
+    // With its buffers, and those who help to fill them.
+    device.stay_near();
     let mut serving = Serving {
         device: device.clone(),
         stream,

@@ -37,15 +37,15 @@ pub(super) struct Arena {
 #[pymethods]
 impl Arena {
     #[new]
-    #[pyo3(signature = (device, budget, *, ram=None, pin="staging"))]
+    #[pyo3(signature = (device, budget, *, ram=None, pin=None))]
     fn new(
         device: &Bound<'_, PyAny>,
         budget: &Bound<'_, PyAny>,
         ram: Option<&Bound<'_, PyAny>>,
-        pin: &str,
+        pin: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let py = device.py();
-        let pinning = pinning(pin)?;
+        let pinning = pin.map_or(Ok(Pinning::default()), pinning)?;
         let budget = charged("an arena is", budget)?;
         let ram = ram.filter(|ram| !ram.is_none());
         let ram = ram.map(|ram| charged("what copies take of the host's memory is", ram));
@@ -163,11 +163,12 @@ impl Arena {
 const PINNINGS: [(&str, Pinning); 3] =
     [("staging", Pinning::Staging), ("all", Pinning::All), ("none", Pinning::Nothing)];
 
-fn pinning(text: &str) -> Result<Pinning> {
-    let known = PINNINGS.iter().find(|(name, _)| *name == text);
-    known
-        .map(|(_, how)| *how)
-        .ok_or_else(|| invalid_value(&format!("pin is 'staging', 'all' or 'none', not {text:?}")))
+fn pinning(value: &Bound<'_, PyAny>) -> Result<Pinning> {
+    let known = PINNINGS.iter().find(|(name, _)| value.eq(name).unwrap_or(false));
+    known.map(|(_, how)| *how).ok_or_else(|| {
+        let given = value.repr().map_or_else(|_| argument::type_name(value), |it| it.to_string());
+        invalid_value(&format!("pin is 'staging', 'all' or 'none', not {given}"))
+    })
 }
 
 fn charged<'py>(what: &str, budget: &Bound<'py, PyAny>) -> Result<Bound<'py, Budget>> {

@@ -161,6 +161,7 @@ impl Lane {
         // A new thread has nothing of what the start hook has set.
         self.post.unprepared.store(true, Ordering::Release);
         self.post.lane.serve(worker);
+        detached(py, || self.post.device.stay_near());
         Ok(true)
     }
 
