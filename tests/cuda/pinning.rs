@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread;
 
-use coresident::arena::{Area, Arena, Beside, Content, HostSide, Identity};
+use coresident::arena::{Area, Arena, ArenaError, Beside, Content, HostSide, Identity};
 use coresident::budget::{Budget, Spec};
 use coresident::device::{Pinning, Stream};
 use coresident::wait::Patience;
 use coresident::weights::{ElementType, Given, Memory, Opening, WeightStore, Weights};
 
 use super::bench::{Bench, NAME, PAGE, bench};
-use super::helpers::{refusal, somebody as owner, until};
+use super::helpers::{Random, refusal, somebody as owner, until};
 use super::pretend;
 
 const MIB: usize = 1 << 20;
@@ -29,12 +30,20 @@ struct House {
 const DONE: [&str; 3] = ["cuMemcpyHtoDAsync_v2", "cuMemHostRegister_v2", "pageable_bytes_in"];
 
 fn house(pages: u64, ram: u64, pinning: Pinning) -> House {
-    let device = bench(pages, None);
     let ram = Budget::new(Spec { limit: ram, ..Spec::named("ram") });
+    let store = WeightStore::new(Some(ram.clone()));
+    house_of(pages, &ram, &store, pinning)
+}
+
+/// The same with host memory that others use too.
+fn house_of(pages: u64, ram: &Budget, store: &WeightStore, pinning: Pinning) -> House {
+    let (device, ram, store) = (bench(pages, None), ram.clone(), store.clone());
+    // Another test may have left buffers there, for which nobody pays.
+    drop(device.pages.stage(Box::new(())).unwrap());
+    until(|| pretend::count("pinned_bytes", device.ordinal()) == 0);
     let budget = Budget::new(Spec { limit: pages * PAGE, ..Spec::named(NAME) });
     let host = HostSide { pinning, budget: Some(ram.clone()) };
     let arena = Arena::over(device.name, device.pages.clone(), &budget, host);
-    let store = WeightStore::new(Some(ram.clone()));
     let count = |what| (what, pretend::count(what, device.ordinal()).cast_unsigned());
     let before = DONE.into_iter().map(count).collect();
     House { device, ram, store, arena, before }
@@ -63,16 +72,21 @@ impl House {
 
     /// Brings tensors to the device and compares every byte.
     fn check(&self, area: &Area, tensors: &[usize]) {
+        self.try_check(area, tensors).unwrap();
+    }
+
+    /// The same, unless they cannot be brought.
+    fn try_check(&self, area: &Area, tensors: &[usize]) -> Result<(), ArenaError> {
         let (block, me) = (area.block(tensors), owner("main"));
         let patience = Patience::FOREVER;
-        let (pins, _) =
-            area.fault(&block, Beside::default(), Stream::Host, &me, &patience).unwrap();
+        let (pins, _) = area.fault(&block, Beside::default(), Stream::Host, &me, &patience)?;
         for tensor in tensors {
             let mut bytes = vec![0; area.contents()[*tensor].nbytes];
             self.device.read_at(area.address(*tensor), &mut bytes).unwrap();
             assert!(bytes.iter().all(|byte| *byte == number(*tensor)), "tensor {tensor}");
         }
         drop(pins);
+        Ok(())
     }
 
     /// What there is on the device, or what it has done for this house.
@@ -197,4 +211,64 @@ fn nothing_is_locked_when_nothing_is_to_be() {
     assert_eq!((house.locked(), house.ram.used()), (0, weights.nbytes()));
     assert_eq!(house.count("pinned_bytes"), 0);
     assert!(house.count("pageable_bytes_in") >= 20 * MIB as u64);
+}
+
+#[test]
+fn several_devices_read_one_copy_whatever_fails_on_one_of_them() {
+    const FAILING: [&str; 4] = ["cuMemCreate", "cuMemMap", "cuMemcpyHtoDAsync_v2", "cuEventRecord"];
+    const OUT_OF_MEMORY: u32 = 2;
+    const NOT_READY: u32 = 600;
+    const UNKNOWN: u32 = 999;
+    const SIZES: [usize; 5] = [3 * MIB, 700, 2 * MIB, 5 * MIB, 90_000];
+    let ram = Budget::new(Spec { limit: 200 << 20, ..Spec::named("ram") });
+    let store = WeightStore::new(Some(ram.clone()));
+    let houses: Vec<House> = (0..3).map(|_| house_of(6, &ram, &store, Pinning::All)).collect();
+    let weights = houses[0].weights(&SIZES, true);
+    let failing = houses[0].device.ordinal().cast_unsigned();
+    thread::scope(|scope| {
+        for (number, house) in houses.iter().enumerate() {
+            for part in 0..2 {
+                let weights = &weights;
+                scope.spawn(move || {
+                    let area = house.area(weights);
+                    let mut random = Random(number as u64 * 2 + part + 1);
+                    for turn in 0..60 {
+                        if number == 0 && part == 0 {
+                            let call = FAILING[turn % FAILING.len()];
+                            pretend::fail(
+                                call,
+                                [OUT_OF_MEMORY, NOT_READY, UNKNOWN][turn % 3],
+                                1,
+                                failing,
+                            );
+                        }
+                        let tensors: Vec<usize> =
+                            (0..SIZES.len()).filter(|_| random.below(2) == 0).collect();
+                        match house.try_check(&area, &tensors) {
+                            Ok(()) => {}
+                            Err(_) if number == 0 => {}
+                            Err(error) => panic!("on a device where nothing fails: {error}"),
+                        }
+                        if random.below(3) == 0 {
+                            house.arena.evict(2 * PAGE);
+                        }
+                    }
+                });
+            }
+        }
+    });
+    assert_eq!(houses[1].locked(), weights.nbytes(), "once for all devices");
+    for house in &houses {
+        house.check(&house.area(&weights), &[0, 1, 2, 3, 4]);
+        until(|| {
+            house.arena.evict(u64::MAX);
+            house.device.committed() == 0 && house.arena.budget().used() == 0
+        });
+    }
+    drop(weights);
+    drop(houses);
+    until(|| {
+        store.clear().unwrap();
+        ram.used() == 0
+    });
 }

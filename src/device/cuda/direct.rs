@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute;
 
-use super::stream::{Opened, Recorded, checked};
-use crate::device::{Fence, HostBytes, Locked, MemoryError, Piece};
+use super::stream::{Marked, Opened, checked};
+use crate::device::{HostBytes, Locked, MemoryError, Piece};
 use crate::wait::exiting;
 
 /// Smaller pieces go through a buffer, many at once: a copy of its own costs more than they take.
@@ -27,7 +27,7 @@ pub(super) struct Direct {
     device: Arc<Opened>,
     flags: OnceCell<c_uint>,
     /// What the device still reads, until when.
-    reading: RefCell<VecDeque<(Recorded, Vec<Arc<dyn HostBytes>>)>>,
+    reading: RefCell<VecDeque<(Marked, Vec<Arc<dyn HostBytes>>)>>,
 }
 
 impl Direct {
@@ -63,14 +63,8 @@ impl Direct {
             }
         }
         if !sources.is_empty() {
-            match self.device.record(stream) {
-                Ok(read) => self.reading.borrow_mut().push_back((read, sources)),
-                Err(error) => {
-                    // Nobody can tell when they have been read: they stay.
-                    std::mem::forget(sources);
-                    return Err(error);
-                }
-            }
+            let read = Marked::new(&self.device, stream);
+            self.reading.borrow_mut().push_back((read, sources));
         }
         outcome.map(|()| rest)
     }
@@ -119,10 +113,7 @@ impl Direct {
     pub(super) fn is_reading(&self) -> bool {
         let mut reading = self.reading.borrow_mut();
         // In the order of the stream. What has failed is read no more.
-        while reading.front().is_some_and(|(read, _)| {
-            let event: &dyn Fence = read;
-            event.is_over()
-        }) {
+        while reading.front().is_some_and(|(read, _)| read.is_over()) {
             reading.pop_front();
         }
         !reading.is_empty()
@@ -132,9 +123,9 @@ impl Direct {
 impl Drop for Direct {
     fn drop(&mut self) {
         for (read, sources) in self.reading.get_mut().drain(..) {
-            let event: &dyn Fence = &read;
-            let _ = event.wait(None);
-            if !event.is_over() {
+            let _ = read.wait();
+            if !read.is_over() {
+                // Nobody can tell when they have been read: they stay.
                 std::mem::forget(sources);
             }
         }

@@ -7,8 +7,8 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::thread;
 
-use super::stream::{Opened, Recorded, checked};
-use crate::device::{Address, Fence, MemoryError, Piece};
+use super::stream::{Marked, Opened, checked};
+use crate::device::{Address, MemoryError, Piece};
 use crate::wait::exiting;
 
 /// How many buffers there are, and how large: two are filled while others are read by the device.
@@ -40,7 +40,7 @@ struct Buffer {
     /// What it is, if it is not page-locked.
     pageable: Option<Box<[u8]>>,
     /// When the device has read it.
-    read: Option<Recorded>,
+    read: Option<Marked>,
 }
 
 /// Pieces that lie side by side on the device.
@@ -66,15 +66,9 @@ impl Ring {
             let at = self.next(&mut buffers)?;
             let buffer = &mut buffers.all[at];
             batch.fill(buffer.start);
-            self.device.copy(stream, buffer.start, batch.to, batch.length)?;
-            match self.device.record(stream) {
-                Ok(read) => buffer.read = Some(read),
-                Err(error) => {
-                    // Nobody can tell when it has been read: it is not used any more, nor freed.
-                    std::mem::forget(buffers.all.remove(at));
-                    return Err(error);
-                }
-            }
+            let copied = self.device.copy(stream, buffer.start, batch.to, batch.length);
+            buffer.read = Some(Marked::new(&self.device, stream));
+            copied?;
         }
         Ok(())
     }
@@ -95,7 +89,7 @@ impl Ring {
         let at = buffers.next % buffers.all.len();
         buffers.next = at + 1;
         if let Some(read) = &buffers.all[at].read
-            && !read.wait(None)?
+            && !read.wait()?
         {
             return Err(self.device.lost("the process ends".to_owned()));
         }
@@ -125,9 +119,10 @@ impl Ring {
     /// Gives the buffers back once they are read.
     pub(super) fn clear(&self) {
         for buffer in std::mem::take(&mut self.buffers.borrow_mut().all) {
-            // What has failed reads no more.
-            let _ = buffer.read.as_ref().map_or(Ok(true), |read| read.wait(None));
-            if exiting() {
+            let over =
+                buffer.read.as_ref().is_none_or(|read| read.wait().is_ok() || read.is_over());
+            if exiting() || !over {
+                // Nobody can tell when it has been read: it stays.
                 std::mem::forget(buffer);
             } else if buffer.pageable.is_none() {
                 let _ = self.device.within("cuMemFreeHost", |primary| {

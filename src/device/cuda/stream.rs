@@ -1,5 +1,6 @@
 //! Streams and events of a device.
 
+use std::cell::OnceCell;
 use std::ffi::c_uint;
 use std::path::Path;
 use std::ptr::null_mut;
@@ -143,6 +144,44 @@ pub(super) struct Recorded {
 impl Recorded {
     fn handle(&self) -> CUevent {
         std::ptr::with_exposed_provenance_mut(self.event)
+    }
+}
+
+/// The end of what a thread has given a stream to do. Where it could not be marked it is marked later,
+/// which is as good.
+pub(super) struct Marked {
+    device: Arc<Opened>,
+    stream: usize,
+    event: OnceCell<Recorded>,
+}
+
+impl Marked {
+    pub(super) fn new(device: &Arc<Opened>, stream: usize) -> Self {
+        let marked = Self { device: device.clone(), stream, event: OnceCell::new() };
+        // It is tried again when somebody asks.
+        let _ = marked.event();
+        marked
+    }
+
+    fn event(&self) -> Result<&Recorded, MemoryError> {
+        match self.event.get() {
+            Some(event) => Ok(event),
+            None => {
+                let event = self.device.record(self.stream)?;
+                Ok(self.event.get_or_init(|| event))
+            }
+        }
+    }
+
+    /// Whether it is done, or will not be; false where nobody knows.
+    pub(super) fn is_over(&self) -> bool {
+        let known: Result<&dyn Fence, _> = self.event().map(|event| event as &dyn Fence);
+        known.is_ok_and(<dyn Fence>::is_over)
+    }
+
+    /// Waits until it is over. Returns false if the process ends.
+    pub(super) fn wait(&self) -> Result<bool, MemoryError> {
+        self.event()?.wait(None)
     }
 }
 
