@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import coresident as co
 import torch
+from safetensors.torch import save_file
 
 MIB = 1 << 20
 
@@ -53,21 +56,77 @@ def mostly_small(count: int, nbytes: int) -> list[int]:
     return [16 << 10 if at % 5 < 3 else rest for at in range(count)]
 
 
-def rate(runtime: co.Runtime, device: co.Device, sizes: list[int], plain: float) -> list[str]:
-    """Weights that have left, made resident again."""
-    key = f"{len(sizes)} tensors"
-    with runtime.load(key, lambda: Weights(sizes)) as model:
-        area, arena = model.area(device), runtime.arenas[device]
+def rate(device: co.Device, weights: Any, runtime: co.Runtime) -> float:
+    """Bytes per second of weights that have left, made resident again."""
+    arena = runtime.arenas[device]
+    area = arena.area(weights)
 
-        def again() -> None:
-            while arena.status().resident:
-                arena.evict()
-            area.fault().release()
+    def again() -> None:
+        while arena.status().resident:
+            arena.evict()
+        area.fault().release()
 
-        taken = seconds(again, device)
-        speed = sum(sizes) / taken
-        name = f"{key}, {sum(sizes) / MIB:.0f} MiB"
-        return [name, f"{speed / 1e9:.2f} GB/s", f"{speed / plain:.0%} of the pinned copy"]
+    return float(area.nbytes / seconds(again, device))
+
+
+def rates(device: co.Device, nbytes: int, plain: float) -> Iterator[list[str]]:
+    """From memory of the store's own, by what of it is page-locked, and from a cached file."""
+    contents = {"64 tensors": [nbytes // 64] * 64, "1900 tensors": mostly_small(1900, nbytes)}
+    for name, sizes in contents.items():
+        tensors = {f"t{at}": torch.randn(max(1, size // 4)) for at, size in enumerate(sizes)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            save_file(tensors, path)
+            del tensors
+            for pin, copy in (("all", True), ("staging", True), ("staging", False), ("none", True)):
+                with (
+                    co.Runtime([device], pin=pin) as runtime,
+                    runtime.weights.open("model", path, copy=copy) as weights,
+                ):
+                    speed = rate(device, weights, runtime)
+                lies = "in memory" if copy else "in a cached file"
+                what = f"{name}, {nbytes / MIB:.0f} MiB {lies}, pin={pin!r}"
+                share = f"{speed / plain:.0%} of the pinned copy"
+                yield [what, f"{speed / 1e9:.2f} GB/s", share]
+
+
+def two_workers(runtime: co.Runtime, device: co.Device) -> list[str]:
+    """Two jobs on one device, each with a stream of its own, beside one after the other."""
+
+    class Chain(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.all = torch.nn.ModuleList(torch.nn.Linear(1024, 1024) for _ in range(8))
+
+        def forward(self, x: Any) -> Any:
+            for layer in self.all:
+                x = layer(x)
+            return x
+
+    models = [runtime.load(f"chain {n}", lambda n=n: Chain(n)) for n in range(2)]
+    cuda = device.type == "cuda"
+
+    def job(model: Any) -> None:
+        stream = torch.cuda.Stream(device.index) if cuda else None
+        with torch.inference_mode(), torch.cuda.stream(stream), model.on(device) as module:
+            x = torch.randn(256, 1024, device=device.torch_name)
+            for _ in range(20):
+                x = module(x)
+
+    def together() -> None:
+        threads = [threading.Thread(target=job, args=(model,)) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    own = seconds(together, device)
+    other = seconds(lambda: [job(model) for model in models], device)
+    for model in models:
+        model.close()
+    what = "two workers with a stream each"
+    return [what, f"{own * 1e3:.1f} ms", f"{own / other:.2f} x one after the other"]
 
 
 def plain_rate(device: co.Device, nbytes: int) -> float:
@@ -133,15 +192,13 @@ def main() -> None:
         [device] = co.virtual_devices(1, memory=4 * nbytes)
     else:
         [device] = co.devices(options.device)
+    plain = plain_rate(device, nbytes)
+    rows = [["a plain copy from pinned memory", f"{plain / 1e9:.2f} GB/s", ""]]
+    rows += rates(device, nbytes, plain)
     with co.Runtime([device]) as runtime:
-        plain = plain_rate(device, nbytes)
-        rows = [
-            ["a plain copy from pinned memory", f"{plain / 1e9:.2f} GB/s", ""],
-            rate(runtime, device, [nbytes // 64] * 64, plain),
-            rate(runtime, device, mostly_small(1900, nbytes), plain),
-            resident_block(runtime, device),
-            switching(runtime, device, nbytes // 2),
-        ]
+        rows.append(resident_block(runtime, device))
+        rows.append(switching(runtime, device, nbytes // 2))
+        rows.append(two_workers(runtime, device))
     lines = [
         f"# {device.label}, torch {torch.__version__}",
         "",

@@ -1920,7 +1920,7 @@ class WeightsStatus:
 
     @property
     def locked(self) -> int:
-        """The bytes of them that are page-locked for copies to GPUs: see :class:`Arena`, ``pin``."""
+        """The bytes of them that are page-locked for copies to GPUs: ``pin`` of :class:`Arena`."""
 
     @property
     def holders(self) -> int:
@@ -2216,14 +2216,14 @@ class Arena:
     Args:
         device: A device that is :attr:`~Device.paged`.
         budget: What the pages are charged to. It asks the arena for bytes that somebody misses.
-        ram: The budget of the host's memory to which page-locked buffers are charged, from the first
-            copy until the arena is gone: 32 MiB for each CUDA device.
+        ram: The budget of the host's memory to which page-locked buffers are charged, from the
+            first copy until the arena is gone: 32 MiB for each CUDA device.
         pin: What of the host's memory is page-locked, so that a GPU can read it on its own.
             ``'staging'``: these buffers, through which all copies go. ``'all'``: the weights too,
             where they lie, if they are in the store's own memory (``copy=True``): large tensors go
-            from there, small ones together through the buffers; what the system refuses to lock goes
-            through the buffers, and what is locked is let go with its weights. ``'none'``: nothing.
-            Virtual devices copy from anywhere.
+            from there, small ones together through the buffers, and so does what the system refuses
+            to lock. What is locked is let go with its weights. ``'none'``: nothing. Virtual devices
+            copy from anywhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.

@@ -279,7 +279,9 @@ impl State {
             if planted(Mutant::UseIsForgotten) {
                 continue;
             }
-            marks.iter().for_each(|mark| mark.add_to(&mut page.used));
+            for mark in marks {
+                mark.add_to(&mut page.used);
+            }
         }
         land.count(*resident, *pinned);
     }

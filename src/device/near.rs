@@ -25,10 +25,9 @@ pub fn near_card(sys: &Path, address: &str) -> Option<Near> {
 /// As the kernel lists numbers: `0-3,8`.
 fn numbers(list: &str) -> Option<Vec<usize>> {
     let mut all = Vec::new();
-    for part in list.trim().split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-        all.extend(first..=last);
+    for range in list.trim().split(',').filter(|range| !range.is_empty()) {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        all.extend(from.parse::<usize>().ok()?..=to.parse().ok()?);
     }
     Some(all)
 }

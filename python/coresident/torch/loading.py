@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def _of_folder(
 
 
 def _opened(
-    store: _core.WeightStore, key: str, folder: Path, settings: dict[str, object], *, pins: bool
+    store: _core.WeightStore, key: str, folder: Path, settings: Mapping[str, object], *, pins: bool
 ) -> _core.Weights:
     """The weights of a folder: where they can be page-locked, if they are to be and fit there."""
     if pins:

@@ -22,12 +22,14 @@ const PORTABLE: c_uint = 1;
 /// `CU_MEMHOSTREGISTER_READ_ONLY`: what cannot be written can be locked.
 const READ_ONLY: c_uint = 8;
 
+type Sources = Vec<Arc<dyn HostBytes>>;
+
 /// What one thread copies so.
 pub(super) struct Direct {
     device: Arc<Opened>,
     flags: OnceCell<c_uint>,
     /// What the device still reads, until when.
-    reading: RefCell<VecDeque<(Marked, Vec<Arc<dyn HostBytes>>)>>,
+    reading: RefCell<VecDeque<(Marked, Sources)>>,
 }
 
 impl Direct {

@@ -37,7 +37,10 @@ pub(super) struct Arena {
 #[pymethods]
 impl Arena {
     #[new]
-    #[pyo3(signature = (device, budget, *, ram=None, pin=None))]
+    #[pyo3(
+        signature = (device, budget, *, ram=None, pin=None),
+        text_signature = "(device, budget, *, ram=None, pin='staging')"
+    )]
     fn new(
         device: &Bound<'_, PyAny>,
         budget: &Bound<'_, PyAny>,
