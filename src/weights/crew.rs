@@ -59,8 +59,11 @@ pub(super) fn complete<W: Work>(
     let crew = Arc::new(Crew::default());
     let waker: Arc<dyn Wake> = crew.parker.clone();
     let _listening = patience.cancel.map(|token| token.listen(waker));
-    let hired = (0..threads).take_while(|_| Crew::hire(&crew, work.clone())).count();
     let patient = Patient { work: work.as_ref(), patience, started: Instant::now() };
+    if threads > 0 {
+        patient.check()?;
+    }
+    let hired = (0..threads).take_while(|_| Crew::hire(&crew, work.clone())).count();
     if hired == 0 {
         // Little, or there can be no threads.
         return patient.does_it_alone(progress);
