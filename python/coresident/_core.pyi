@@ -1776,8 +1776,9 @@ class WeightStore:
             settings: What else tells these weights from others under the key, compared as text,
                 such as ``{'dtype': 'float16'}``.
             copy: Whether to copy the tensors into sealed memory of the store's own, read by several
-                threads, instead of mapping the files. ``None`` copies what is on a network's file
-                system, where a map would end the process when the network fails.
+                threads, instead of mapping the files. ``None`` is content with what is there; if
+                nothing is, it copies what is on a network's file system, where a map would end the
+                process when the network fails.
             timeout: Seconds to wait, also for the copy; ``None`` waits for ever, 0 only looks.
             cancel: A token that ends the wait.
 
@@ -1889,6 +1890,15 @@ class WeightStore:
             ``'spare'`` are slabs that hold nothing now and are filled again by the next load; their
             bytes stay reserved until somebody waits for bytes of the budget or :meth:`clear` is
             called, like those of weights that nobody uses. Without a budget there are none.
+
+        Raises:
+            ForkedError: the store was made before a fork.
+        """
+
+    @property
+    def locked(self) -> int:
+        """Bytes of weights and of spare slabs that are page-locked for copies to GPUs now: ``pin`` of
+        :class:`Arena`.
 
         Raises:
             ForkedError: the store was made before a fork.
@@ -2222,7 +2232,7 @@ class Arena:
             ``'staging'``: these buffers, through which all copies go. ``'all'``: the weights too,
             where they lie, if they are in the store's own memory (``copy=True``): large tensors go
             from there, small ones together through the buffers, and so does what the system refuses
-            to lock. What is locked is let go with its weights. ``'none'``: nothing. Virtual devices
+            to lock. What is locked is let go with its memory. ``'none'``: nothing. Virtual devices
             copy from anywhere.
 
     Raises:

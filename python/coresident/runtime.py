@@ -41,8 +41,9 @@ class Runtime:
         devices: ``"auto"``, the name of one device, or an iterable of names, ``Device`` objects or
             ``torch.device`` objects.
         pin: What of the host's memory is page-locked for copies to GPUs: ``"staging"`` for buffers,
-            32 MiB for each device; ``"all"`` also for the weights of models, as long as ``ram`` has
-            room for copies of their files; or ``"none"``. As :class:`~coresident.Arena` has it.
+            32 MiB for each device; ``"all"`` also for the weights of models, whose files are copied
+            to memory for that where ``ram`` has room; or ``"none"``. As :class:`~coresident.Arena`
+            has it.
         working_memory: A file of JSON that keeps how much memory calls of models were seen to need
             beside the weights, for the next time; ``None`` learns anew each time.
 

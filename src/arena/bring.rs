@@ -8,7 +8,7 @@ use super::area::{Pins, Shared as AreaShared};
 use super::fault::Beside;
 use super::layout::{PageSet, runs};
 use crate::budget::Reservation;
-use crate::device::{Event, MemoryError, Stream};
+use crate::device::{Event, MemoryError, Pinning, Stream};
 use crate::sync::{Mutant, planted, wait_until};
 use crate::wait::{Owner, Patience};
 
@@ -62,9 +62,8 @@ impl AreaShared {
         patience: &Patience<'_>,
     ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
         let there = pins.set().len() - coming.missing.len();
-        let began = Instant::now();
         let working = self.give_memory(&mut coming, there, beside, owner, patience)?;
-        let filled = self.fill(pins.set(), &mut coming, owner, &patience.since(began))?;
+        let filled = self.fill(pins.set(), &mut coming, owner)?;
         Ok((filled, working))
     }
 
@@ -144,7 +143,6 @@ impl AreaShared {
         set: &PageSet,
         coming: &mut Coming<'_>,
         owner: &Owner,
-        patience: &Patience<'_>,
     ) -> Result<Vec<Event>, ArenaError> {
         loop {
             let stale = self.arena.state.lock().stale(self.number, set);
@@ -154,8 +152,8 @@ impl AreaShared {
                 return Ok(self.arena.state.lock().filling(self.number, set));
             }
             pages.sort_unstable();
-            self.arena.pay_for_staging(owner, patience)?;
-            let filled = self.copy(&pages, &stale.fences)?;
+            let how = self.arena.pinning(owner)?;
+            let filled = self.copy(&pages, &stale.fences, how)?;
             // Once more, if somebody has said meanwhile that it may be wrong.
             let generation = stale.generation;
             self.arena.state.lock().settle(self.number, &pages, generation, &filled);
@@ -164,16 +162,11 @@ impl AreaShared {
     }
 
     /// Has pages copied, after what still uses them. Returns what has to pass before they are there.
-    fn copy(&self, pages: &[usize], fences: &[Event]) -> Result<Event, ArenaError> {
+    fn copy(&self, pages: &[usize], fences: &[Event], how: Pinning) -> Result<Event, ArenaError> {
         let (memory, start) = (&self.arena.memory, self.land.start);
-        let stream = memory.copies()?;
-        for fence in fences {
-            memory.after(stream, fence)?;
-        }
         let runs = runs(pages.iter().copied());
         let pieces = runs.iter().flat_map(|run| self.layout.pieces(start, run)).collect();
-        memory.upload(stream, pieces, self.arena.host.pinning)?;
-        Ok(memory.record(stream)?)
+        Ok(memory.upload(fences, pieces, how)?)
     }
 
     /// Takes the memory of pages away that will have no content.

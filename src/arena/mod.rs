@@ -74,7 +74,7 @@ pub use tensor::{PinnedTensor, RangeView};
 #[cfg(doc)]
 use crate::device::{Event, Stream};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, BudgetError};
 use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
@@ -246,27 +246,35 @@ impl Arena {
 }
 
 impl Shared {
-    /// Reserves what copies take of the host's memory beside the weights, at the first of them; for
-    /// whoever has the turn.
-    fn pay_for_staging(&self, owner: &Owner, patience: &Patience<'_>) -> Result<(), ArenaError> {
-        let bytes = self.memory.staging(self.host.pinning);
+    /// How copies leave the host's memory; for whoever has the turn. Page-locked buffers are reserved
+    /// at the first of them. Nobody waits for that, with a turn and memory that others want: until the
+    /// host has room, copies go without.
+    fn pinning(&self, owner: &Owner) -> Result<Pinning, ArenaError> {
+        let how = self.host.pinning;
+        let bytes = self.memory.staging(how);
         if bytes == 0 || self.staged.lock().is_some() {
-            return Ok(());
+            return Ok(how);
         }
         let charge: Charge = match &self.host.budget {
             None => Box::new(()),
             Some(budget) => {
                 let purpose = format!("page-locked buffers of {}", self.device);
-                let reserved = budget.reserve(bytes, Some(&purpose), owner, patience)?;
-                reserved.disown();
-                // It has these bytes.
-                let _ = reserved.fill(bytes);
-                Box::new(reserved)
+                let at_once = Patience::at_most(Duration::ZERO);
+                match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
+                    Ok(reserved) => {
+                        reserved.disown();
+                        Box::new(reserved)
+                    }
+                    Err(BudgetError::Timeout { .. } | BudgetError::Impossible(_)) => {
+                        return Ok(Pinning::Nothing);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         };
         let staged = self.memory.stage(charge)?;
         *self.staged.lock() = Some(staged);
-        Ok(())
+        Ok(how)
     }
 
     /// What to tell somebody for whom there is no room though the budget has the bytes.

@@ -141,11 +141,17 @@ pub trait DeviceMemory: Send + Sync {
         Ok(charge)
     }
 
-    /// Copies to the device, later, on `stream`. Pieces that touch each other go at once.
+    /// Copies to the device, later, on the stream for copies, when all of `after` have passed. Pieces
+    /// that touch each other go at once. Returns what passes when it is done, or tells why it is not.
     ///
     /// # Errors
     /// [`MemoryError::Lost`].
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError>;
+    fn upload(
+        &self,
+        after: &[Event],
+        pieces: Vec<Piece>,
+        how: Pinning,
+    ) -> Result<Event, MemoryError>;
 
     /// Marks where `stream` is now. Of [`Stream::Host`] everything has passed.
     ///

@@ -1,7 +1,7 @@
 //! Devices: their names, what is there, and how much memory is free.
 //!
 //! Asking creates no CUDA context and imports nothing: NVIDIA's cards are read through NVML, which
-//! does not poison forked children as `cuInit` does. Other accelerators come from registered
+//! does not poison forked children as `cuInit` does; that is called only where there is no NVML. Other accelerators come from registered
 //! [`Provider`]s. A virtual device is the CPU under another name, for machines without a GPU.
 //!
 //! # Errors
@@ -47,7 +47,7 @@ pub use memory::{
 pub use name::{DeviceType, Name, NameError};
 pub use near::{Near, near_card};
 pub use nvml::visible_devices;
-pub use page_locks::{Locked, PageLocks};
+pub use page_locks::{Lock, PageLocks, Unlockable};
 pub use size::{ByteSize, SizeError};
 pub use virtual_device::{VirtualSpec, virtual_devices};
 pub use virtual_memory::{Occupied, VirtualMemory};

@@ -33,12 +33,14 @@ fn numbers(list: &str) -> Option<Vec<usize>> {
 }
 
 impl Near {
-    /// Has the calling thread, and those that it begins, run there alone, as far as they may; memory
-    /// that they touch first is near too. Returns whether it does so now.
+    /// Has the calling thread, and those that it begins, run there alone, as far as the process's
+    /// first thread may; memory that they touch first is near too. Returns whether it does so now.
     #[cfg(target_os = "linux")]
     pub fn stay(&self) -> bool {
+        use rustix::process::getpid;
         use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-        let Ok(allowed) = sched_getaffinity(None) else { return false };
+        // Not as this one may: whoever began it may have to stay near another card.
+        let Ok(allowed) = sched_getaffinity(Some(getpid())) else { return false };
         let mut wanted = CpuSet::new();
         let there = |at: &&usize| **at < CpuSet::MAX_CPU && allowed.is_set(**at);
         self.0.iter().filter(there).for_each(|at| wanted.set(*at));

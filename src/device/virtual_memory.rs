@@ -267,9 +267,18 @@ impl DeviceMemory for Arc<VirtualMemory> {
         Ok(*copies.get_or_insert_with(|| self.stream()))
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>, _how: Pinning) -> Result<(), MemoryError> {
+    fn upload(
+        &self,
+        after: &[Event],
+        pieces: Vec<Piece>,
+        _how: Pinning,
+    ) -> Result<Event, MemoryError> {
+        let stream = self.copies()?;
+        for event in after {
+            self.after(stream, event)?;
+        }
         self.launch(stream, move |memory| pieces.iter().try_for_each(|piece| memory.write(piece)));
-        Ok(())
+        self.record(stream)
     }
 
     fn record(&self, stream: Stream) -> Result<Event, MemoryError> {

@@ -17,7 +17,6 @@ use super::source::{Identity, Part, Source};
 use super::spare::Spares;
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
-use crate::device::PageLocks;
 use crate::sync::{AtomicBool, Ordering};
 use crate::wait::{Patience, forks};
 
@@ -98,6 +97,8 @@ pub(super) struct Draft {
     pub(super) path: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) private: bool,
+    /// Whether what is there already may be the other way.
+    pub(super) either: bool,
 }
 
 impl Draft {
@@ -337,12 +338,12 @@ impl Entry {
         &self.memories
     }
 
-    /// Bytes by what holds them.
     /// Bytes that are page-locked for copies to devices.
     pub(super) fn locked(&self) -> u64 {
-        self.memories.iter().filter_map(Memory::locks).map(PageLocks::nbytes).sum()
+        self.memories.iter().map(Memory::locked).sum()
     }
 
+    /// Bytes by what holds them.
     pub(super) fn kinds(&self) -> &[(MemoryKind, u64)] {
         &self.kinds
     }

@@ -38,7 +38,7 @@ impl Entry {
                 return Err(self.in_use(difference));
             }
         }
-        if self.private != draft.private {
+        if self.private != draft.private && !draft.either {
             let told = |private| if private { "a copy of its own" } else { "no copy" };
             let (there, here) = (told(self.private), told(draft.private));
             return Err(self.in_use(format!("it is {there} there, not {here}")));

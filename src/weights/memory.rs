@@ -38,9 +38,18 @@ pub struct Memory {
     kind: MemoryKind,
     start: *const u8,
     length: usize,
-    // Dropped before what is locked.
     locks: Option<PageLocks>,
-    keeper: Keeper,
+    /// Always there, until it is dropped.
+    keeper: Option<Keeper>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if !self.unlock() {
+            // A device that takes it for locked must not find something else there.
+            std::mem::forget(self.keeper.take());
+        }
+    }
 }
 
 /// What keeps the memory, until it is dropped.
@@ -67,7 +76,7 @@ impl Memory {
             start,
             length,
             locks: None,
-            keeper: Keeper::Map { map, file },
+            keeper: Some(Keeper::Map { map, file }),
         }
     }
 
@@ -78,16 +87,27 @@ impl Memory {
         // Shared, not private: the system would lock a copy of private pages.
         let locks =
             region.file().is_some().then(|| PageLocks::new(start.expose_provenance(), length));
-        Self { kind: MemoryKind::Slab, start, length, locks, keeper: Keeper::Slab { region } }
+        Self { kind: MemoryKind::Slab, start, length, locks, keeper: Some(Keeper::Slab { region }) }
     }
 
-    /// The sealed memory of our own, if it is that; it is locked no more.
+    /// The sealed memory of our own, if it is that and is locked no more.
     pub(super) fn into_slab(mut self) -> Option<Sealed> {
-        self.locks = None;
-        match self.keeper {
-            Keeper::Slab { region } => Some(region),
+        if !self.unlock() {
+            return None;
+        }
+        match self.keeper.take() {
+            Some(Keeper::Slab { region }) => Some(region),
             _ => None,
         }
+    }
+
+    /// Bytes that are page-locked for copies to devices.
+    pub(super) fn locked(&self) -> u64 {
+        self.locks.as_ref().map_or(0, PageLocks::nbytes)
+    }
+
+    fn unlock(&self) -> bool {
+        self.locks.as_ref().is_none_or(PageLocks::unlock)
     }
 
     /// Memory that `owner` keeps where it is. It is never looked at as bytes, because its owner may
@@ -100,7 +120,7 @@ impl Memory {
         owner: Box<dyn Any + Send + Sync>,
     ) -> Self {
         let kind = if pinned { MemoryKind::Pinned } else { MemoryKind::Foreign };
-        Self { kind, start, length, locks: None, keeper: Keeper::Foreign { _owner: owner } }
+        Self { kind, start, length, locks: None, keeper: Some(Keeper::Foreign { _owner: owner }) }
     }
 
     /// What it is.
@@ -146,7 +166,7 @@ impl Memory {
 
     /// The file in which the bytes are, and where in it they begin, if there is one.
     pub(super) fn file(&self) -> Option<(&File, usize)> {
-        match &self.keeper {
+        match self.keeper.as_ref()? {
             Keeper::Map { file, .. } => Some((file, 0)),
             Keeper::Slab { region } => region.file(),
             Keeper::Foreign { .. } => None,
@@ -155,7 +175,7 @@ impl Memory {
 
     /// The map and its file, if it is one.
     pub(super) fn map(&self) -> Option<(&Mmap, &File)> {
-        match &self.keeper {
+        match self.keeper.as_ref()? {
             Keeper::Map { map, file } => Some((map, file)),
             _ => None,
         }

@@ -28,6 +28,11 @@ impl Remains {
         }
     }
 
+    /// Bytes that are page-locked for copies to devices.
+    pub(super) fn locked(&self) -> u64 {
+        self.memories.iter().map(Memory::locked).sum()
+    }
+
     /// The slab and its bytes.
     pub(super) fn into_slab(mut self) -> Option<(Sealed, Reservation)> {
         Some((self.memories.pop()?.into_slab()?, self.reserved?))

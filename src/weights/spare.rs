@@ -130,4 +130,9 @@ impl Spares {
     pub(super) fn nbytes(&self) -> u64 {
         self.slabs.lock().iter().map(Spare::nbytes).sum()
     }
+
+    /// Those that are still page-locked for copies to devices, until they are filled again.
+    pub(super) fn locked(&self) -> u64 {
+        self.slabs.lock().iter().map(|spare| spare.remains.locked()).sum()
+    }
 }

@@ -25,8 +25,8 @@ pub struct Opening {
     /// What both must agree on who open the same key.
     pub settings: Settings,
     /// Whether to copy the tensors into sealed memory of the store's own, instead of mapping files or
-    /// taking them where they are. `None` copies what lies on a network's file system, where a map
-    /// ends the process when the network fails.
+    /// taking them where they are. `None` is content with what is there, and otherwise copies what lies
+    /// on a network's file system, where a map ends the process when the network fails.
     pub private: Option<bool>,
 }
 
@@ -115,6 +115,7 @@ impl WeightStore {
             path: Some(path.to_owned()),
             settings: opening.settings.clone(),
             private,
+            either: opening.private.is_none(),
         };
         match self.0.find(key, owner, patience)? {
             Found::Live(entry) if entry.is_same_source(&files, &draft)? => Ok(Weights(entry)),
@@ -152,8 +153,8 @@ impl WeightStore {
     ) -> Result<Weights, WeightsError> {
         self.check(key)?;
         let private = opening.private.unwrap_or(false);
-        let draft =
-            Draft { key: key.to_owned(), path: None, settings: opening.settings.clone(), private };
+        let (settings, either) = (opening.settings.clone(), opening.private.is_none());
+        let draft = Draft { key: key.to_owned(), path: None, settings, private, either };
         match self.0.find(key, owner, patience)? {
             Found::Live(entry) => {
                 let told = tensors
@@ -235,6 +236,15 @@ impl WeightStore {
     pub fn spare(&self) -> Result<u64, WeightsError> {
         self.0.birth.check("weight store")?;
         Ok(self.0.spares.nbytes())
+    }
+
+    /// Bytes that are page-locked for copies to devices, of weights and of spare slabs.
+    ///
+    /// # Errors
+    /// [`WeightsError::Forked`].
+    pub fn locked(&self) -> Result<u64, WeightsError> {
+        let weights: u64 = self.status()?.iter().map(|status| status.locked).sum();
+        Ok(weights + self.0.spares.locked())
     }
 
     /// All weights that are there, and those that are retired but still used, by key and version.

@@ -6,7 +6,7 @@ use std::thread;
 
 use coresident::arena::{Area, Arena, ArenaError, Beside, Content, HostSide, Identity};
 use coresident::budget::{Budget, Spec};
-use coresident::device::{Pinning, Stream};
+use coresident::device::{HostBytes, Piece, Pinning, Stream};
 use coresident::wait::Patience;
 use coresident::weights::{ElementType, Given, Memory, Opening, WeightStore, Weights};
 
@@ -144,7 +144,7 @@ fn a_tensor_across_two_chunks_is_copied_from_both_and_chunks_are_at_most_256_mib
 fn what_cannot_be_locked_goes_through_the_buffers() {
     let house = house(16, 100 << 20, Pinning::All);
     let weights = house.weights(&[5 * MIB, 3 * MIB], true);
-    pretend::fail("cuMemHostRegister_v2", 2, 1, house.device.ordinal().cast_unsigned());
+    pretend::fail("cuMemHostRegister_v2", 801, 1, house.device.ordinal().cast_unsigned());
     house.check(&house.area(&weights), &[0, 1]);
     assert_eq!(house.locked(), 0);
     assert_eq!(house.count("pageable_bytes_in"), 0);
@@ -192,15 +192,70 @@ fn buffers_are_charged_while_an_arena_has_them() {
 }
 
 #[test]
-fn without_a_budget_for_the_buffers_nothing_is_copied() {
-    let house = house(16, RING - 1, Pinning::Staging);
-    let weights = house.weights(&[3 * MIB], true);
+fn nobody_waits_for_buffers_that_the_host_has_no_room_for() {
+    let house = house(16, 40 << 20, Pinning::Staging);
+    let weights = house.weights(&[20 * MIB], true);
     let area = house.area(&weights);
-    let (block, me, patience) = (area.all(), owner("main"), Patience::FOREVER);
-    let outcome = area.fault(&block, Beside::default(), Stream::Host, &me, &patience);
-    let told = refusal(outcome.map(drop));
-    assert!(told.contains("ram") && told.contains("32 MiB"), "{told}");
-    assert_eq!((house.device.committed(), house.arena.budget().used()), (0, 0));
+    house.check(&area, &[0]);
+    assert_eq!((house.ram.used(), house.count("pinned_bytes")), (weights.nbytes(), 0));
+    house.ram.set_limit(100 << 20).unwrap();
+    house.arena.evict(u64::MAX);
+    house.check(&area, &[0]);
+    assert_eq!(house.ram.used(), weights.nbytes() + RING, "as soon as there is room");
+    assert!(house.count("pinned_bytes") > 0);
+}
+
+#[test]
+fn a_copy_that_fails_is_told_to_whoever_asked_for_it() {
+    let bench = bench(16, None);
+    let start = bench.pages.reserve(2 * MIB).unwrap();
+    bench.pages.commit(start, 2 * MIB).unwrap();
+    let copy = |byte: u8, at: usize| {
+        let bytes = vec![byte; 100];
+        let source = Arc::new(Bytes(bytes));
+        let piece = Piece { source, from: 0, to: start + at, length: 100 };
+        bench.pages.upload(&[], vec![piece], Pinning::Staging).unwrap()
+    };
+    pretend::fail("cuMemcpyHtoDAsync_v2", 999, 1, bench.ordinal().cast_unsigned());
+    let (first, second) = (copy(1, 0), copy(2, 4096));
+    assert!(second.wait(None).unwrap());
+    assert!(refusal(first.wait(None)).contains("cuMemcpyHtoDAsync"));
+    let mut byte = [0];
+    bench.read_at(start + 4096, &mut byte).unwrap();
+    assert_eq!(byte, [2]);
+    bench.pages.decommit(start, 2 * MIB);
+    bench.pages.release(start, 2 * MIB);
+}
+
+struct Bytes(Vec<u8>);
+
+impl HostBytes for Bytes {
+    fn copy_to(&self, from: usize, to: &mut [u8]) {
+        to.copy_from_slice(&self.0[from..from + to.len()]);
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_unlocked_is_not_used_again() {
+    let house = house(16, 100 << 20, Pinning::All);
+    let weights = house.weights(&[6 * MIB], true);
+    house.check(&house.area(&weights), &[0]);
+    let place = weights.tensor("t0").unwrap().start().addr();
+    until(|| {
+        house.arena.evict(u64::MAX);
+        house.arena.status().unwrap().areas.is_empty()
+    });
+    // As often as it is tried, here and when the memory is dropped.
+    pretend::fail("cuMemHostUnregister", 700, 20, house.device.ordinal().cast_unsigned());
+    house.store.invalidate("model").unwrap();
+    drop(weights);
+    until(|| house.store.spare().unwrap() > 0);
+    assert_eq!(house.store.locked().unwrap(), 6 * MIB as u64, "a spare slab stays locked");
+    house.store.clear().unwrap();
+    let other = house.weights(&[6 * MIB], true);
+    assert_ne!(other.tensor("t0").unwrap().start().addr(), place);
+    assert_eq!(house.store.locked().unwrap(), 0);
+    pretend::forgive_unregistering(house.device.ordinal().cast_unsigned(), place);
 }
 
 #[test]

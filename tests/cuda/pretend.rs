@@ -58,6 +58,16 @@ pub(crate) fn fail(name: &str, code: u32, times: u64, device: u32) {
     assert_eq!(code, 0);
 }
 
+/// Ends the failures of unregistering memory on a device, and unregisters some.
+pub(crate) fn forgive_unregistering(device: u32, start: usize) {
+    let unregister: unsafe extern "C" fn(usize) -> u32 = function("cuMemHostUnregister");
+    let before = current();
+    set_current(primary(device));
+    // SAFETY: nobody reads it.
+    while unsafe { unregister(start) } != 0 {}
+    set_current(before);
+}
+
 /// Has others take so many bytes of a device.
 pub(crate) fn set_taken(device: u32, bytes: u64) {
     let set: unsafe extern "C" fn(c_int, u64) -> u32 = function("pretend_cuda_set_taken");

@@ -159,9 +159,17 @@ impl DeviceMemory for Device {
         Ok(COPIES)
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>, _how: Pinning) -> Result<(), MemoryError> {
-        self.0.submit(stream, Order::Copy(pieces));
-        Ok(())
+    fn upload(
+        &self,
+        after: &[Event],
+        pieces: Vec<Piece>,
+        _how: Pinning,
+    ) -> Result<Event, MemoryError> {
+        for event in after {
+            self.after(COPIES, event)?;
+        }
+        self.0.submit(COPIES, Order::Copy(pieces));
+        self.record(COPIES)
     }
 
     fn record(&self, stream: Stream) -> Result<Event, MemoryError> {

@@ -474,7 +474,8 @@ def test_weights_are_page_locked_where_they_lie_if_a_runtime_pins_all(
                 with arena.area(weights).fault():
                     [status] = runtime.weights.status()
                     ram = runtime.ram.used - weights.nbytes
-                    told.append([arena.pin, status.locked / weights.nbytes, ram >> 20])
+                    locked = [status.locked, runtime.weights.locked] == [weights.nbytes] * 2
+                    told.append([arena.pin, locked, ram >> 20])
                 weights.release()
         import gc, time
         del weights, arena, runtime, status
@@ -484,7 +485,7 @@ def test_weights_are_page_locked_where_they_lie_if_a_runtime_pins_all(
             time.sleep(0.01)
         told.append(count("pinned_bytes"))
         """)
-    assert told == [["all", 1.0, 32], ["staging", 0.0, 32], ["none", 0.0, 0], 0]
+    assert told == [["all", True, 32], ["staging", False, 32], ["none", False, 0], 0]
 
 
 def test_a_file_that_is_mapped_is_never_page_locked(ask: Ask, tmp_path: Path) -> None:
@@ -528,3 +529,17 @@ def test_integrated_memory_is_the_hosts(tmp_path: Path) -> None:
     env |= {"PRETEND_CUDA": "NVIDIA Orin:64MiB:integrated"}
     done = run_script(PRELUDE + textwrap.dedent(source) + "\nprint(told)\n", env=env)
     assert done.stdout == "[True, 0]\n", done
+
+
+def test_a_card_without_pages_tells_what_is_free_of_it(tmp_path: Path) -> None:
+    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
+    source = """
+        [device] = co.devices("auto")
+        told = [device.free_memory()]
+        context = ctypes.c_void_p()
+        driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        told += [device.free_memory() >> 20, device.free_memory() >> 20]
+        """
+    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "PRETEND_CUDA": "A 3090:64MiB:no-vmm"}
+    done = run_script(PRELUDE + textwrap.dedent(source) + "\nprint(told)\n", env=env)
+    assert done.stdout == "[None, 64, 64]\n", done

@@ -68,9 +68,20 @@ def test_where_there_is_no_room_for_a_copy_weights_are_mapped(folder: Path) -> N
         assert copied.nbytes > nbytes, "tensors are further apart in a copy"
     with co.Runtime(co.virtual_devices(1), pin="all") as runtime:
         runtime.ram.limit = nbytes
-        with runtime.load("unet", folder / "unet2"):
-            [status] = runtime.weights.status()
-            assert list(status.kinds) == ["mapped"]
+        for _ in range(2):  # what is there is good enough for who comes later
+            with runtime.load("unet", folder / "unet2"):
+                [status] = runtime.weights.status()
+                assert list(status.kinds) == ["mapped"]
+
+
+def test_what_others_have_opened_otherwise_is_good_enough(folder: Path) -> None:
+    with co.Runtime(co.virtual_devices(1), pin="all") as runtime:
+        with runtime.weights.open("unet", folder / "unet2"):
+            runtime.load("unet", folder / "unet2").close()
+        runtime.weights.clear()
+        runtime.load("unet", folder / "unet2").close()
+        with runtime.weights.open("unet", folder / "unet2") as weights:
+            assert list(weights.kinds) == ["slab"]
 
 
 def content(module: Any) -> dict[str, Any]:

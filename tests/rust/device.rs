@@ -537,12 +537,11 @@ fn right_reads(after_the_copy: bool, before_it_leaves: bool) -> usize {
             VirtualSpec { memory: Some(8 << 20), jitter: Some(seed), ..VirtualSpec::default() };
         let driver = virtual_devices(1, spec).unwrap()[0].driver();
         let (memory, pages) = (driver.virtual_memory().unwrap(), driver.memory().unwrap());
-        let (bus, compute) = (pages.copies().unwrap(), memory.stream());
+        let compute = memory.stream();
         let page = pages.reserve(pages.page()).unwrap();
         pages.commit(page, pages.page()).unwrap();
         let piece = Piece { source: Arc::new(All(7)), from: 0, to: page, length: pages.page() };
-        pages.upload(bus, vec![piece], Pinning::Staging).unwrap();
-        let copied = pages.record(bus).unwrap();
+        let copied = pages.upload(&[], vec![piece], Pinning::Staging).unwrap();
         if after_the_copy {
             pages.after(compute, &copied).unwrap();
         }
@@ -600,9 +599,9 @@ fn a_stream_that_touches_what_has_no_memory_says_so_from_then_on() {
     let start = pages.reserve(4 << 20).unwrap();
     let (stream, source) = (pages.copies().unwrap(), Arc::new(All(1)));
     let piece = Piece { source, from: 0, to: start + (1 << 20), length: 5 };
-    pages.upload(stream, vec![piece], Pinning::Staging).unwrap();
-    for _ in 0..2 {
-        let told = refusal(pages.record(stream).unwrap().wait(None));
+    let copied = pages.upload(&[], vec![piece], Pinning::Staging).unwrap();
+    for event in [copied, pages.record(stream).unwrap()] {
+        let told = refusal(event.wait(None));
         assert!(told.contains("which has no memory"), "{told}");
     }
     pages.release(start, 4 << 20);
@@ -617,9 +616,7 @@ fn an_imitated_bus_takes_its_time() {
     pages.commit(start, 4 << 20).unwrap();
     let began = Instant::now();
     let piece = Piece { source: Arc::new(All(1)), from: 0, to: start, length: 4 << 20 };
-    let stream = pages.copies().unwrap();
-    pages.upload(stream, vec![piece], Pinning::Staging).unwrap();
-    let copied = pages.record(stream).unwrap();
+    let copied = pages.upload(&[], vec![piece], Pinning::Staging).unwrap();
     let at_once = Instant::now();
     assert!(!copied.wait(Some(at_once)).unwrap(), "it is not done when it was only begun");
     assert!(copied.wait(None).unwrap());

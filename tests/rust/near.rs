@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process;
 
-use coresident::device::near_card;
+use coresident::device::{Near, near_card};
 
 /// A kernel's files, removed in the end.
 struct Sys(PathBuf);
@@ -41,6 +41,11 @@ fn where_all_processors_are_as_near_nobody_is_moved() {
     assert_eq!(near_card(&broken.0, "0000:3b:00.0"), None);
 }
 
+#[cfg(target_os = "linux")]
+fn sys_near(sys: &Sys) -> Near {
+    near_card(&sys.0, "0000:3b:00.0").unwrap()
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_thread_stays_on_those_that_are_near_as_far_as_it_may() {
@@ -49,7 +54,7 @@ fn a_thread_stays_on_those_that_are_near_as_far_as_it_may() {
     let allowed = sched_getaffinity(None).unwrap();
     let last = (0..1024).rev().find(|at| allowed.is_set(*at)).unwrap();
     let sys = Sys::new("two", "0-1", "1", &format!("{last},1000-1023"));
-    let near = near_card(&sys.0, "0000:3b:00.0").unwrap();
+    let near = sys_near(&sys);
     let (moved, where_to) = std::thread::spawn(move || {
         let moved = near.stay();
         (moved, sched_getaffinity(None).unwrap())
@@ -58,6 +63,16 @@ fn a_thread_stays_on_those_that_are_near_as_far_as_it_may() {
     .unwrap();
     assert!(moved && where_to.is_set(last) && where_to.count() == 1);
     assert_eq!(sched_getaffinity(None).unwrap(), allowed);
+    // Whoever was begun by a thread that stays somewhere may stay elsewhere.
+    let first = (0..1024).find(|at| allowed.is_set(*at)).unwrap();
+    let other = Sys::new("first", "0-1", "1", &first.to_string());
+    let (one, other) = (sys_near(&sys), sys_near(&other));
+    let begun = std::thread::spawn(move || {
+        assert!(one.stay());
+        let stay = move || other.stay() && sched_getaffinity(None).unwrap().is_set(first);
+        std::thread::spawn(stay).join().unwrap()
+    });
+    assert!(begun.join().unwrap());
     // None that this process may use.
     let sys = Sys::new("other", "0-1", "1", "1020-1023");
     assert!(!near_card(&sys.0, "0000:3b:00.0").unwrap().stay());

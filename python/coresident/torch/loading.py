@@ -200,11 +200,16 @@ def _opened(
     store: _core.WeightStore, key: str, folder: Path, settings: Mapping[str, object], *, pins: bool
 ) -> _core.Weights:
     """The weights of a folder: where they can be page-locked, if they are to be and fit there."""
-    if pins:
-        try:
-            return store.open(key, folder, settings=settings, copy=True)
-        except (BudgetExceededError, WeightsMemoryError) as error:
-            log.info("%r is mapped, and not page-locked: %s", key, error)
+    try:
+        store.acquire(key).release()
+    except WeightsNotOpenError:
+        if pins:
+            try:
+                return store.open(key, folder, settings=settings, copy=True)
+            except (BudgetExceededError, WeightsMemoryError) as error:
+                log.info("%r is mapped, and not page-locked: %s", key, error)
+            except WeightsInUseError:
+                pass  # Somebody has opened it meanwhile, as it is.
     return store.open(key, folder, settings=settings)
 
 

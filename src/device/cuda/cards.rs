@@ -26,7 +26,7 @@ impl Driver for Card {
             return Host.free_memory();
         }
         // Only a context tells, and none is made to ask.
-        self.has_context().then(|| self.memory.free())
+        self.has_context().then(|| self.memory.known_free()).flatten()
     }
 
     fn memory(&self) -> Option<Arc<dyn DeviceMemory>> {
@@ -38,12 +38,15 @@ impl Driver for Card {
 impl Card {
     /// Whether somebody in this process uses the device already.
     fn has_context(&self) -> bool {
+        if !self.library.is_here() {
+            return false;
+        }
         let (mut flags, mut active): (c_uint, c_int) = (0, 0);
         // SAFETY: it writes to where it is told.
         #[expect(unsafe_code, reason = "a function of a library")]
         let code =
             unsafe { self.library.context_state(self.device, &raw mut flags, &raw mut active) };
-        self.library.is_here() && code == 0 && active != 0
+        code == 0 && active != 0
     }
 }
 

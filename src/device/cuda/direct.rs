@@ -1,7 +1,6 @@
 //! Copies to the device from where weights lie: it reads them on its own, once their memory is
 //! page-locked.
 
-use std::any::Any;
 use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_uint;
@@ -10,8 +9,9 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute;
 
-use super::stream::{Marked, Opened, checked};
-use crate::device::{HostBytes, Locked, MemoryError, Piece};
+use super::library::Code;
+use super::stream::{Marked, Opened, checked, once_ready};
+use crate::device::{HostBytes, Lock, MemoryError, Piece, Unlockable};
 use crate::wait::exiting;
 
 /// Smaller pieces go through a buffer, many at once: a copy of its own costs more than they take.
@@ -21,6 +21,9 @@ const LEAST: usize = 256 << 10;
 const PORTABLE: c_uint = 1;
 /// `CU_MEMHOSTREGISTER_READ_ONLY`: what cannot be written can be locked.
 const READ_ONLY: c_uint = 8;
+/// What will be the same the next time: an invalid value, one that is locked by somebody else, and what
+/// is not supported.
+const NEVER: [Code; 3] = [1, 712, 801];
 
 type Sources = Vec<Arc<dyn HostBytes>>;
 
@@ -89,8 +92,8 @@ impl Direct {
         Ok(done)
     }
 
-    /// Locks memory in its place; `None` if that cannot be, for whatever reason.
-    fn lock(&self, range: Range<usize>) -> Option<Locked> {
+    /// Locks memory in its place.
+    fn lock(&self, range: Range<usize>) -> Result<Box<dyn Lock>, Unlockable> {
         let flags = *self.flags.get_or_init(|| {
             let known = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED;
             match self.device.primary.attribute(known as i32) {
@@ -98,17 +101,22 @@ impl Direct {
                 _ => PORTABLE | READ_ONLY,
             }
         });
-        let registered = self.device.within("cuMemHostRegister", |primary| {
+        let registered = self.device.enter(|primary| {
             let start = std::ptr::with_exposed_provenance_mut(range.start);
             // SAFETY: whoever has the memory keeps it until it is registered no more, and writes it
             // never.
             #[expect(unsafe_code, reason = "a function of a library")]
-            checked(unsafe { primary.library.host_register(start, range.len(), flags) })
+            checked(unsafe {
+                once_ready(|| primary.library.host_register(start, range.len(), flags))
+            })
         });
-        registered.ok()?;
-        let locked: Box<dyn Any + Send + Sync> =
-            Box::new(Registered { device: self.device.clone(), start: range.start });
-        Some(locked)
+        match registered {
+            Ok(Ok(())) => {
+                Ok(Box::new(Registered { device: self.device.clone(), start: range.start }))
+            }
+            Ok(Err(code)) if NEVER.contains(&code) => Err(Unlockable::Ever),
+            Ok(Err(_)) | Err(_) => Err(Unlockable::Now),
+        }
     }
 
     /// Lets go of what has been read. Returns whether something is still being read.
@@ -125,32 +133,34 @@ impl Direct {
 impl Drop for Direct {
     fn drop(&mut self) {
         for (read, sources) in self.reading.get_mut().drain(..) {
-            let _ = read.wait();
-            if !read.is_over() {
+            let known = !exiting() && self.device.primary.library.is_here();
+            let over = known && (read.wait().is_ok() || read.is_over());
+            if exiting() || !over {
                 // Nobody can tell when they have been read: they stay.
-                std::mem::forget(sources);
+                std::mem::forget((read, sources));
             }
         }
     }
 }
 
-/// Memory that is locked until it is dropped.
+/// Memory that is locked until it is let go.
 struct Registered {
     device: Arc<Opened>,
     start: usize,
 }
 
-impl Drop for Registered {
-    fn drop(&mut self) {
+impl Lock for Registered {
+    fn unlock(&self) -> bool {
         if exiting() || !self.device.primary.library.is_here() {
-            return;
+            // It ends with the process; a forked child has no such thing.
+            return true;
         }
-        // What the driver refuses to let go of it lets go of with the process.
-        let _ = self.device.within("cuMemHostUnregister", |primary| {
+        let unregistered = self.device.within("cuMemHostUnregister", |primary| {
             let start = std::ptr::with_exposed_provenance_mut(self.start);
             // SAFETY: it was registered so, and no device reads it any more.
             #[expect(unsafe_code, reason = "a function of a library")]
-            checked(unsafe { primary.library.host_unregister(start) })
+            checked(unsafe { once_ready(|| primary.library.host_unregister(start)) })
         });
+        unregistered.is_ok()
     }
 }

@@ -43,6 +43,8 @@ use uploads::{Promised, Uploads};
 pub struct CudaMemory {
     name: Name,
     opened: OnceLock<Result<State, &'static str>>,
+    /// To ask how much is free of a device that is not opened.
+    primary: OnceLock<Primary>,
 }
 
 struct State {
@@ -84,7 +86,7 @@ impl CudaMemory {
         debug_assert_eq!(name.kind(), DeviceType::Cuda);
         let all = ALL.get_or_init(Mutex::default);
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Arc::new(Self { name, opened: OnceLock::new() });
+        let made = || Arc::new(Self { name, opened: OnceLock::new(), primary: OnceLock::new() });
         all.entry(name).or_insert_with(made).clone()
     }
 
@@ -129,6 +131,23 @@ impl CudaMemory {
         Ok(Stream::Device(self.state()?.device.stream()?))
     }
 
+    /// Bytes that nobody has, also of a device that has no pages; `None` if it does not tell.
+    fn known_free(&self) -> Option<u64> {
+        match self.opened.get() {
+            Some(Ok(state)) => free_of(&state.device.primary),
+            _ => {
+                let retained = match self.primary.get() {
+                    Some(primary) => primary,
+                    None => {
+                        let primary = Primary::retain(self.name.index()).ok()?;
+                        self.primary.get_or_init(|| primary)
+                    }
+                };
+                free_of(retained)
+            }
+        }
+    }
+
     fn without_cuda(&self, why: &str) -> MemoryError {
         MemoryError::Lost { device: self.name, why: format!("no CUDA here, because {why}") }
     }
@@ -150,14 +169,7 @@ impl DeviceMemory for CudaMemory {
             // Its memory is the host's, of which the driver calls only what nobody has cached free.
             return Host.free_memory().unwrap_or(0);
         }
-        let free = state.device.within("cuMemGetInfo", |primary| {
-            let (mut free, mut total) = (0, 0);
-            // SAFETY: it writes to where it is told.
-            #[expect(unsafe_code, reason = "a function of a library")]
-            let code = unsafe { primary.library.memory_info(&raw mut free, &raw mut total) };
-            stream::checked(code).map(|()| free as u64)
-        });
-        free.unwrap_or(0)
+        free_of(&state.device.primary).unwrap_or(0)
     }
 
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
@@ -213,15 +225,13 @@ impl DeviceMemory for CudaMemory {
         Ok(self.state()?.uploads()?.stage(charge))
     }
 
-    fn upload(&self, stream: Stream, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError> {
-        let state = self.state()?;
-        let uploads = match stream {
-            Stream::Device(stream) => state.uploads_on(stream),
-            Stream::Host => None,
-        };
-        let refused = || state.device.lost(format!("{stream:?} is not its stream for copies"));
-        uploads.ok_or_else(refused)?.copy(pieces, how);
-        Ok(())
+    fn upload(
+        &self,
+        after: &[Event],
+        pieces: Vec<Piece>,
+        how: Pinning,
+    ) -> Result<Event, MemoryError> {
+        Ok(self.state()?.uploads()?.copy(after, pieces, how))
     }
 
     fn record(&self, stream: Stream) -> Result<Event, MemoryError> {
@@ -250,6 +260,16 @@ impl DeviceMemory for CudaMemory {
             None => event.wait(None).map(drop),
         }
     }
+}
+
+/// Bytes of a device that nobody has, as its driver tells.
+fn free_of(primary: &Primary) -> Option<u64> {
+    let _entered = primary.enter().ok()?;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: it writes to where it is told.
+    #[expect(unsafe_code, reason = "a function of a library")]
+    let code = unsafe { primary.library.memory_info(&raw mut free, &raw mut total) };
+    (code == 0).then_some(free as u64)
 }
 
 /// What the host has done when it comes to it.

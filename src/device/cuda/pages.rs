@@ -1,8 +1,6 @@
 //! Pages of a device's memory, by the driver's virtual memory management.
 
 use std::ffi::c_int;
-use std::thread;
-use std::time::Duration;
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc,
@@ -11,28 +9,9 @@ use cudarc::driver::sys::{
 };
 
 use super::context::Primary;
-use super::library::{Code, NOT_READY};
+use super::library::Code;
+use super::stream::once_ready;
 use crate::device::Address;
-
-/// How long to wait before a call is made again for which the driver was not ready.
-const NAPS: [Duration; 4] = [
-    Duration::from_micros(20),
-    Duration::from_micros(200),
-    Duration::from_millis(2),
-    Duration::from_millis(20),
-];
-
-/// What a call returns once the driver is ready for it, or in the end.
-fn once_ready(call: impl Fn() -> Code) -> Code {
-    for nap in NAPS {
-        let code = call();
-        if code != NOT_READY {
-            return code;
-        }
-        thread::sleep(nap);
-    }
-    call()
-}
 
 /// What pages are at least, so that tensors of all devices lie alike.
 const PAGE: usize = 2 << 20;

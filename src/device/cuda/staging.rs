@@ -81,8 +81,8 @@ impl Ring {
                     buffers.next = buffers.all.len();
                     buffers.all.push(buffer);
                 }
-                // With fewer it goes on, only slower.
-                Err(error) if buffers.all.is_empty() => return Err(error),
+                // With fewer it goes on, only slower; with none, slower still.
+                Err(_) if buffers.all.is_empty() => buffers.all.push(Buffer::pageable()),
                 Err(_) => {}
             }
         }
@@ -102,9 +102,7 @@ impl Ring {
     /// A new buffer.
     fn buffer(&self) -> Result<Buffer, MemoryError> {
         if !self.pinned {
-            let pageable = vec![0; BUFFER].into_boxed_slice();
-            let start = pageable.as_ptr().expose_provenance();
-            return Ok(Buffer { start, pageable: Some(pageable), read: None });
+            return Ok(Buffer::pageable());
         }
         let start = self.device.within("cuMemHostAlloc", |primary| {
             let mut start: *mut c_void = null_mut();
@@ -116,14 +114,15 @@ impl Ring {
         Ok(Buffer { start, pageable: None, read: None })
     }
 
-    /// Gives the buffers back once they are read.
-    pub(super) fn clear(&self) {
-        for buffer in std::mem::take(&mut self.buffers.borrow_mut().all) {
+    /// Gives the buffers back once they are read. Returns whether all are; those of which nobody can
+    /// tell stay.
+    pub(super) fn clear(&self) -> bool {
+        let mut buffers = self.buffers.borrow_mut();
+        for buffer in std::mem::take(&mut buffers.all) {
             let over =
                 buffer.read.as_ref().is_none_or(|read| read.wait().is_ok() || read.is_over());
             if exiting() || !over {
-                // Nobody can tell when it has been read: it stays.
-                std::mem::forget(buffer);
+                buffers.all.push(buffer);
             } else if buffer.pageable.is_none() {
                 let _ = self.device.within("cuMemFreeHost", |primary| {
                     let start = std::ptr::with_exposed_provenance_mut(buffer.start);
@@ -133,14 +132,23 @@ impl Ring {
                 });
             }
         }
+        buffers.all.is_empty()
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if !exiting() && self.device.primary.library.is_here() {
-            self.clear();
+        if exiting() || !self.device.primary.library.is_here() || !self.clear() {
+            std::mem::forget(std::mem::take(&mut self.buffers.get_mut().all));
         }
+    }
+}
+
+impl Buffer {
+    fn pageable() -> Self {
+        let pageable = vec![0; BUFFER].into_boxed_slice();
+        let start = pageable.as_ptr().expose_provenance();
+        Self { start, pageable: Some(pageable), read: None }
     }
 }
 

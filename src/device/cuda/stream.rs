@@ -22,6 +22,26 @@ const WITHOUT_TIME: c_uint = 2;
 /// How long a wait sleeps between two looks, at first and at most.
 const NAPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
+/// How long to wait before a call is made again for which the driver was not ready.
+const RETRIES: [Duration; 4] = [
+    Duration::from_micros(20),
+    Duration::from_micros(200),
+    Duration::from_millis(2),
+    Duration::from_millis(20),
+];
+
+/// What a call returns once the driver is ready for it, or in the end.
+pub(super) fn once_ready(call: impl Fn() -> Code) -> Code {
+    for nap in RETRIES {
+        let code = call();
+        if code != NOT_READY {
+            return code;
+        }
+        thread::sleep(nap);
+    }
+    call()
+}
+
 /// A device's driver, for those who have something of it.
 pub(super) struct Opened {
     pub(super) name: Name,

@@ -19,7 +19,12 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// What the stream for copies is to do.
 enum Order {
-    Copy(Vec<Piece>, Pinning),
+    Copy {
+        after: Vec<Event>,
+        pieces: Vec<Piece>,
+        how: Pinning,
+        done: Arc<Promised>,
+    },
     After(Event),
     Record(Arc<Promised>),
     /// Somebody pays for the buffers.
@@ -65,8 +70,12 @@ impl Uploads {
         Ok(Self { device: device.clone(), stream, orders })
     }
 
-    pub(super) fn copy(&self, pieces: Vec<Piece>, how: Pinning) {
-        self.give(Order::Copy(pieces, how));
+    /// Copies when all of `after` have passed. Returns what passes then, or tells what went wrong with
+    /// this copy, whoever else copies.
+    pub(super) fn copy(&self, after: &[Event], pieces: Vec<Piece>, how: Pinning) -> Event {
+        let done = Arc::new(Promised::default());
+        self.give(Order::Copy { after: after.to_vec(), pieces, how, done: done.clone() });
+        done
     }
 
     /// Keeps `charge` for as long as there are buffers.
@@ -87,9 +96,9 @@ impl Uploads {
     }
 
     fn give(&self, order: Order) {
-        if let Err(SendError(Order::Record(promised))) = self.orders.send(order) {
-            promised
-                .keep(None, Some(self.device.lost("its thread for copies has ended".to_owned())));
+        let refused = self.orders.send(order).err();
+        if let Some(SendError(Order::Record(done) | Order::Copy { done, .. })) = refused {
+            done.keep(None, Some(self.device.lost("its thread for copies has ended".to_owned())));
         }
     }
 }
@@ -102,7 +111,9 @@ struct Serving {
     pageable: Ring,
     direct: Direct,
     charges: Vec<(Arc<Staged>, Charge)>,
-    /// What has gone wrong since the last event: that one tells it.
+    /// Of buffers that could not be given back.
+    kept: Vec<Charge>,
+    /// What the stream could not be told to wait for: the next event tells it.
     wrong: Option<MemoryError>,
 }
 
@@ -116,6 +127,7 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
         pageable: Ring::new(device.clone(), false),
         direct: Direct::new(device.clone()),
         charges: Vec::new(),
+        kept: Vec::new(),
         wrong: None,
     };
     loop {
@@ -137,60 +149,58 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
 
 impl Serving {
     fn obey(&mut self, order: Order) {
-        let outcome = match order {
-            Order::Copy(..) if self.wrong.is_some() => Ok(()),
-            Order::Copy(pieces, how) => {
-                // Whoever has made the bytes may have made a mistake.
-                let copied = catch_unwind(AssertUnwindSafe(|| self.copy(pieces, how)));
-                copied.unwrap_or_else(|_| {
-                    Err(self.device.lost("reading weights panicked".to_owned()))
-                })
+        match order {
+            Order::Copy { after, pieces, how, done } => {
+                let outcome = self.copy(&after, pieces, how);
+                self.keep(&done, outcome.err());
             }
-            Order::After(event) => after(&self.device, self.stream, &event),
-            Order::Record(promised) => {
-                match record(&self.device, self.stream) {
-                    Ok(recorded) => promised.keep(Some(recorded), self.wrong.take()),
-                    Err(error) => {
-                        self.wrong = None;
-                        promised.keep(None, Some(error));
-                    }
+            Order::After(event) => {
+                if let Err(error) = after(&self.device, self.stream, &event) {
+                    self.wrong.get_or_insert(error);
                 }
-                Ok(())
             }
-            Order::Stage(staged, charge) => {
-                self.charges.push((staged, charge));
-                Ok(())
+            Order::Record(promised) => {
+                let wrong = self.wrong.take();
+                self.keep(&promised, wrong);
             }
-            Order::Leave(staged) => {
-                self.leave(&staged);
-                Ok(())
-            }
-        };
-        if let Err(error) = outcome {
-            self.wrong.get_or_insert(error);
+            Order::Stage(staged, charge) => self.charges.push((staged, charge)),
+            Order::Leave(staged) => self.leave(&staged),
         }
     }
 
-    fn copy(&self, pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError> {
-        match how {
+    /// Keeps a promise: it passes when the stream comes to here.
+    fn keep(&self, promised: &Promised, wrong: Option<MemoryError>) {
+        match record(&self.device, self.stream) {
+            Ok(recorded) => promised.keep(Some(recorded), wrong),
+            Err(error) => promised.keep(None, Some(wrong.unwrap_or(error))),
+        }
+    }
+
+    fn copy(&self, fences: &[Event], pieces: Vec<Piece>, how: Pinning) -> Result<(), MemoryError> {
+        for event in fences {
+            after(&self.device, self.stream, event)?;
+        }
+        // Whoever has made the bytes may have made a mistake.
+        let copied = catch_unwind(AssertUnwindSafe(|| match how {
             Pinning::Nothing => self.pageable.upload(self.stream, pieces),
             Pinning::Staging => self.pinned.upload(self.stream, pieces),
             Pinning::All => {
                 let rest = self.direct.upload(self.stream, pieces)?;
                 self.pinned.upload(self.stream, rest)
             }
-        }
+        }));
+        // Nobody pays for these.
+        self.pageable.clear();
+        copied.unwrap_or_else(|_| Err(self.device.lost("reading weights panicked".to_owned())))
     }
 
     /// Gives the buffers back, if nobody else pays for them.
     fn leave(&mut self, staged: &Arc<Staged>) {
         let left = self.charges.extract_if(.., |(who, _)| Arc::ptr_eq(who, staged));
-        let left: Vec<_> = left.collect();
-        if self.charges.is_empty() {
-            self.pinned.clear();
-            self.pageable.clear();
+        self.kept.extend(left.map(|(_, charge)| charge));
+        if !self.charges.is_empty() || self.pinned.clear() {
+            self.kept.clear();
         }
-        drop(left);
     }
 }
 

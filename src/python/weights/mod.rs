@@ -149,6 +149,12 @@ impl WeightStore {
         Ok(all)
     }
 
+    /// Bytes that are page-locked for copies to GPUs.
+    #[getter]
+    fn locked(&self) -> Result<u64> {
+        Ok(self.store.locked()?)
+    }
+
     fn __repr__(&self) -> Result<String> {
         let all = self.store.status()?;
         let bytes: u64 = all.iter().map(|status| status.nbytes).sum();

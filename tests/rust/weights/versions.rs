@@ -32,6 +32,21 @@ fn a_copy_and_a_map_do_not_stand_for_each_other() {
 }
 
 #[test]
+fn who_does_not_mind_is_content_with_either() {
+    let written = Written::new("either", &two_tensors());
+    for private in [true, false] {
+        let store = WeightStore::default();
+        let open = |private| {
+            let opening = Opening { private, ..Opening::default() };
+            let (owner, path) = (somebody("main"), &written.0);
+            store.open("model", path, &opening, &owner, &Patience::FOREVER).unwrap()
+        };
+        let first = open(Some(private));
+        assert_eq!(open(None).kinds(), first.kinds());
+    }
+}
+
+#[test]
 fn who_opens_a_key_with_other_settings_is_told_the_first_difference() {
     let written = Written::new("settings", &two_tensors());
     let store = WeightStore::default();
