@@ -1897,7 +1897,7 @@ class WeightStore:
 
     @property
     def locked(self) -> int:
-        """Bytes of weights and of spare slabs that are page-locked for copies to GPUs now: ``pin`` of
+        """Bytes of weights and spare slabs that are page-locked for copies to GPUs: ``pin`` of
         :class:`Arena`.
 
         Raises:
