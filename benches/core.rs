@@ -271,3 +271,39 @@ mod join_line {
         lines(bencher, 8, |_| None, length);
     }
 }
+
+/// What leaves next, of so many components, when each decision is the first after a job of many kinds, and
+/// when it is one more of the same job.
+#[divan::bench_group]
+mod residency {
+    use coresident::residency::{Outlook, PolicyName};
+    use divan::Bencher;
+
+    /// So many components in jobs of eight, which have come often, and the next two known.
+    fn jobs(components: u32) -> Vec<Vec<u32>> {
+        let all: Vec<u32> = (0..components).collect();
+        let jobs: Vec<Vec<u32>> = all.chunks(8).map(<[u32]>::to_vec).collect();
+        (0..200).map(|at| jobs[at / 3 * 7 % jobs.len()].clone()).collect()
+    }
+
+    #[divan::bench(sample_count = 4000, args = [(PolicyName::LookAhead, 24), (PolicyName::LookAhead, 200), (PolicyName::Lru, 200)])]
+    fn decision(bencher: Bencher, (policy, components): (PolicyName, u32)) {
+        let (jobs, mut policy) = (jobs(components), policy.make());
+        let mut candidates: Vec<u32> = (0..components).collect();
+        let mut at = 0;
+        bencher.bench_local(|| {
+            // A job of eight stages, one decision each.
+            let job = &jobs[at / 8 % jobs.len()];
+            let next =
+                [jobs[(at / 8 + 1) % jobs.len()].clone(), jobs[(at / 8 + 2) % jobs.len()].clone()];
+            if at % 8 == 0 {
+                policy.begin(job, &next);
+            }
+            let outlook = Outlook { rest: job[at % 8..].to_vec(), next: next.to_vec() };
+            policy.used(job[at % 8], 1 << 30, &outlook);
+            policy.order(&mut candidates, &outlook);
+            at += 1;
+            candidates[0]
+        });
+    }
+}

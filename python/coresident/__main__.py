@@ -1,10 +1,11 @@
-"""The command line: ``python -m coresident demo`` and ``python -m coresident devices``."""
+"""The command line: ``coresident demo``, ``coresident devices``, ``coresident trace replay``."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import coresident as co
-from coresident import demo
+from coresident import demo, trace
 
 _OTHERWISE = "else the accelerators there are, or two virtual devices"
 _MEMORY = "of each virtual device, such as 8MiB; less than needed has weights come and go"
@@ -37,10 +38,25 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument("--device-memory", metavar="BYTES", help=_MEMORY)
     shown.add_argument("--preset", choices=("digits", "large"), default="digits", help=_PRESETS)
     shown.add_argument("--out", type=Path, metavar="DIR", default=demo.OUT, help="of the pictures")
+    traced = commands.add_parser("trace", help="what devices were asked for, and what was moved")
+    actions = traced.add_subparsers(dest="action", required=True)
+    again = actions.add_parser("replay", help="what a policy would have moved, beside the least")
+    again.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a trace, as JSON")
+    names = ", ".join(trace.POLICIES)
+    again.add_argument(
+        "--policy", default=trace.POLICIES[0], metavar="NAME", help=names + ", or all"
+    )
+    again.add_argument("--lookahead", type=int, default=2, metavar="JOBS", help="jobs known: 2")
+    again.add_argument("--json", action="store_true", help="an object for each line of the table")
     options = vars(parser.parse_args(arguments))
     try:
-        if options.pop("command") == "devices":
+        command = options.pop("command")
+        if command == "devices":
             return _list_devices(**options)
+        if command == "trace":
+            return _replay(
+                options["files"], options["policy"], options["lookahead"], options["json"]
+            )
         return _demo(demo.Options(**options))
     except (co.CoresidentError, OSError, ImportError) as error:
         print(f"coresident: {_sentence(error)}", file=sys.stderr)
@@ -99,9 +115,31 @@ def _list_devices(wanted: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def _replay(files: list[Path], policy: str, lookahead: int, as_json: bool) -> int:
+    names = trace.POLICIES if policy == "all" else [policy]
+    if not as_json:
+        print(f"{'trace':<24} {'policy':<16} {'moved':>11} {'least':>11} {'multiple':>9}")
+    for file in files:
+        for name in names:
+            done = trace.replay(file, policy=name, lookahead=lookahead)
+            if as_json:
+                fields = "name", "policy", "lookahead", "bytes_moved", "bound", "multiple"
+                print(json.dumps({field: getattr(done, field) for field in fields}))
+            else:
+                moved, bound = done.bytes_moved / 2**30, done.bound / 2**30
+                row = f"{done.name:<24} {done.policy:<16} {moved:>7.1f} GiB {bound:>7.1f} GiB"
+                print(f"{row} {done.multiple:>9.3f}")
+    return 0
+
+
+def run() -> NoReturn:
+    """The command as it is called from a shell."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal cannot show is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -69,6 +69,7 @@ __all__ = [
     "Occupied",
     "Pins",
     "PrivateWeights",
+    "Replayed",
     "Request",
     "Reservation",
     "Tensor",
@@ -87,8 +88,10 @@ __all__ = [
     "devices",
     "entered_child",
     "has_forked",
+    "policies",
     "register_provider",
     "release_this_thread",
+    "replay_trace",
     "restore_device",
     "shares",
     "size",
@@ -2725,3 +2728,39 @@ def release_this_thread() -> None:
 @final
 class LastMoment:
     """Internal: keeps other threads out of the interpreter, which exits, from its own end on."""
+
+# Traces: see :mod:`coresident.trace`
+
+@final
+class Replayed:
+    """What came of a replay: see :func:`coresident.trace.replay`."""
+
+    @property
+    def name(self) -> str:
+        """What the trace is called."""
+
+    @property
+    def policy(self) -> str:
+        """Who decided."""
+
+    @property
+    def lookahead(self) -> int:
+        """How many jobs he knew beside the running one."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that were copied to the device."""
+
+    @property
+    def bound(self) -> int:
+        """The fewest that anybody could have copied."""
+
+    @property
+    def multiple(self) -> float:
+        """How many times that was copied; 1.0 for nothing of nothing."""
+
+def replay_trace(text: str, policy: str, lookahead: int) -> Replayed:
+    """As :func:`coresident.trace.replay`, of a text."""
+
+def policies() -> list[str]:
+    """The names of all policies, the default one first."""

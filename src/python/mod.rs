@@ -16,6 +16,7 @@ mod guard;
 mod load_lock;
 mod owner;
 mod pool;
+mod residency;
 mod shares;
 mod torch;
 mod wait;
@@ -61,6 +62,8 @@ mod _core {
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
+    #[pymodule_export]
+    use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
     use super::shares::shares;
     #[pymodule_export]

@@ -1,0 +1,54 @@
+//! Traces replayed.
+
+use pyo3::prelude::*;
+
+use super::argument;
+use super::error::{Result, invalid_value};
+use super::exit::detached;
+use crate::residency::{self, POLICIES, PolicyName, Trace};
+
+/// What came of a replay.
+#[pyclass(frozen, get_all, module = "coresident.trace")]
+pub(super) struct Replayed {
+    name: String,
+    policy: String,
+    lookahead: usize,
+    bytes_moved: u64,
+    bound: u64,
+    multiple: f64,
+}
+
+#[pymethods]
+impl Replayed {
+    fn __repr__(&self) -> String {
+        let Self { name, policy, lookahead, multiple, .. } = self;
+        format!("<Replayed {name} by {policy}, {lookahead} jobs ahead: {multiple:.3} x the bound>")
+    }
+}
+
+/// Has a policy serve a trace.
+#[pyfunction]
+pub(super) fn replay_trace(
+    py: Python<'_>,
+    text: &str,
+    policy: &str,
+    lookahead: &Bound<'_, PyAny>,
+) -> Result<Replayed> {
+    let policy: PolicyName =
+        policy.parse().map_err(|error: residency::NoPolicy| invalid_value(&error.to_string()))?;
+    let lookahead = argument::whole_number("lookahead", lookahead)?;
+    let lookahead = usize::try_from(lookahead).unwrap_or(usize::MAX);
+    let replayed = detached(py, || {
+        let trace = Trace::parse(text)?;
+        residency::replay(&trace, policy, lookahead)
+    });
+    let replayed = replayed.map_err(|error| invalid_value(&error.to_string()))?;
+    let residency::Replayed { name, policy, lookahead, bytes_moved, bound, multiple } = replayed;
+    Ok(Replayed { name, policy, lookahead, bytes_moved, bound, multiple })
+}
+
+/// The names of all policies, the default one first.
+#[pyfunction]
+pub(super) fn policies() -> Vec<&'static str> {
+    POLICIES.iter().map(|(name, _)| *name).collect()
+}
