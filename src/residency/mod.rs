@@ -7,7 +7,7 @@
 //! **What it knows.** What was used so far, and an [`Outlook`]: the rest of the running job, and the jobs
 //! that are known to come. It never sees further.
 //!
-//! **Replay.** [`replay`] runs a recorded [`Trace`] through the same policies on an imagined device,
+//! **Replay.** [`replay()`] runs a recorded [`Trace`] through the same policies on an imagined device,
 //! and [`least_bytes`] tells what somebody would have moved who had known all of it.
 //!
 //! What decides on a live device is the arena's own order so far; the planner decides in replay.
