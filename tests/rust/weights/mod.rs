@@ -10,6 +10,7 @@ mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fs, process};
 
@@ -23,13 +24,19 @@ use coresident::weights::{
 
 use super::{Random, at_once, refusal, somebody, spawn, this_thread, until};
 
+/// A name that no other test has, whatever it calls its files.
+fn unique(name: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("coresident-{}-{count}-{name}", process::id())
+}
+
 /// A file that is removed in the end.
 struct Written(PathBuf);
 
 impl Written {
     fn new(name: &str, bytes: &[u8]) -> Self {
-        let name = format!("coresident-{}-{name}.safetensors", process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = std::env::temp_dir().join(format!("{}.safetensors", unique(name)));
         fs::write(&path, bytes).unwrap();
         Self(path)
     }
@@ -53,7 +60,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str, files: &[(&str, &[u8])]) -> Self {
-        let folder = std::env::temp_dir().join(format!("coresident-{}-{name}", process::id()));
+        let folder = std::env::temp_dir().join(unique(name));
         fs::create_dir_all(&folder).unwrap();
         for (name, bytes) in files {
             fs::write(folder.join(name), bytes).unwrap();

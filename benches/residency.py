@@ -1,0 +1,81 @@
+"""What policies of residency move, beside the least possible: ``python benches/residency.py``.
+
+Replays the traces in ``benches/traces``; prints a table, and draws it where ``--out`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from coresident import trace
+
+TRACES = Path(__file__).parent / "traces"
+#: What is drawn: a policy, how many jobs it knows, what that is called, and its colour.
+DRAWN = [
+    ("look-ahead", 2, "looking ahead, two jobs known", "#1d4ed8"),
+    ("look-ahead", 0, "looking ahead, none known", "#93c5fd"),
+    ("known", 2, "what is known, then LRU, two jobs known", "#047857"),
+    ("lru", 0, "LRU", "#f59e0b"),
+    ("smallest-first", 0, "smallest first", "#9ca3af"),
+    ("gdsf", 0, "GDSF", "#d8b4fe"),
+    ("always-evict", 0, "everything else leaves", "#ef4444"),
+]
+
+
+def table(files: list[Path]) -> list[str]:
+    """A row for each trace, as Markdown."""
+    heads = ["trace", "least moved", *(name for *_, name, _ in DRAWN)]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for file in files:
+        done = [trace.replay(file, policy=policy, lookahead=jobs) for policy, jobs, *_ in DRAWN]
+        cells = [done[0].name, f"{done[0].bound / 2**30:.1f} GiB"]
+        cells += [f"{one.multiple:.3f}" for one in done]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(files: list[Path], out: Path) -> None:
+    """A group of bars for each trace."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    # The same bytes for the same figures.
+    matplotlib.rcParams["svg.hashsalt"] = "coresident"
+    figure, axes = plt.subplots(figsize=(11, 4.5), layout="constrained")
+    width = 0.8 / len(DRAWN)
+    for at, (policy, jobs, name, colour) in enumerate(DRAWN):
+        done = [trace.replay(file, policy=policy, lookahead=jobs).multiple for file in files]
+        places: list[Any] = [
+            group + (at - len(DRAWN) / 2 + 0.5) * width for group in range(len(files))
+        ]
+        axes.bar(places, done, width, color=colour, label=name)
+    axes.set_yscale("log")
+    axes.set_ylim(0.95, None)
+    ticks = [1, 1.5, 2, 4, 10, 100]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(files)), [file.stem for file in files], fontsize=8)
+    axes.set_ylabel("bytes moved, as a multiple of the least")
+    axes.grid(axis="y", color="#e5e7eb")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="a file for the picture, as SVG")
+    options = parser.parse_args()
+    files = sorted(TRACES.glob("*.json"))
+    print("\n".join(table(files)))
+    if options.out:
+        draw(files, options.out)
+
+
+if __name__ == "__main__":
+    main()
