@@ -79,7 +79,7 @@ def waiting(pool: co.DevicePool) -> int:
 
 
 def run_script(
-    source: str, timeout: float = 30, **options: Any
+    source: str, timeout: float = 120, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script in a fresh interpreter, where warnings about resources are shown."""
     return subprocess.run(
