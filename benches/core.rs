@@ -297,7 +297,7 @@ mod residency {
             let next =
                 [jobs[(at / 8 + 1) % jobs.len()].clone(), jobs[(at / 8 + 2) % jobs.len()].clone()];
             if at % 8 == 0 {
-                policy.begin(job, &next);
+                policy.begin(job);
             }
             let outlook = Outlook { rest: job[at % 8..].to_vec(), next: next.to_vec() };
             policy.used(job[at % 8], 1 << 30, &outlook);

@@ -11,14 +11,13 @@ use super::{Component, Outlook, Policy};
 pub(super) struct LookAhead {
     lru: Lru,
     history: History,
-    next: Vec<Vec<Component>>,
+    /// Made once for each job, whose outlook ends where it does at every stage.
     prediction: Option<Prediction>,
 }
 
 impl Policy for LookAhead {
-    fn begin(&mut self, job: &[Component], next: &[Vec<Component>]) {
+    fn begin(&mut self, job: &[Component]) {
         self.history.note(job);
-        self.next = next.to_vec();
         self.prediction = None;
     }
 
@@ -28,8 +27,8 @@ impl Policy for LookAhead {
     }
 
     fn order(&mut self, candidates: &mut [Component], outlook: &Outlook) {
-        let Self { lru, history, next, prediction } = self;
-        let prediction = prediction.get_or_insert_with(|| history.predict(next));
+        let Self { lru, history, prediction } = self;
+        let prediction = prediction.get_or_insert_with(|| history.predict(&outlook.next));
         let uses = outlook.first_uses();
         let mut known: Vec<(Component, Worth)> = candidates
             .iter()

@@ -8,7 +8,7 @@ use super::{Component, Trace};
 /// is missing, what is used next the latest gives as much as is missing.
 #[must_use]
 pub fn least_bytes(trace: &Trace) -> u64 {
-    let components = trace.components();
+    let (components, _) = trace.components();
     let mut next_use = vec![usize::MAX; components.len()];
     let mut upcoming: HashMap<Component, usize> = HashMap::new();
     for at in (0..components.len()).rev() {

@@ -10,8 +10,8 @@ use super::{Component, Outlook};
 
 /// What leaves first when room is missing.
 pub trait Policy: Send {
-    /// A job begins that will use these, in this order; these jobs are known to come after it.
-    fn begin(&mut self, _job: &[Component], _next: &[Vec<Component>]) {}
+    /// A job begins that will use these, in this order.
+    fn begin(&mut self, _job: &[Component]) {}
 
     /// A component is used, which has so many bytes; `outlook` is what is known to come after it.
     fn used(&mut self, component: Component, bytes: u64, outlook: &Outlook);

@@ -52,11 +52,8 @@ pub fn replay(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Rep
 /// [`TraceError::TooLarge`].
 pub fn steps(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Vec<Step>, TraceError> {
     trace.check()?;
-    let (components, jobs) = (trace.components(), trace.jobs());
-    let mut names: HashMap<Component, &str> = HashMap::new();
-    for (request, component) in trace.requests.iter().zip(&components) {
-        names.insert(*component, &request.component);
-    }
+    let (components, names) = trace.components();
+    let jobs = trace.jobs();
     let mut device = Device {
         policy: policy.make(),
         always_evicts: policy == PolicyName::AlwaysEvict,
@@ -66,15 +63,16 @@ pub fn steps(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Vec<
     for (number, job) in jobs.iter().enumerate() {
         let of = |job: &Range<usize>| components[job.clone()].to_vec();
         let next: Vec<_> = jobs[number + 1..].iter().take(lookahead).map(of).collect();
-        device.policy.begin(&of(job), &next);
+        device.policy.begin(&components[job.clone()]);
         let mut outlook = Outlook { rest: Vec::new(), next };
         for at in job.clone() {
             outlook.rest = components[at + 1..job.end].to_vec();
             let request = &trace.requests[at];
             let room = trace.capacity_bytes - request.working_bytes;
             let (moved, evicted) = device.serve(components[at], request.bytes, room, &outlook);
-            let by_name =
-                |(component, bytes): (Component, u64)| (names[&component].to_owned(), bytes);
+            let by_name = |(component, bytes): (Component, u64)| {
+                (names[component as usize].to_owned(), bytes)
+            };
             all.push(Step { moved, evicted: evicted.into_iter().map(by_name).collect() });
         }
     }

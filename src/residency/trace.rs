@@ -91,15 +91,18 @@ impl Trace {
         }
     }
 
-    /// Its requests' components by number, in order.
-    pub(super) fn components(&self) -> Vec<Component> {
+    /// Its requests' components by number, in order; and the name of each.
+    pub(super) fn components(&self) -> (Vec<Component>, Vec<&str>) {
         let mut numbers: HashMap<&str, Component> = HashMap::new();
+        let mut names = Vec::new();
         let mut all = Vec::with_capacity(self.requests.len());
         for request in &self.requests {
-            let next = Component::try_from(numbers.len()).unwrap_or(Component::MAX);
-            all.push(*numbers.entry(&request.component).or_insert(next));
+            all.push(*numbers.entry(&request.component).or_insert_with(|| {
+                names.push(request.component.as_str());
+                Component::try_from(names.len() - 1).unwrap_or(Component::MAX)
+            }));
         }
-        all
+        (all, names)
     }
 
     /// Its jobs, as ranges of its requests.

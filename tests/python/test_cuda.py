@@ -50,21 +50,33 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretended("pretend_cuda", "libcuda.so.1", folder)
 
 
+def ask_at(folder: Path, source: str, driver: str) -> Any:
+    """What the source assigns to `told`, in a fresh interpreter that finds drivers in this folder."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+    folders = [str(folder), *filter(None, [env.get("LD_LIBRARY_PATH")])]
+    env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders)}
+    # NVML's cards are whole GiB: that the driver has less is what others have.
+    env |= {"PRETEND_NVML": "A 3090:1GiB,A 3090:1GiB", "PRETEND_CUDA": driver}
+    body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
+    done = run_script(body, env=env)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture
 def ask(drivers: Path) -> Ask:
     def ask(source: str, driver: str = "A 3090:64MiB,A 3090:64MiB,delay:300us") -> Any:
-        """What the source assigns to `told`, in a fresh interpreter with these devices."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
-        folders = [str(drivers), *filter(None, [env.get("LD_LIBRARY_PATH")])]
-        env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders)}
-        # NVML's cards are whole GiB: that the driver has less is what others have.
-        env |= {"PRETEND_NVML": "A 3090:1GiB,A 3090:1GiB", "PRETEND_CUDA": driver}
-        body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
-        done = run_script(body, env=env)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return json.loads(done.stdout)
+        """The same with these devices, which NVML shows too."""
+        return ask_at(drivers, source, driver)
 
     return ask
+
+
+@pytest.fixture
+def ask_cuda(tmp_path: Path) -> Ask:
+    """The same where there is no NVML."""
+    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
+    return lambda source, driver: ask_at(folder, source, driver)
 
 
 def test_a_context_is_made_when_a_devices_memory_is_used_and_not_before(ask: Ask) -> None:
@@ -501,45 +513,40 @@ def test_a_file_that_is_mapped_is_never_page_locked(ask: Ask, tmp_path: Path) ->
     assert told == [True, 0]
 
 
-def test_without_nvml_cuda_is_asked_itself_and_makes_no_context(tmp_path: Path) -> None:
-    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
-    source = """
+def test_without_nvml_cuda_is_asked_itself_and_makes_no_context(ask_cuda: Ask) -> None:
+    told = ask_cuda(
+        """
         device, other = co.devices("auto")
         told = [str(device), device.label, device.memory >> 20, device.free_memory(), device.paged]
         told += [co.Budget(device).limit > 0, count("contexts_created")]
         with area_of(co.Arena(device, co.Budget(device)), ones).fault():
             told += [device.free_memory() >> 20, other.free_memory()]
-        """
-    env = os.environ | {"LD_LIBRARY_PATH": str(folder)}
-    env |= {"PRETEND_CUDA": "NVIDIA Orin:64MiB,NVIDIA Orin:64MiB"}
-    body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
-    done = run_script(body, env=env)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    told = json.loads(done.stdout)
+        """,
+        driver="NVIDIA Orin:64MiB,NVIDIA Orin:64MiB",
+    )
     assert told == ["cuda:0", "Orin #1 (cuda:0)", 64, None, True, True, 0, 60, None]
 
 
-def test_integrated_memory_is_the_hosts(tmp_path: Path) -> None:
-    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
-    source = """
+def test_integrated_memory_is_the_hosts(ask_cuda: Ask) -> None:
+    told = ask_cuda(
+        """
         [device] = co.devices("auto")
         told = [device.free_memory() > 0, count("contexts_created")]
+        """,
+        driver="NVIDIA Orin:64MiB:integrated",
+    )
+    assert told == [True, 0]
+
+
+def test_a_card_without_pages_tells_what_is_free_of_it(ask_cuda: Ask) -> None:
+    told = ask_cuda(
         """
-    env = os.environ | {"LD_LIBRARY_PATH": str(folder)}
-    env |= {"PRETEND_CUDA": "NVIDIA Orin:64MiB:integrated"}
-    done = run_script(PRELUDE + textwrap.dedent(source) + "\nprint(told)\n", env=env)
-    assert done.stdout == "[True, 0]\n", done
-
-
-def test_a_card_without_pages_tells_what_is_free_of_it(tmp_path: Path) -> None:
-    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
-    source = """
         [device] = co.devices("auto")
         told = [device.free_memory()]
         context = ctypes.c_void_p()
         driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
         told += [device.free_memory() >> 20, device.free_memory() >> 20]
-        """
-    env = os.environ | {"LD_LIBRARY_PATH": str(folder), "PRETEND_CUDA": "A 3090:64MiB:no-vmm"}
-    done = run_script(PRELUDE + textwrap.dedent(source) + "\nprint(told)\n", env=env)
-    assert done.stdout == "[None, 64, 64]\n", done
+        """,
+        driver="A 3090:64MiB:no-vmm",
+    )
+    assert told == [None, 64, 64]

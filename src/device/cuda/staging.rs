@@ -96,9 +96,7 @@ impl Ring {
         buffers.all[at].read = None;
         Ok(at)
     }
-}
 
-impl Ring {
     /// A new buffer.
     fn buffer(&self) -> Result<Buffer, MemoryError> {
         if !self.pinned {
