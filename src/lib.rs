@@ -9,6 +9,7 @@ pub mod load_lock;
 pub mod pool;
 pub mod residency;
 pub mod sync;
+pub mod trace;
 pub mod wait;
 pub mod weights;
 pub mod worker;
