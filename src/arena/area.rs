@@ -10,6 +10,7 @@ use super::{Arena, ArenaError, Shared as ArenaShared};
 use crate::budget::Reservation;
 use crate::device::{Address, DeviceMemory, Stream};
 use crate::sync::Mutex;
+use crate::trace::{Acting, Track};
 use crate::wait::{Owner, exiting};
 
 /// Addresses of the device's memory, and the bytes that are reserved for their pages.
@@ -20,6 +21,8 @@ pub(super) struct Land {
     pub(super) reservation: Reservation,
     /// Whether some of the pages could leave.
     spare: Arc<AtomicBool>,
+    /// Where what happens to them is recorded.
+    pub(super) track: Option<Track>,
 }
 
 impl Land {
@@ -85,7 +88,8 @@ impl Area {
         let start = if bytes == 0 { 0 } else { arena.memory.reserve(bytes)? };
         let (memory, spare) = (arena.memory.clone(), Arc::new(AtomicBool::new(false)));
         reservation.spare_when(spare.clone());
-        let land = Arc::new(Land { memory, start, bytes, reservation, spare });
+        let track = arena.records.track(&arena.device.to_string(), key);
+        let land = Arc::new(Land { memory, start, bytes, reservation, spare, track });
         let number = arena.state.lock().add(land.clone(), layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
         Ok(Self(Arc::new(Shared { arena, key, identity, number, layout, land })))
@@ -194,6 +198,9 @@ impl Drop for Shared {
         state.areas[self.number].orphan = true;
         let done = state.take_if_done(self.number);
         drop(state);
+        if let Some(track) = &self.land.track {
+            track.gone();
+        }
         if done.is_none() && !exiting() {
             // Those that a stream still uses leave later.
             self.arena.evict_orphans();
@@ -209,6 +216,8 @@ pub struct Pins {
     /// Others that have used them.
     also: Mutex<Vec<Stream>>,
     user: Option<Owner>,
+    /// For whom, if that is recorded.
+    job: u64,
 }
 
 impl Pins {
@@ -220,8 +229,9 @@ impl Pins {
         user: &Owner,
     ) -> Self {
         area.land.reservation.add_user(user);
-        let (area, set, user) = (area.clone(), set.clone(), Some(user.clone()));
-        Self { area, set, stream, also: Mutex::new(Vec::new()), user }
+        let (area, set, user, (job, _)) =
+            (area.clone(), set.clone(), Some(user.clone()), Acting::now());
+        Self { area, set, stream, also: Mutex::new(Vec::new()), user, job }
     }
 
     /// The area.
@@ -280,6 +290,9 @@ impl Drop for Pins {
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);
+        if let Some(track) = self.area.land.track.as_ref().filter(|_| self.area.is_all(&self.set)) {
+            track.request_ended(self.job);
+        }
         if above > 0 && !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
         }

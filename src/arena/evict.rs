@@ -84,6 +84,9 @@ impl Shared {
         // It has at least the bytes of these pages.
         let _ = run.land.reservation.shrink(bytes as u64);
         let done = self.state.lock().left(run);
+        if let Some(track) = &run.land.track {
+            track.evicted(length as u64);
+        }
         self.left.notify_all();
         drop(done);
     }

@@ -56,6 +56,7 @@ mod evict;
 mod fault;
 mod layout;
 mod mark;
+mod record;
 mod state;
 mod status;
 mod tensor;
@@ -78,6 +79,7 @@ use crate::budget::{Budget, BudgetError};
 use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
+use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 
@@ -112,6 +114,7 @@ pub(crate) struct Shared {
     /// Whoever brings pages has it.
     turn: LoadLock,
     state: Mutex<State>,
+    records: record::Records,
     /// Grows with every mark in a stream, before it is made and after.
     marks: AtomicU64,
     /// Pages have left.
@@ -149,10 +152,17 @@ impl Arena {
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
                 state: Mutex::new(State::default()),
+                records: record::Records::default(),
                 marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
         }))
+    }
+
+    /// Records in a timeline from now on what happens to areas that are made from now on. Whatever
+    /// timeline it records in already, it stays with.
+    pub fn record_in(&self, timeline: &Timeline) {
+        self.0.records.begin(timeline);
     }
 
     /// The area of what has this identity: the one that somebody has, or a new one with these contents.
@@ -300,6 +310,7 @@ impl Drop for Shared {
             // Nobody else will come to do it.
             self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
         }
+        self.records.settle();
         self.budget.remove_evictor(self.evictor);
     }
 }

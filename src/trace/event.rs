@@ -65,6 +65,8 @@ named! {
         Step = 12 "step",
         /// A device was lent for a job, to `whom`.
         Borrow = 13 "borrow",
+        /// Some `bytes` of a component were wanted, and not all of them; else as a request.
+        Part = 14 "part",
     }
 }
 
