@@ -36,6 +36,7 @@ impl Area {
         self.0.arena.birth.check("arena")?;
         let pinned = self.0.arena.state.lock().pin(self.0.number, set);
         let Some(filled) = pinned else { return Ok(None) };
+        self.0.note_use(owner);
         let pins = Pins::new(&self.0, set, stream, owner);
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
@@ -62,6 +63,7 @@ impl Area {
         arena.birth.check("arena")?;
         let began = Instant::now();
         self.check_size(set, beside)?;
+        self.0.note_use(owner);
         let pinned = arena.state.lock().pin(self.0.number, set);
         if let Some(filled) = pinned {
             let pins = Pins::new(&self.0, set, stream, owner);
@@ -96,6 +98,12 @@ impl Area {
 }
 
 impl AreaShared {
+    /// Says that the weights are used, before anything leaves for that.
+    fn note_use(&self, owner: &Owner) {
+        let bytes = self.layout.pages() * self.arena.memory.page();
+        self.arena.order.used(self.weights, bytes as u64, owner);
+    }
+
     /// Has `stream` go on only when the content of pages is there.
     fn content_is_there(
         &self,
