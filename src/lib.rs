@@ -8,6 +8,7 @@ pub mod device;
 pub mod load_lock;
 pub mod pool;
 pub mod residency;
+pub mod runtime;
 pub mod sync;
 pub mod trace;
 pub mod wait;

@@ -63,6 +63,8 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     /// By which number the arena's state knows it.
     pub(super) number: usize,
+    /// By which number whoever says what leaves first knows the weights.
+    pub(super) weights: u32,
     pub(super) layout: Layout,
     pub(super) land: Arc<Land>,
 }
@@ -90,9 +92,10 @@ impl Area {
         reservation.spare_when(spare.clone());
         let track = arena.records.track(&arena.device.to_string(), key);
         let land = Arc::new(Land { memory, start, bytes, reservation, spare, track });
-        let number = arena.state.lock().add(land.clone(), layout.pages());
+        let weights = arena.order.number(key);
+        let number = arena.state.lock().add(land.clone(), weights, layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
-        Ok(Self(Arc::new(Shared { arena, key, identity, number, layout, land })))
+        Ok(Self(Arc::new(Shared { arena, key, identity, number, weights, layout, land })))
     }
 
     /// The key of the weights.

@@ -37,6 +37,7 @@ impl Area {
         self.0.arena.birth.check("arena")?;
         let pinned = self.0.arena.state.lock().pin(self.0.number, set);
         let Some(filled) = pinned else { return Ok(None) };
+        self.0.note_use(owner);
         let (pins, began) = (Pins::new(&self.0, set, stream, owner), Instant::now());
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
@@ -69,6 +70,7 @@ impl Area {
         let component = self.0.land.track.as_ref().map(Track::component);
         let _acting = component.map(Acting::on_behalf_of);
         self.check_size(set, beside)?;
+        self.0.note_use(owner);
         let pinned = arena.state.lock().pin(self.0.number, set);
         if let Some(filled) = pinned {
             let pins = Pins::new(&self.0, set, stream, owner);
@@ -106,6 +108,12 @@ impl Area {
 }
 
 impl AreaShared {
+    /// Says that the weights are used, before anything leaves for that.
+    fn note_use(&self, owner: &Owner) {
+        let bytes = self.layout.pages() * self.arena.memory.page();
+        self.arena.order.used(self.weights, bytes as u64, owner);
+    }
+
     /// Has `stream` go on only when the content of pages is there.
     fn content_is_there(
         &self,

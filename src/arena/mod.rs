@@ -6,7 +6,8 @@
 //!
 //! **Order.** Whoever misses pages gets a turn, first come, first served, and in it reserves all their
 //! bytes at once: nobody who is in line for bytes has pages that others wait for. What leaves first is
-//! what has the lowest priority, then what was not used for longest; of one area the last pages.
+//! what has the lowest priority, then what an [`EvictionOrder`] says, else what was not used for
+//! longest; of one area the last pages.
 //!
 //! **Invariants.** A pinned page does not leave. A page leaves, or is written again, only after all
 //! streams that have used it are done ([`Stream`], [`Event`]); its content is used only after its copy
@@ -14,8 +15,8 @@
 //! are on their way. Pins, and what is given up half-way, are undone however it ends. Nothing is shared
 //! between devices.
 //!
-//! **Order of locks.** The arena's mutex is held for nothing but its books: no driver, budget or waker
-//! is called under it.
+//! **Order of locks.** The arena's mutex is held for nothing but its books: no driver, budget, waker or
+//! order is called under it.
 //!
 //! **Errors.** [`ArenaError`].
 //!
@@ -56,6 +57,7 @@ mod evict;
 mod fault;
 mod layout;
 mod mark;
+mod order;
 mod record;
 mod state;
 mod status;
@@ -69,6 +71,7 @@ pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
+pub use order::{Evictable, EvictionOrder};
 pub use status::{AreaStatus, ArenaStatus};
 pub use tensor::{PinnedTensor, RangeView};
 
@@ -81,6 +84,7 @@ use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
+use order::LeastRecentlyUsed;
 use state::State;
 
 /// After what costs nothing to give back, before what is slow to come again.
@@ -107,6 +111,8 @@ pub(crate) struct Shared {
     memory: Arc<dyn DeviceMemory>,
     budget: Budget,
     host: HostSide,
+    /// Says what leaves first.
+    order: Arc<dyn EvictionOrder>,
     /// Keeps the buffers for copies, once there have been some.
     staged: Mutex<Option<Box<dyn Any + Send>>>,
     /// By which number the budget knows it.
@@ -127,9 +133,22 @@ impl Arena {
     /// # Errors
     /// [`ArenaError::NoPages`] if there can be none on the device.
     pub fn new(device: &Device, budget: &Budget, host: HostSide) -> Result<Self, ArenaError> {
+        Self::with_order(device, budget, host, Arc::new(LeastRecentlyUsed))
+    }
+
+    /// The same, whose weights leave in an order of somebody's choice.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn with_order(
+        device: &Device,
+        budget: &Budget,
+        host: HostSide,
+        order: Arc<dyn EvictionOrder>,
+    ) -> Result<Self, ArenaError> {
         let name = device.name();
         let memory = device.driver().memory().ok_or(ArenaError::NoPages { device: name })?;
-        Ok(Self::over(name, memory, budget, host))
+        Ok(Self::over_with_order(name, memory, budget, host, order))
     }
 
     /// The same of any memory.
@@ -140,6 +159,18 @@ impl Arena {
         budget: &Budget,
         host: HostSide,
     ) -> Self {
+        Self::over_with_order(device, memory, budget, host, Arc::new(LeastRecentlyUsed))
+    }
+
+    /// As [`Arena::with_order`], of any memory.
+    #[must_use]
+    pub fn over_with_order(
+        device: Name,
+        memory: Arc<dyn DeviceMemory>,
+        budget: &Budget,
+        host: HostSide,
+        order: Arc<dyn EvictionOrder>,
+    ) -> Self {
         Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
             let evictor = Arc::new(evict::Pages(arena.clone()));
             Shared {
@@ -148,6 +179,7 @@ impl Arena {
                 memory,
                 budget: budget.clone(),
                 host,
+                order,
                 staged: Mutex::new(None),
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),

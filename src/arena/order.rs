@@ -1,0 +1,65 @@
+//! Which weights leave first: asked of whoever knows what is needed next.
+
+use super::Shared;
+use crate::wait::Owner;
+
+/// Who knows in which order weights should leave. Called with no lock held; must not wait, nor call
+/// the arena.
+pub trait EvictionOrder: Send + Sync {
+    /// The number of the weights with this key: the same one each time, from 0 on.
+    fn number(&self, key: &str) -> u32;
+
+    /// Weights of this number, which have so many bytes in pages, are used by somebody. Called before
+    /// anything leaves for that; and again and again while they are in use, so that it must cost next
+    /// to nothing then.
+    fn used(&self, weights: u32, bytes: u64, owner: &Owner);
+
+    /// Puts areas in the order in which they leave.
+    fn sort(&self, areas: &mut [Evictable]);
+
+    /// Nothing is left of the weights of this number.
+    fn left(&self, weights: u32);
+}
+
+/// An area some pages of which could leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evictable {
+    /// By which number the arena knows it.
+    pub(super) area: usize,
+    /// The number of its weights.
+    pub weights: u32,
+    /// When it was used last: the larger, the later.
+    pub used_at: u64,
+    /// Whether others of its pages are in use.
+    pub in_use: bool,
+}
+
+/// What was not used for longest leaves first.
+pub(super) struct LeastRecentlyUsed;
+
+impl EvictionOrder for LeastRecentlyUsed {
+    fn number(&self, _key: &str) -> u32 {
+        0
+    }
+
+    fn used(&self, _weights: u32, _bytes: u64, _owner: &Owner) {}
+
+    fn sort(&self, areas: &mut [Evictable]) {
+        areas.sort_by_key(|area| area.used_at);
+    }
+
+    fn left(&self, _weights: u32) {}
+}
+
+impl Shared {
+    /// The numbers of areas in the order in which they leave, as far as that is up to anybody: what
+    /// nobody has goes before, and priorities come first. Whoever comes to have something to give
+    /// meanwhile is not among them.
+    pub(super) fn in_order(&self) -> Vec<usize> {
+        let mut areas = self.state.lock().evictable();
+        if areas.len() > 1 {
+            self.order.sort(&mut areas);
+        }
+        areas.iter().map(|area| area.area).collect()
+    }
+}
