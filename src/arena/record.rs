@@ -7,6 +7,7 @@ use super::Shared;
 use super::area::Shared as AreaShared;
 use super::layout::PageSet;
 use super::state::Filled;
+use crate::budget::Bounds;
 use crate::device::Event;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::trace::{self, Acting, Cause, Kind, Recorder, Setting, Timeline, Track};
@@ -26,6 +27,8 @@ struct Copies {
     ended: Mutex<Option<Instant>>,
     /// What was last said of how the device is set up, as one number.
     said: AtomicU64,
+    /// The most bytes that others outside have had.
+    outside: AtomicU64,
 }
 
 /// One of them.
@@ -153,27 +156,34 @@ impl AreaShared {
             let part = trace::Event::of(Kind::Part);
             track.record(trace::Event { at, took, bytes, beside, of, ..part });
         }
-        let total = bounds.total.unwrap_or(0);
-        arena.say([total, bounds.limit, bounds.headroom, low, high.map_or(0, |high| high + 1)]);
+        let high = high.map_or(0, |high| high.saturating_add(1));
+        arena.say(&bounds, low, high);
     }
 }
 
 impl Shared {
     /// Says how the device is set up, if that was not said before.
-    fn say(&self, figures: [u64; 5]) {
+    fn say(&self, bounds: &Bounds, low: u64, high: u64) {
         let Some((timeline, copies)) = self.records.0.get() else { return };
+        // What others have goes up and down all the time: only a new peak is told, in coarse steps.
+        let step = (bounds.total.unwrap_or(0) / 64).max(1);
+        let coarse = bounds.outside.div_ceil(step).saturating_mul(step);
+        let outside = copies.outside.fetch_max(coarse, Ordering::Relaxed).max(coarse);
+        let Bounds { total, limit, headroom, .. } = *bounds;
+        let total = total.unwrap_or(0);
+        let figures = [total, limit, headroom, outside, low, high];
         // FNV: two in a row that are not the same differ.
         let mix = |hash: u64, figure: &u64| (hash ^ figure).wrapping_mul(0x0100_0000_01b3);
         let now = figures.iter().fold(0xcbf2_9ce4_8422_2325, mix);
         if copies.said.swap(now, Ordering::Relaxed) == now {
             return;
         }
-        let [total, limit, headroom, low, high] = figures;
         timeline.set(Setting {
             device: self.device.to_string(),
             total,
             limit,
             headroom,
+            outside,
             page: self.memory.page() as u64,
             policy: "lru".to_owned(),
             lookahead: 0,

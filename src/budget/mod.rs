@@ -125,6 +125,8 @@ pub struct Bounds {
     pub headroom: u64,
     /// Bytes that reservations can have in all, beside what others outside have now.
     pub reach: u64,
+    /// Bytes that others outside have, by the last look at the memory.
+    pub outside: u64,
     /// Bytes reserved.
     pub used: u64,
 }

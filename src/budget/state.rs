@@ -113,7 +113,8 @@ impl State {
 
     pub(super) fn bounds(&self) -> Bounds {
         let Self { total, limit, headroom, used, .. } = *self;
-        Bounds { total, limit, headroom, reach: self.within_reach(0), used }
+        let outside = total.zip(self.reach).map_or(0, |(total, reach)| total.saturating_sub(reach));
+        Bounds { total, limit, headroom, reach: self.within_reach(0), outside, used }
     }
 
     fn fits(&self, wish: &Wish) -> bool {

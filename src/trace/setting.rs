@@ -15,6 +15,9 @@ pub struct Setting {
     /// Bytes that stay free.
     #[serde(default)]
     pub headroom: u64,
+    /// Bytes that others outside have had of it at most.
+    #[serde(default)]
+    pub outside: u64,
     /// Bytes of a page; 1 where memory has none.
     #[serde(default = "one")]
     pub page: u64,
