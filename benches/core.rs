@@ -273,7 +273,7 @@ mod join_line {
 }
 
 /// One event, by one thread or several at once; and a push to a vector under a mutex.
-#[divan::bench_group(threads = [1, 2, 4])]
+#[divan::bench_group(threads = [1, 2, 4], sample_size = 1000)]
 mod timeline {
     use std::time::Instant;
 

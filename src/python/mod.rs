@@ -19,6 +19,7 @@ mod pool;
 mod residency;
 mod shares;
 mod torch;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -66,6 +67,8 @@ mod _core {
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
     use super::shares::shares;
+    #[pymodule_export]
+    use super::trace::{Hint, Recording, Timeline, trace_hints};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

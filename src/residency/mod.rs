@@ -53,7 +53,7 @@ pub use oracle::least_bytes;
 pub use planner::{Job, Planner};
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
 pub use recorded::Recorded;
-pub use replay::{Conditions, Replayed, Step, replay, steps, steps_under};
+pub use replay::{Conditions, Replayed, Step, multiple, replay, steps, steps_under};
 pub use trace::{Request, Trace, TraceError};
 
 /// A model, or a part of one, by its number.

@@ -47,10 +47,17 @@ pub struct Step {
 pub fn replay(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Replayed, TraceError> {
     let moved = steps(trace, policy, lookahead)?.iter().map(|step| step.moved).sum();
     let bound = least_bytes(trace);
-    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let multiple = if bound == 0 { 1.0 } else { moved as f64 / bound as f64 };
+    let multiple = multiple(moved, bound);
     let (name, policy) = (trace.name.clone(), policy.to_string());
     Ok(Replayed { name, policy, lookahead, bytes_moved: moved, bound, multiple })
+}
+
+/// How many times the bound was moved; once, if there was nothing to move.
+#[must_use]
+pub fn multiple(moved: u64, bound: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let multiple = if bound == 0 { 1.0 } else { moved as f64 / bound as f64 };
+    multiple
 }
 
 /// The same, request by request.

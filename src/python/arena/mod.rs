@@ -18,6 +18,7 @@ pub(super) use tensor::DeviceTensor;
 use super::budget::Budget;
 use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
+use super::trace::Timeline;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
@@ -32,20 +33,22 @@ pub(super) struct Arena {
     device: Py<device::Device>,
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,
+    timeline: Option<Py<Timeline>>,
 }
 
 #[pymethods]
 impl Arena {
     #[new]
     #[pyo3(
-        signature = (device, budget, *, ram=None, pin=None),
-        text_signature = "(device, budget, *, ram=None, pin='staging')"
+        signature = (device, budget, *, ram=None, pin=None, timeline=None),
+        text_signature = "(device, budget, *, ram=None, pin='staging', timeline=None)"
     )]
     fn new(
         device: &Bound<'_, PyAny>,
         budget: &Bound<'_, PyAny>,
         ram: Option<&Bound<'_, PyAny>>,
         pin: Option<&Bound<'_, PyAny>>,
+        timeline: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let py = device.py();
         let pinning = pin.map_or(Ok(Pinning::default()), pinning)?;
@@ -56,8 +59,13 @@ impl Arena {
         let device = device::select_one("an arena", device)?;
         let host = HostSide { pinning, budget: ram.as_ref().map(|ram| ram.get().ledger()) };
         let pages = arena::Arena::new(&device, &budget.get().ledger(), host)?;
+        let timeline = timeline.filter(|timeline| !timeline.is_none()).map(recorder).transpose()?;
+        if let Some(timeline) = &timeline {
+            pages.record_in(timeline.get().inner());
+        }
         let device = Py::new(py, device::Device::of(device))?;
-        Ok(Self { pages, device, budget: budget.unbind(), ram: ram.map(Bound::unbind) })
+        let (budget, ram) = (budget.unbind(), ram.map(Bound::unbind));
+        Ok(Self { pages, device, budget, ram, timeline: timeline.map(Bound::unbind) })
     }
 
     /// The device.
@@ -76,6 +84,12 @@ impl Arena {
     #[getter]
     fn ram(&self, py: Python<'_>) -> Option<Py<Budget>> {
         self.ram.as_ref().map(|ram| ram.clone_ref(py))
+    }
+
+    /// Where it records what happens.
+    #[getter]
+    fn timeline(&self, py: Python<'_>) -> Option<Py<Timeline>> {
+        self.timeline.as_ref().map(|timeline| timeline.clone_ref(py))
     }
 
     /// What of the host's memory is page-locked for copies.
@@ -180,6 +194,14 @@ fn charged<'py>(what: &str, budget: &Bound<'py, PyAny>) -> Result<Bound<'py, Bud
         invalid_type(&format!("{what} charged to a Budget, not to {given}"))
     })?;
     Ok(budget.clone())
+}
+
+fn recorder<'py>(timeline: &Bound<'py, PyAny>) -> Result<Bound<'py, Timeline>> {
+    let timeline = timeline.cast::<Timeline>().map_err(|_| {
+        let given = argument::type_name(timeline);
+        invalid_type(&format!("an arena records in a Timeline, not in {given}"))
+    })?;
+    Ok(timeline.clone())
 }
 
 /// The key, the identity and the tensors of what has weights.
