@@ -10,7 +10,6 @@ use crate::budget::Reservation;
 use crate::device::{Event, Stream};
 use crate::load_lock::Mode;
 use crate::sync::{Mutant, planted};
-use crate::trace::{Acting, Track};
 use crate::wait::{Owner, Patience, WaitError};
 
 /// How long a wait for a copy sleeps before it looks whether it is still wanted.
@@ -38,6 +37,7 @@ impl Area {
         let pinned = self.0.arena.state.lock().pin(self.0.number, set);
         let Some(filled) = pinned else { return Ok(None) };
         self.0.note_use(owner);
+        let _acting = self.0.acting(owner);
         let (pins, began) = (Pins::new(&self.0, set, stream, owner), Instant::now());
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
@@ -67,8 +67,7 @@ impl Area {
         arena.birth.check("arena")?;
         let began = Instant::now();
         // Who leaves meanwhile leaves for this one.
-        let component = self.0.land.track.as_ref().map(Track::component);
-        let _acting = component.map(Acting::on_behalf_of);
+        let _acting = self.0.acting(owner);
         self.check_size(set, beside)?;
         self.0.note_use(owner);
         let pinned = arena.state.lock().pin(self.0.number, set);

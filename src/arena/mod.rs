@@ -71,7 +71,7 @@ pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
-pub use order::{Evictable, EvictionOrder};
+pub use order::{About, Evictable, EvictionOrder};
 pub use status::{AreaStatus, ArenaStatus};
 pub use tensor::{PinnedTensor, RangeView};
 

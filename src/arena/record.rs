@@ -3,14 +3,15 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use super::Shared;
 use super::area::Shared as AreaShared;
 use super::layout::PageSet;
 use super::state::Filled;
+use super::{About, Shared};
 use crate::budget::Bounds;
 use crate::device::Event;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::trace::{self, Acting, Cause, Kind, Recorder, Setting, Timeline, Track};
+use crate::wait::Owner;
 
 /// How many copies are remembered that are not over; a device that is lost never ends one.
 const MOST: usize = 4096;
@@ -128,6 +129,17 @@ impl Records {
 }
 
 impl AreaShared {
+    /// Has the calling thread act for this component, in the job in which it is wanted, if what happens
+    /// is recorded.
+    pub(super) fn acting(&self, owner: &Owner) -> Option<Acting> {
+        let track = self.land.track.as_ref().filter(|track| track.timeline().is_on())?;
+        let job = match Acting::now() {
+            (0, _) => self.arena.order.job(owner),
+            (job, _) => job,
+        };
+        Some(Acting::of(job, track.component()))
+    }
+
     /// Whether these are all of its pages.
     pub(super) fn is_all(&self, set: &PageSet) -> bool {
         set.len() == self.layout.pages()
@@ -171,7 +183,8 @@ impl Shared {
         let outside = copies.outside.fetch_max(coarse, Ordering::Relaxed).max(coarse);
         let Bounds { total, limit, headroom, .. } = *bounds;
         let total = total.unwrap_or(0);
-        let figures = [total, limit, headroom, outside, low, high];
+        let About { policy, lookahead } = self.order.about();
+        let figures = [total, limit, headroom, outside, low, high, lookahead];
         // FNV: two in a row that are not the same differ.
         let mix = |hash: u64, figure: &u64| (hash ^ figure).wrapping_mul(0x0100_0000_01b3);
         let now = figures.iter().fold(0xcbf2_9ce4_8422_2325, mix);
@@ -185,8 +198,8 @@ impl Shared {
             headroom,
             outside,
             page: self.memory.page() as u64,
-            policy: "lru".to_owned(),
-            lookahead: 0,
+            policy: policy.to_owned(),
+            lookahead,
             low,
             high: high.checked_sub(1),
         });

@@ -68,7 +68,7 @@ mod _core {
     #[pymodule_export]
     use super::shares::shares;
     #[pymodule_export]
-    use super::trace::{Hint, Recording, Timeline, trace_hints};
+    use super::trace::{Hint, Recording, Timeline, hint_kinds, trace_hints};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

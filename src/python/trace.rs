@@ -329,6 +329,16 @@ impl Recording {
         self.0.devices()
     }
 
+    /// The names of those of which something was wanted.
+    fn requested(&self) -> Vec<&str> {
+        let wanted = |name: &&str| {
+            let label = self.0.label(name);
+            let mut requests = self.0.events.iter().filter(|event| event.kind == Kind::Request);
+            requests.any(|event| Some(event.device) == label)
+        };
+        self.0.devices().into_iter().filter(wanted).collect()
+    }
+
     /// The events, as an array.
     #[getter]
     fn events<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
@@ -443,6 +453,12 @@ impl Recording {
         let lost = if lost > 0 { format!(", {lost} lost") } else { String::new() };
         format!("<Recording of {:.3} s: {events} events{lost}>", seconds(self.0.nanos))
     }
+}
+
+/// What kinds of hints there are.
+#[pyfunction]
+pub(super) fn hint_kinds() -> Vec<&'static str> {
+    residency::HintKind::ALL.iter().map(|kind| kind.name()).collect()
 }
 
 /// Hints for a trace, on a device that is set up so.

@@ -299,12 +299,13 @@ impl Search<'_> {
             .iter()
             .map(|(component, peak)| {
                 let (peak, reserved) = (ByteSize(*peak), ByteSize(reserved[component]));
-                format!("reserve {peak} of working memory for {component}, which used no more, and not {reserved}")
+                format!("{peak} instead of {reserved} for {component}")
             })
             .collect();
+        let told = format!("reserve no more working memory than was used, {}", told.join(", "));
         let working_memory = those.iter().map(|(of, peak)| ((*of).to_owned(), *peak)).collect();
         let advice = Advice { working_memory, ..Advice::default() };
-        self.hint(HintKind::WorkingMemory, &with(those), advice, &told.join("; "))
+        self.hint(HintKind::WorkingMemory, &with(those), advice, &told)
     }
 
     /// Whether the default policy would have done better.

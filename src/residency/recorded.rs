@@ -205,6 +205,7 @@ impl Recorded {
             conditions.bounds.push(request.bounds);
         }
         conditions.observed = Some(device);
+        conditions.whole = setting.page <= 1;
         conditions.watermarks = setting.high.map(|high| (setting.low, high));
         let served = served(&reading);
         let (trace, job_nanos) = (

@@ -79,6 +79,8 @@ pub struct Conditions {
     /// Weights leave without anybody asking until there are as few bytes as the first, when there are
     /// more than the second.
     pub watermarks: Option<(u64, u64)>,
+    /// Whether components leave whole, where devices have no pages.
+    pub whole: bool,
     /// By request, what else is in use then and cannot leave; none if it is empty.
     pub held: Vec<Vec<Component>>,
 }
@@ -101,7 +103,8 @@ pub fn steps_under(
         None => Box::new(Told { policy: policy.make(), outlook: Outlook::default() }),
     };
     let always_evicts = policy == PolicyName::AlwaysEvict;
-    let mut device = Device { decider, always_evicts, resident: HashMap::new() };
+    let (whole, resident) = (conditions.whole, HashMap::new());
+    let mut device = Device { decider, always_evicts, whole, resident };
     let mut all = Vec::with_capacity(components.len());
     for (number, job) in jobs.iter().enumerate() {
         let of = |job: &Range<usize>| components[job.clone()].to_vec();
@@ -241,6 +244,7 @@ impl Decider for Observing<'_> {
 struct Device<'a> {
     decider: Box<dyn Decider + 'a>,
     always_evicts: bool,
+    whole: bool,
     /// Bytes of components that are there.
     resident: HashMap<Component, u64>,
 }
@@ -284,8 +288,8 @@ impl Device<'_> {
                 break;
             }
             let Some(has) = self.resident.get_mut(&victim) else { continue };
-            let leaves = missing.min(*has);
-            (*has, missing) = (*has - leaves, missing - leaves);
+            let leaves = if self.whole { *has } else { missing.min(*has) };
+            (*has, missing) = (*has - leaves, missing.saturating_sub(leaves));
             evicted.push((victim, leaves));
             if *has == 0 {
                 self.resident.remove(&victim);

@@ -28,6 +28,11 @@ impl Acting {
         Self { before: ACTING.replace((job, component)) }
     }
 
+    /// In this job and for this component from now on.
+    pub fn of(job: u64, component: Label) -> Self {
+        Self { before: ACTING.replace((job, component)) }
+    }
+
     /// In which job the thread acts, and for which component.
     #[must_use]
     pub fn now() -> (u64, Label) {

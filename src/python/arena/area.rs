@@ -17,7 +17,6 @@ use crate::python::error::{Error, Result, invalid_value};
 use crate::python::wait::{Terms, caller, patiently};
 use crate::python::weights::{state_dict, strings, text};
 use crate::python::{argument, budget};
-use crate::trace::Acting;
 
 /// A model's place in a device's memory: addresses for all of its tensors, memory for some.
 #[pyclass(frozen, weakref, module = "coresident", name = "Area")]
@@ -158,15 +157,12 @@ impl Area {
     }
 
     /// Makes pages resident and pins them.
-    #[pyo3(signature = (
-        block=None, *, working_memory=None, stream=None, job=None, timeout=None, cancel=None,
-    ))]
+    #[pyo3(signature = (block=None, *, working_memory=None, stream=None, timeout=None, cancel=None))]
     fn fault(
         slf: &Bound<'_, Self>,
         block: Option<&Bound<'_, PyAny>>,
         working_memory: Option<&Bound<'_, PyAny>>,
         stream: Option<&Bound<'_, PyAny>>,
-        job: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Pins> {
@@ -182,9 +178,6 @@ impl Area {
             this.placed.key(),
             this.placed.arena().device()
         ))?;
-        let job = job.filter(|job| !job.is_none());
-        let job = job.map(|job| argument::whole_number("job", job)).transpose()?.unwrap_or(0);
-        let _acting = Acting::in_job(job);
         if beside.bytes == 0
             && let Some(pins) = this.placed.pin(&set, stream, &owner)?
         {
