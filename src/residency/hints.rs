@@ -16,6 +16,8 @@ use crate::device::ByteSize;
 const WORTH: u64 = 20;
 /// And at least so much of the time of jobs, where that is known.
 const WORTH_TIME: f64 = 0.01;
+/// Room is added in steps of about so small a part of what can be added, if pages are not larger.
+const STEPS: u64 = 1 << 18;
 /// What comes so close to the best that can be is as good, in per cent.
 const CLOSE: u64 = 5;
 
@@ -219,16 +221,19 @@ impl Search<'_> {
         if !self.is_worth(best) {
             return Ok(None);
         }
-        let enough = best + (self.before.again - best) / 100 * CLOSE;
+        // What all but fits does not fit.
+        let enough = if best == 0 { 0 } else { best + (self.before.again - best) / 100 * CLOSE };
         let page = setting.page.max(1);
+        // A power of two, so that round figures are met.
+        let step = page << (most / page / STEPS).checked_ilog2().unwrap_or(0);
         // The least that is enough, if more is never worse; what is found is enough in any case.
-        let (mut little, mut much) = (0, most.div_ceil(page));
+        let (mut little, mut much) = (0, most.div_ceil(step));
         while much - little > 1 {
             let middle = little + (much - little) / 2;
-            let outcome = self.case.roomier((middle * page).min(most)).run()?;
+            let outcome = self.case.roomier((middle * step).min(most)).run()?;
             if outcome.again <= enough { much = middle } else { little = middle }
         }
-        let by = (much * page).min(most);
+        let by = (much * step).min(most);
         let mut advice = Advice::default();
         let (by, told) = if by <= above_limit {
             let limit = rounded_up(setting.limit + by).min(setting.limit + above_limit);

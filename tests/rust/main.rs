@@ -15,6 +15,7 @@ mod bench;
 mod budget;
 mod device;
 mod helpers;
+mod hints;
 mod load_lock;
 mod near;
 mod pool;
