@@ -17,6 +17,7 @@ mod device;
 mod helpers;
 mod load_lock;
 mod near;
+mod planner;
 mod pool;
 mod residency;
 mod shares;
