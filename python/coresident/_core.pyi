@@ -2223,8 +2223,9 @@ class Arena:
     ``Model.on``; what follows is for those who place weights themselves.
 
     Whoever misses pages gets a turn, in order of arrival, and reserves all their bytes at once.
-    What is evicted first has the lowest priority, then was not used for longest; of one model the
-    last pages go first. Evicting copies nothing: the host has the weights.
+    What is evicted first has the lowest priority, then is what a planner says, or what was not used
+    for longest; of one model the last pages go first. Evicting copies nothing: the host has the
+    weights.
 
     Args:
         device: A device that is :attr:`~Device.paged`.
@@ -2237,11 +2238,13 @@ class Arena:
             from there, small ones together through the buffers, and so does what the system refuses
             to lock. What is locked is let go with its memory. ``'none'``: nothing. Virtual devices
             copy from anywhere.
+        planner: Who says what is evicted first, and learns what is used; of the same device. One
+            with the policy ``'always-evict'`` sets both watermarks to 0.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
-        InvalidValueError: ``pin`` is something else.
-        InvalidTypeError: a budget is none.
+        InvalidValueError: ``pin`` is something else, or the planner is another device's.
+        InvalidTypeError: a budget is none, or the planner.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2253,7 +2256,13 @@ class Arena:
     """
 
     def __new__(
-        cls, device: _DeviceLike, budget: Budget, *, ram: Budget | None = None, pin: str = "staging"
+        cls,
+        device: _DeviceLike,
+        budget: Budget,
+        *,
+        ram: Budget | None = None,
+        pin: str = "staging",
+        planner: Planner | None = None,
     ) -> Self: ...
     @property
     def device(self) -> Device:
@@ -2270,6 +2279,10 @@ class Arena:
     @property
     def pin(self) -> str:
         """What of the host's memory is page-locked: ``'staging'``, ``'all'`` or ``'none'``."""
+
+    @property
+    def planner(self) -> Planner | None:
+        """Who says what is evicted first; ``None`` without one."""
 
     def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
         """The place of some weights on the device: the one that somebody has, or a new one,
@@ -2323,6 +2336,143 @@ class Arena:
         Raises:
             ForkedError: the arena is another process's.
         """
+
+@final
+class Planner:
+    """Decides which weights leave a device first, so that the fewest bytes are copied there.
+
+    A :class:`~coresident.Runtime` has one for each device. It runs the same policies on a live
+    device that :func:`coresident.trace.replay` runs on traces. It knows what was used, which jobs
+    run and what they will still use, and which jobs come next, if somebody tells. Whatever it takes
+    to be so and is not costs time, and nothing else.
+
+    Args:
+        device: The device, or its name.
+        policy: One of :data:`coresident.trace.POLICIES`.
+        pool: Whose leases bound jobs that nobody has declared: what is used under one lease is one
+            job. ``None``: a job begins when what began the last one comes again.
+
+    Raises:
+        InvalidValueError: there is no such policy.
+        InvalidTypeError: an argument is of a wrong type.
+        InvalidDeviceError: a text that names no device.
+        DeviceNotFoundError: this machine does not have it.
+
+    Example:
+        >>> planner = co.Planner("virtual:0")
+        >>> with planner.job(["clip", "unet", "vae"]):
+        ...     planner.used("clip", 250 << 20)
+        ...     planner.order(["unet", "clip"])
+        ['clip', 'unet']
+    """
+
+    def __new__(
+        cls,
+        device: _DeviceLike,
+        policy: str = "look-ahead",
+        *,
+        pool: DevicePool | None = None,
+    ) -> Self: ...
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+
+    @property
+    def forecast(self) -> Any:
+        """Which jobs come next on the device, without those that run: a list of jobs, in order,
+        each a list of the keys of the weights that it uses, in order; or a function that returns
+        one for ``(device, most)``, of ``most`` jobs at most; ``None`` if nobody knows.
+
+        The function is called from any thread, whenever the device comes to other weights or lacks
+        room, and must be quick. What it raises is shown as an unraisable exception, and nothing is
+        known then.
+
+        Raises:
+            InvalidTypeError: when it is set to something else.
+        """
+
+    @forecast.setter
+    def forecast(self, forecast: Any) -> None: ...
+    def job(self, stages: Iterable[str] | None = None) -> RunningJob:
+        """A job begins on the device. What the caller uses there, and what is used in contexts that
+        come from his, such as tasks and workers, is used by it, until it is released. Jobs may run
+        beside each other and within each other. Does not wait.
+
+        Args:
+            stages: The keys of the weights that it uses, in order, again whenever they come again;
+                ``None`` if that is not known: then what jobs used before that began like it.
+
+        Raises:
+            InvalidTypeError: ``stages`` is no list of keys.
+            ForkedError: the planner is another process's.
+        """
+
+    def used(self, key: str, nbytes: int | str) -> None:
+        """Says that weights are used now, by the job of this context or else of this thread; an
+        arena that has the planner says so itself. Waits for nothing but the forecast.
+
+        Args:
+            key: What they are called.
+            nbytes: How many bytes of the device they take.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``nbytes`` is negative, or a text that is no size.
+        """
+
+    def left(self, key: str) -> None:
+        """Says that nothing is left of weights on the device; an arena does that itself.
+
+        Raises:
+            InvalidTypeError: ``key`` is no text.
+        """
+
+    def order(self, keys: Iterable[str]) -> list[str]:
+        """Puts weights in the order in which they should leave if room was missing now. Waits for
+        nothing but the forecast.
+
+        Args:
+            keys: What they are called. None of them is in use.
+
+        Raises:
+            InvalidTypeError: ``keys`` is no list of keys.
+        """
+
+@final
+class RunningJob:
+    """A job on a device, until it is released: what a planner attributes uses to. Made by
+    :meth:`Planner.job` and :meth:`Runtime.job`, and to be used with ``with`` or released."""
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
+    @property
+    def released(self) -> bool:
+        """Whether it has ended."""
+
+    def release(self) -> None:
+        """Ends it. From any thread; again without effect. Does not wait."""
+
+    def __enter__(self) -> Self:
+        """Has this context carry it.
+
+        Raises:
+            ReleasedError: it has ended.
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Ends it."""
 
 @final
 class ArenaStatus:

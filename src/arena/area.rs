@@ -88,7 +88,7 @@ impl Area {
         let (memory, spare) = (arena.memory.clone(), Arc::new(AtomicBool::new(false)));
         reservation.spare_when(spare.clone());
         let land = Arc::new(Land { memory, start, bytes, reservation, spare });
-        let weights = arena.order.number(key);
+        let weights = arena.number_of(key);
         let number = arena.state.lock().add(land.clone(), weights, layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
         Ok(Self(Arc::new(Shared { arena, key, identity, number, weights, layout, land })))
