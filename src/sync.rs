@@ -233,6 +233,8 @@ pub enum Mutant {
     LeavingKeepsBytes,
     /// Who gives up a fault leaves the pages as if they still came.
     GivenUpStaysClaimed,
+    /// What one job uses is taken for what another one uses.
+    OthersUseIsOwn,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.

@@ -2229,8 +2229,9 @@ class Arena:
     ``Model.on``; what follows is for those who place weights themselves.
 
     Whoever misses pages gets a turn, in order of arrival, and reserves all their bytes at once.
-    What is evicted first has the lowest priority, then was not used for longest; of one model the
-    last pages go first. Evicting copies nothing: the host has the weights.
+    What is evicted first has the lowest priority, then is what a planner says, or what was not used
+    for longest; of one model the last pages go first. Evicting copies nothing: the host has the
+    weights.
 
     Args:
         device: A device that is :attr:`~Device.paged`.
@@ -2243,12 +2244,14 @@ class Arena:
             from there, small ones together through the buffers, and so does what the system refuses
             to lock. What is locked is let go with its memory. ``'none'``: nothing. Virtual devices
             copy from anywhere.
+        planner: Who says what is evicted first, and learns what is used; of the same device. One
+            with the policy ``'always-evict'`` sets both watermarks to 0.
         timeline: Where it records what happens; ``None`` for nowhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
-        InvalidValueError: ``pin`` is something else.
-        InvalidTypeError: a budget or the timeline is none.
+        InvalidValueError: ``pin`` is something else, or the planner is another device's.
+        InvalidTypeError: a budget is none, or the planner or the timeline.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2266,6 +2269,7 @@ class Arena:
         *,
         ram: Budget | None = None,
         pin: str = "staging",
+        planner: Planner | None = None,
         timeline: Timeline | None = None,
     ) -> Self: ...
     @property
@@ -2287,6 +2291,10 @@ class Arena:
     @property
     def pin(self) -> str:
         """What of the host's memory is page-locked: ``'staging'``, ``'all'`` or ``'none'``."""
+
+    @property
+    def planner(self) -> Planner | None:
+        """Who says what is evicted first; ``None`` without one."""
 
     def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
         """The place of some weights on the device: the one that somebody has, or a new one,
@@ -2340,6 +2348,143 @@ class Arena:
         Raises:
             ForkedError: the arena is another process's.
         """
+
+@final
+class Planner:
+    """Decides which weights leave a device first, so that the fewest bytes are copied there.
+
+    A :class:`~coresident.Runtime` has one for each device. It runs the same policies on a live
+    device that :func:`coresident.trace.replay` runs on traces. It knows what was used, which jobs
+    run and what they will still use, and which jobs come next, if somebody tells. Whatever it takes
+    to be so and is not costs time, and nothing else.
+
+    Args:
+        device: The device, or its name.
+        policy: One of :data:`coresident.trace.POLICIES`.
+        pool: Whose leases bound jobs that nobody has declared: what is used under one lease is one
+            job. ``None``: a job begins when what began the last one comes again.
+
+    Raises:
+        InvalidValueError: there is no such policy.
+        InvalidTypeError: an argument is of a wrong type.
+        InvalidDeviceError: a text that names no device.
+        DeviceNotFoundError: this machine does not have it.
+
+    Example:
+        >>> planner = co.Planner("virtual:0")
+        >>> with planner.job(["clip", "unet", "vae"]):
+        ...     planner.used("clip", 250 << 20)
+        ...     planner.order(["unet", "clip"])
+        ['clip', 'unet']
+    """
+
+    def __new__(
+        cls,
+        device: _DeviceLike,
+        policy: str = "look-ahead",
+        *,
+        pool: DevicePool | None = None,
+    ) -> Self: ...
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+
+    @property
+    def forecast(self) -> Any:
+        """Which jobs come next on the device, without those that run: a list of jobs, in order,
+        each a list of the keys of the weights that it uses, in order; or a function that returns
+        one for ``(device, most)``, of ``most`` jobs at most; ``None`` if nobody knows.
+
+        The function is called from any thread, whenever the device comes to other weights or lacks
+        room, and must be quick. What it raises is shown as an unraisable exception, and nothing is
+        known then.
+
+        Raises:
+            InvalidTypeError: when it is set to something else.
+        """
+
+    @forecast.setter
+    def forecast(self, forecast: Any) -> None: ...
+    def job(self, stages: Iterable[str] | None = None) -> RunningJob:
+        """A job begins on the device. What the caller uses there, and what is used in contexts that
+        come from his, such as tasks and workers, is used by it, until it is released. Jobs may run
+        beside each other and within each other. Does not wait.
+
+        Args:
+            stages: The keys of the weights that it uses, in order, again whenever they come again;
+                ``None`` if that is not known: then what jobs used before that began like it.
+
+        Raises:
+            InvalidTypeError: ``stages`` is no list of keys.
+            ForkedError: the planner is another process's.
+        """
+
+    def used(self, key: str, nbytes: int | str) -> None:
+        """Says that weights are used now, by the job of this context or else of this thread; an
+        arena that has the planner says so itself. Waits for nothing but the forecast.
+
+        Args:
+            key: What they are called.
+            nbytes: How many bytes of the device they take.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``nbytes`` is negative, or a text that is no size.
+        """
+
+    def left(self, key: str) -> None:
+        """Says that nothing is left of weights on the device; an arena does that itself.
+
+        Raises:
+            InvalidTypeError: ``key`` is no text.
+        """
+
+    def order(self, keys: Iterable[str]) -> list[str]:
+        """Puts weights in the order in which they should leave if room was missing now. Waits for
+        nothing but the forecast.
+
+        Args:
+            keys: What they are called. None of them is in use.
+
+        Raises:
+            InvalidTypeError: ``keys`` is no list of keys.
+        """
+
+@final
+class RunningJob:
+    """A job on a device, until it is released: what a planner attributes uses to. Made by
+    :meth:`Planner.job` and :meth:`Runtime.job`, and to be used with ``with`` or released."""
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
+    @property
+    def released(self) -> bool:
+        """Whether it has ended."""
+
+    def release(self) -> None:
+        """Ends it. From any thread; again without effect. Does not wait."""
+
+    def __enter__(self) -> Self:
+        """Has this context carry it.
+
+        Raises:
+            ReleasedError: it has ended.
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Ends it."""
 
 @final
 class ArenaStatus:
@@ -2750,14 +2895,14 @@ class LastMoment:
 
 @final
 class Timeline:
-    """What happens on devices, recorded as it does: the last so many events, and sums that lose nothing.
+    """What happens on devices, recorded as it does: the last events, and sums that lose nothing.
 
-    A :class:`~coresident.Runtime` has one, in which its devices record. Recording takes about a tenth
-    of a microsecond, whichever thread does it, and waits for nothing.
+    A :class:`~coresident.Runtime` has one, in which its devices record. Recording takes about a
+    tenth of a microsecond, whichever thread does it, and waits for nothing.
 
     Args:
-        events: How many events are kept; of earlier ones only the sums are. 64 bytes each, taken when
-            they are first needed.
+        events: How many events are kept; of earlier ones only the sums are. 72 bytes each, taken
+            when they are first needed.
 
     Raises:
         InvalidTypeError: ``events`` is no whole number.
@@ -2798,8 +2943,8 @@ class Timeline:
     ) -> None:
         """Records something that has just ended. Does not wait.
 
-        Models record what is asked for, copied and evicted by themselves: this is for what they do not
-        know, such as the stages of a job.
+        Models record what is asked for, copied and evicted by themselves: this is for what they do
+        not know, such as the stages of a job.
 
         Args:
             kind: One of :attr:`Recording.kinds`.
@@ -2821,9 +2966,15 @@ class Timeline:
         """
 
     def set_device(
-        self, device: _DeviceLike, total: int, limit: int, headroom: int, outside: int
+        self,
+        device: _DeviceLike,
+        total: int,
+        limit: int,
+        headroom: int,
+        outside: int,
+        policy: str,
     ) -> None:
-        """Says how a device is set up whose memory has no pages; for models, which say so themselves.
+        """Says how a device is set up whose memory has no pages. Models say so themselves.
 
         Args:
             device: The device.
@@ -2831,6 +2982,7 @@ class Timeline:
             limit: Bytes of its budget.
             headroom: Bytes that stay free.
             outside: Bytes that others have at most.
+            policy: What decides what leaves first.
 
         Raises:
             InvalidDeviceError: it is the name of none.
@@ -2864,10 +3016,10 @@ class Timeline:
 class Recording:
     """A timeline as it was at one moment, or as a file has it.
 
-    Its file is JSON of version 1: an object with ``format`` (``'coresident-timeline'``), ``version``,
-    ``nanos`` (how long it lasted), ``lost``, ``names``, ``kinds``, ``causes``, ``settings``,
-    ``counters``, and ``events``: columns of one length, with the fields of :attr:`events`, times in
-    nanoseconds.
+    Its file is JSON of version 1: an object with ``format`` (``'coresident-timeline'``),
+    ``version``, ``nanos`` (how long it lasted), ``lost``, ``names``, ``kinds``, ``causes``,
+    ``settings``, ``counters``, and ``events``: columns of one length, with the fields of
+    :attr:`events`, times in nanoseconds.
     """
 
     #: What kinds of events are called, by number.
@@ -2921,9 +3073,9 @@ class Recording:
     def events(self) -> Any:
         """The events as a structured array of numpy, in the order in which they were over.
 
-        Its fields are ``at`` and ``took`` (seconds since the timeline began, and how long), ``bytes``,
-        ``beside``, ``of``, ``job``, ``device``, ``component``, ``whom`` (numbers of :attr:`names`),
-        ``kind`` and ``cause`` (numbers of :attr:`kinds` and :attr:`causes`).
+        Its fields are ``at`` and ``took`` (seconds since the timeline began, and how long),
+        ``bytes``, ``beside``, ``of``, ``job``, ``device``, ``component``, ``whom`` (numbers of
+        :attr:`names`), ``kind`` and ``cause`` (numbers of :attr:`kinds` and :attr:`causes`).
 
         Raises:
             RuntimeError: numpy is not installed.
@@ -2940,9 +3092,9 @@ class Recording:
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """How devices were set up, whenever that has changed: ``at`` (seconds), ``device``, ``total``,
-        ``limit``, ``headroom``, ``outside`` (what others have had at most), ``page``, ``low`` and
-        ``high`` (watermarks; all in bytes), ``policy`` and ``lookahead`` (jobs)."""
+        """How devices were set up, whenever that has changed: ``at`` (seconds), ``device``,
+        ``total``, ``limit``, ``headroom``, ``outside`` (what others have had at most), ``page``,
+        ``low`` and ``high`` (watermarks; all in bytes), ``policy`` and ``lookahead`` (jobs)."""
 
     def replay(
         self, policy: str | None = None, lookahead: int | None = None, device: str | None = None
@@ -3008,7 +3160,7 @@ class Hint:
 
     @property
     def share(self) -> float | None:
-        """What share of the time of jobs on the device that is, 0 to 1; ``None`` if it is not known."""
+        """What share of the time of jobs on the device that is, 0 to 1; ``None`` if unknown."""
 
     @property
     def spared(self) -> int:
@@ -3022,9 +3174,7 @@ class Hint:
 def hint_kinds() -> list[str]:
     """What kinds of hints there are."""
 
-def trace_hints(
-    text: str, policy: str, lookahead: int, memory: int | str | None
-) -> list[Hint]:
+def trace_hints(text: str, policy: str, lookahead: int, memory: int | str | None) -> list[Hint]:
     """As :func:`coresident.trace.hints`, of a text that is a trace."""
 
 @final

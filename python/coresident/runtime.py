@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coresident import _core, _torch_memory
 from coresident._hints import Hints
@@ -25,6 +26,40 @@ def _load_lock() -> _core.LoadLock:
     return _LOAD_LOCKS.setdefault(os.getpid(), _core.LoadLock())
 
 
+#: Jobs that come next, or what tells them.
+Forecast: TypeAlias = (
+    Iterable[Iterable[Any]] | Callable[[_core.Device, int], Iterable[Iterable[Any]]]
+)
+
+
+def _keys(what: str, models: Any) -> list[str]:
+    """The keys of models, or as they were given."""
+    if isinstance(models, str) or not isinstance(models, Iterable):
+        given = type(models).__name__
+        raise InvalidTypeError(f"{what} is a list of models or keys, not {given}")
+    keys = []
+    for model in models:
+        key = model if isinstance(model, str) else getattr(model, "key", None)
+        if not isinstance(key, str):
+            given = type(model).__name__
+            raise InvalidTypeError(f"{what} is a list of models or keys, and has a {given}")
+        keys.append(key)
+    return keys
+
+
+def _jobs(forecast: Any) -> list[list[str]]:
+    if isinstance(forecast, str) or not isinstance(forecast, Iterable):
+        given = type(forecast).__name__
+        raise InvalidTypeError(f"a forecast is a list of jobs, or a function, not {given}")
+    return [_keys("a job", job) for job in forecast]
+
+
+def _coming(
+    forecast: Callable[[_core.Device, int], Any], device: _core.Device, most: int
+) -> list[list[str]]:
+    return _jobs(forecast(device, most))
+
+
 class Runtime:
     """One of each primitive, for the same devices.
 
@@ -37,6 +72,7 @@ class Runtime:
         vram: The budget of each device that has memory of its own, by device. What torch has cached
             there and does not use counts as free, and is asked back before anybody waits.
         arenas: The arena of each device whose memory has pages, charged to its budget, by device.
+        planners: What decides which weights leave each device first, by device.
         weights: The weight store, charged to ``ram``.
         timeline: What happens on the devices is recorded here.
 
@@ -47,6 +83,10 @@ class Runtime:
             32 MiB for each device; ``"all"`` also for the weights of models, whose files are copied
             to memory for that where ``ram`` has room; or ``"none"``. As :class:`~coresident.Arena`
             has it.
+        policy: How that is decided where they do not all fit: one of
+            :data:`coresident.trace.POLICIES`. ``"look-ahead"`` has what is needed last leave first,
+            as far as it is known or likely; with ``"always-evict"`` nothing stays that is not used,
+            whatever would fit.
         working_memory: A file of JSON that keeps how much memory calls of models were seen to need
             beside the weights, for the next time; ``None`` learns anew each time.
         timeline: Whether to record what happens, which takes a tenth of a microsecond for each copy
@@ -58,7 +98,7 @@ class Runtime:
     Raises:
         InvalidDeviceError: for a text that names no device, or an empty list.
         DeviceNotFoundError: for a device that this machine does not have.
-        InvalidValueError: ``pin`` is something else.
+        InvalidValueError: ``pin`` is something else, or there is no such policy.
         InvalidTypeError: an argument is of a wrong type.
     """
 
@@ -67,6 +107,7 @@ class Runtime:
         devices: str | _core.Device | Iterable[Any] = "auto",
         *,
         pin: str = "staging",
+        policy: str = "look-ahead",
         working_memory: str | Path | None = None,
         timeline: bool | _core.Timeline = True,
         hints: bool = True,
@@ -87,6 +128,8 @@ class Runtime:
             self.timeline.enabled = False
         self._hints = Hints(self.timeline, on=hints)
         self.pool = _core.DevicePool(chosen)
+        self.planners = {device: _core.Planner(device, policy, pool=self.pool) for device in chosen}
+        self._forecast: Forecast | None = None
         self.load_lock = _load_lock()
         self.workers = _core.WorkerPool(chosen)
         self.ram = _core.Budget("ram")
@@ -96,7 +139,14 @@ class Runtime:
             if device.memory is not None and not device.unified
         }
         self.arenas = {
-            device: _core.Arena(device, budget, ram=self.ram, pin=pin, timeline=self.timeline)
+            device: _core.Arena(
+                device,
+                budget,
+                ram=self.ram,
+                pin=pin,
+                planner=self.planners[device],
+                timeline=self.timeline,
+            )
             for device, budget in self.vram.items()
             if device.paged
         }
@@ -132,6 +182,76 @@ class Runtime:
 
         return load(self.weights, key, source, dtype=dtype, room=self._models_room())
 
+    def job(self, stages: Iterable[Any] | None = None, *, device: Any = None) -> _core.RunningJob:
+        """A job begins on a device: what the caller uses there until it is released is used by it,
+        also in tasks and workers that he begins::
+
+            with runtime.pool.lease("cuda:0"), runtime.job([clip, unet, vae, unet, vae]):
+                ...
+
+        What leaves first is decided by what jobs will use. Without this a job is what is used under
+        one lease, or, without one, what is used until what came first comes again. Jobs may run
+        beside each other and within each other. Does not wait.
+
+        Args:
+            stages: The models that it uses, or their keys, in order, again whenever they come
+                again; ``None`` if that is not known: then what jobs used before that began like it.
+                What it uses otherwise costs time, and nothing else.
+            device: The device; ``None`` for the current one, or the only one of the runtime.
+
+        Returns:
+            What ends it, to be used with ``with`` or released.
+
+        Raises:
+            InvalidDeviceError: there is no such device, it is none of the runtime's, or none is
+                named where there are several.
+            InvalidTypeError: ``stages`` is no list of models or keys.
+        """
+        keys = None if stages is None else _keys("stages", stages)
+        return self.planners[self._device(device)].job(keys)
+
+    def _device(self, device: Any) -> _core.Device:
+        if device is None:
+            device = _core.current_device()
+        if device is None:
+            if len(self.planners) > 1:
+                message = f"no device is leased here: name one of {self._names()}"
+                raise InvalidDeviceError(message)
+            return next(iter(self.planners))
+        [found] = _core.devices([device])
+        if found not in self.planners:
+            raise InvalidDeviceError(f"{found} is none of this runtime's: it has {self._names()}")
+        return found
+
+    def _names(self) -> str:
+        return ", ".join(map(str, self.planners))
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Which jobs come next, without those that run: a list of jobs, in order, each a list of
+        the models that it uses, or their keys, in order; or a function that returns one for
+        ``(device, most)``, of ``most`` jobs at most; ``None`` if nobody knows.
+
+        A list holds for all devices, until another one is set. A function is called from any
+        thread, whenever a device comes to another model or lacks room, and must be quick; what it
+        raises is shown as an unraisable exception, and nothing is known then.
+
+        Raises:
+            InvalidTypeError: when it is set to something else.
+        """
+        return self._forecast
+
+    @forecast.setter
+    def forecast(self, forecast: Forecast | None) -> None:
+        told: Any = forecast
+        if callable(forecast):
+            told = partial(_coming, forecast)
+        elif forecast is not None:
+            told = _jobs(forecast)
+        for planner in self.planners.values():
+            planner.forecast = told
+        self._forecast = forecast
+
     def analyze(self, device: Any) -> _core.ArenaStatus:
         """What is resident on one device, what of it is in use, and by whom. Does not wait.
 
@@ -147,8 +267,8 @@ class Runtime:
 
     def hints(self) -> list[_core.Hint]:
         """What would have spared copies so far, proved by replaying the timeline with it: as
-        :func:`coresident.trace.hints`, without those that were silenced. Takes seconds for thousands
-        of requests.
+        :func:`coresident.trace.hints`, without those that were silenced. Takes seconds for
+        thousands of requests.
 
         Raises:
             ForkedError: the runtime is another process's.
@@ -190,6 +310,7 @@ class Runtime:
                 self.arenas,
                 self.vram,
                 needs,
+                planners=self.planners,
                 pins_weights=self._pin == "all",
                 timeline=self.timeline,
                 used=self._hints.used,

@@ -92,7 +92,7 @@ impl Area {
         reservation.spare_when(spare.clone());
         let track = arena.records.track(&arena.device.to_string(), key);
         let land = Arc::new(Land { memory, start, bytes, reservation, spare, track });
-        let weights = arena.order.number(key);
+        let weights = arena.number_of(key);
         let number = arena.state.lock().add(land.clone(), weights, layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
         Ok(Self(Arc::new(Shared { arena, key, identity, number, weights, layout, land })))

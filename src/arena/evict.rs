@@ -41,7 +41,7 @@ impl Shared {
     fn evict_some(&self, most: usize, of_all: bool, until: Option<Instant>) -> usize {
         let mut gone = 0;
         loop {
-            let order = if of_all { self.in_order() } else { Vec::new() };
+            let order = if of_all { self.order() } else { Vec::new() };
             let candidates = self.state.lock().candidates(most - gone, of_all, &order);
             if candidates.is_empty() {
                 return gone;
@@ -90,8 +90,8 @@ impl Shared {
         }
         self.left.notify_all();
         drop(done);
-        if let Some(weights) = weights {
-            self.order.left(weights);
+        if let (Some(order), Some(weights)) = (&self.order, weights) {
+            order.left(weights);
         }
     }
 }

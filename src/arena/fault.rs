@@ -109,8 +109,10 @@ impl Area {
 impl AreaShared {
     /// Says that the weights are used, before anything leaves for that.
     fn note_use(&self, owner: &Owner) {
-        let bytes = self.layout.pages() * self.arena.memory.page();
-        self.arena.order.used(self.weights, bytes as u64, owner);
+        if let Some(order) = &self.arena.order {
+            let bytes = self.layout.pages() * self.arena.memory.page();
+            order.used(self.weights, bytes as u64, owner);
+        }
     }
 
     /// Has `stream` go on only when the content of pages is there.

@@ -84,7 +84,6 @@ use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
-use order::LeastRecentlyUsed;
 use state::State;
 
 /// After what costs nothing to give back, before what is slow to come again.
@@ -111,8 +110,8 @@ pub(crate) struct Shared {
     memory: Arc<dyn DeviceMemory>,
     budget: Budget,
     host: HostSide,
-    /// Says what leaves first.
-    order: Arc<dyn EvictionOrder>,
+    /// Says what leaves first, if anybody does.
+    order: Option<Arc<dyn EvictionOrder>>,
     /// Keeps the buffers for copies, once there have been some.
     staged: Mutex<Option<Box<dyn Any + Send>>>,
     /// By which number the budget knows it.
@@ -133,7 +132,8 @@ impl Arena {
     /// # Errors
     /// [`ArenaError::NoPages`] if there can be none on the device.
     pub fn new(device: &Device, budget: &Budget, host: HostSide) -> Result<Self, ArenaError> {
-        Self::with_order(device, budget, host, Arc::new(LeastRecentlyUsed))
+        let memory = memory_of(device)?;
+        Ok(Self::over(device.name(), memory, budget, host))
     }
 
     /// The same, whose weights leave in an order of somebody's choice.
@@ -146,9 +146,8 @@ impl Arena {
         host: HostSide,
         order: Arc<dyn EvictionOrder>,
     ) -> Result<Self, ArenaError> {
-        let name = device.name();
-        let memory = device.driver().memory().ok_or(ArenaError::NoPages { device: name })?;
-        Ok(Self::over_with_order(name, memory, budget, host, order))
+        let memory = memory_of(device)?;
+        Ok(Self::made(device.name(), memory, budget, host, Some(order)))
     }
 
     /// The same of any memory.
@@ -159,7 +158,7 @@ impl Arena {
         budget: &Budget,
         host: HostSide,
     ) -> Self {
-        Self::over_with_order(device, memory, budget, host, Arc::new(LeastRecentlyUsed))
+        Self::made(device, memory, budget, host, None)
     }
 
     /// As [`Arena::with_order`], of any memory.
@@ -170,6 +169,16 @@ impl Arena {
         budget: &Budget,
         host: HostSide,
         order: Arc<dyn EvictionOrder>,
+    ) -> Self {
+        Self::made(device, memory, budget, host, Some(order))
+    }
+
+    fn made(
+        device: Name,
+        memory: Arc<dyn DeviceMemory>,
+        budget: &Budget,
+        host: HostSide,
+        order: Option<Arc<dyn EvictionOrder>>,
     ) -> Self {
         Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
             let evictor = Arc::new(evict::Pages(arena.clone()));
@@ -331,6 +340,10 @@ impl Shared {
             pinned: pinned.saturating_sub(asked),
         }
     }
+}
+
+fn memory_of(device: &Device) -> Result<Arc<dyn DeviceMemory>, ArenaError> {
+    device.driver().memory().ok_or(ArenaError::NoPages { device: device.name() })
 }
 
 /// How long the last one to have an arena waits for streams that still use its pages.

@@ -53,32 +53,20 @@ pub struct Evictable {
     pub in_use: bool,
 }
 
-/// What was not used for longest leaves first.
-pub(super) struct LeastRecentlyUsed;
-
-impl EvictionOrder for LeastRecentlyUsed {
-    fn number(&self, _key: &str) -> u32 {
-        0
-    }
-
-    fn used(&self, _weights: u32, _bytes: u64, _owner: &Owner) {}
-
-    fn sort(&self, areas: &mut [Evictable]) {
-        areas.sort_by_key(|area| area.used_at);
-    }
-
-    fn left(&self, _weights: u32) {}
-}
-
 impl Shared {
-    /// The numbers of areas in the order in which they leave, as far as that is up to anybody: what
-    /// nobody has goes before, and priorities come first. Whoever comes to have something to give
-    /// meanwhile is not among them.
-    pub(super) fn in_order(&self) -> Vec<usize> {
+    /// The numbers of areas in the order in which somebody says that they leave. Whoever comes to have
+    /// something to give meanwhile is not among them.
+    pub(super) fn order(&self) -> Vec<usize> {
+        let Some(order) = &self.order else { return Vec::new() };
         let mut areas = self.state.lock().evictable();
         if areas.len() > 1 {
-            self.order.sort(&mut areas);
+            order.sort(&mut areas);
         }
         areas.iter().map(|area| area.area).collect()
+    }
+
+    /// The number of the weights with this key.
+    pub(super) fn number_of(&self, key: &str) -> u32 {
+        self.order.as_ref().map_or(0, |order| order.number(key))
     }
 }

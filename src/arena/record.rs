@@ -134,7 +134,7 @@ impl AreaShared {
     pub(super) fn acting(&self, owner: &Owner) -> Option<Acting> {
         let track = self.land.track.as_ref().filter(|track| track.timeline().is_on())?;
         let job = match Acting::now() {
-            (0, _) => self.arena.order.job(owner),
+            (0, _) => self.arena.order.as_ref().map_or(0, |order| order.job(owner)),
             (job, _) => job,
         };
         Some(Acting::of(job, track.component()))
@@ -183,7 +183,8 @@ impl Shared {
         let outside = copies.outside.fetch_max(coarse, Ordering::Relaxed).max(coarse);
         let Bounds { total, limit, headroom, .. } = *bounds;
         let total = total.unwrap_or(0);
-        let About { policy, lookahead } = self.order.about();
+        let lru = About { policy: "lru", lookahead: 0 };
+        let About { policy, lookahead } = self.order.as_ref().map_or(lru, |order| order.about());
         let figures = [total, limit, headroom, outside, low, high, lookahead];
         // FNV: two in a row that are not the same differ.
         let mix = |hash: u64, figure: &u64| (hash ^ figure).wrapping_mul(0x0100_0000_01b3);

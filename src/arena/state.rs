@@ -354,7 +354,7 @@ impl State {
     }
 
     /// All areas, those that leave first in front: what nobody has, then the lowest priority, then in
-    /// this order. Those that are not in it come last.
+    /// this order, then what was not used for longest.
     pub(super) fn sorted(&self, order: &[usize]) -> Vec<(usize, &AreaState)> {
         let mut rank = vec![usize::MAX; self.areas.capacity()];
         for (at, area) in order.iter().enumerate() {

@@ -66,7 +66,7 @@ impl Arena {
         self.0.birth.check("arena")?;
         self.0.evict_orphans();
         let page = self.0.memory.page() as u64;
-        let (areas, order) = (self.areas(), self.0.in_order());
+        let (areas, order) = (self.areas(), self.0.order());
         let state = self.0.state.lock();
         let bytes = |pages: usize| pages as u64 * page;
         let mut all = Vec::new();

@@ -7,6 +7,7 @@ mod aio;
 mod arena;
 mod argument;
 mod budget;
+mod callback;
 mod context;
 mod device;
 mod dlpack;
@@ -15,6 +16,7 @@ mod exit;
 mod guard;
 mod load_lock;
 mod owner;
+mod planner;
 mod pool;
 mod residency;
 mod shares;
@@ -61,6 +63,8 @@ mod _core {
     use super::exit::{LastMoment, about_to_fork, entered_child, has_forked, release_this_thread};
     #[pymodule_export]
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
+    #[pymodule_export]
+    use super::planner::{Planner, RunningJob};
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]

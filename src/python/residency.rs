@@ -1,9 +1,10 @@
 //! Traces replayed.
 
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::argument;
-use super::error::{Error, Result, invalid_value};
+use super::error::{Error, Result, invalid_type, invalid_value};
 use super::exit::detached;
 use crate::residency::{self, POLICIES, PolicyName, Trace, TraceError};
 
@@ -50,11 +51,10 @@ impl Replayed {
 pub(super) fn replay_trace(
     py: Python<'_>,
     text: &str,
-    policy: &str,
+    policy: &Bound<'_, PyAny>,
     lookahead: &Bound<'_, PyAny>,
 ) -> Result<Replayed> {
-    let policy: PolicyName =
-        policy.parse().map_err(|error: residency::NoPolicy| invalid_value(&error.to_string()))?;
+    let policy = self::policy(policy)?;
     let lookahead = argument::whole_number("lookahead", lookahead)?;
     let lookahead = usize::try_from(lookahead).unwrap_or(usize::MAX);
     let replayed = detached(py, || {
@@ -63,6 +63,17 @@ pub(super) fn replay_trace(
     })?;
     let residency::Replayed { name, policy, lookahead, bytes_moved, bound, .. } = replayed;
     Ok(Replayed::of(name, policy, lookahead, bytes_moved, bound))
+}
+
+/// A policy by its name.
+pub(super) fn policy(value: &Bound<'_, PyAny>) -> Result<PolicyName> {
+    let Ok(text) = value.cast::<PyString>() else {
+        let names = policies().join(", ");
+        let given = argument::type_name(value);
+        return Err(invalid_type(&format!("policy is one of {names}, not {given}")));
+    };
+    let policy = text.to_string_lossy().parse::<PolicyName>();
+    policy.map_err(|error| invalid_value(&error.to_string()))
 }
 
 /// The names of all policies, the default one first.

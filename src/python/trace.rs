@@ -144,6 +144,7 @@ impl Timeline {
         limit: u64,
         headroom: u64,
         outside: u64,
+        policy: &str,
     ) -> Result<()> {
         self.0.check()?;
         self.0.set(Setting {
@@ -153,7 +154,7 @@ impl Timeline {
             headroom,
             outside,
             page: 1,
-            policy: PolicyName::Lru.to_string(),
+            policy: policy.to_owned(),
             ..Setting::default()
         });
         Ok(())

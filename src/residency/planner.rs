@@ -7,11 +7,21 @@ use super::running::{Jobs, Origin, Told, stages};
 use super::{Bounds, Component, Forecast, Outlook, Policy, PolicyName};
 use crate::arena::{About, Evictable, EvictionOrder};
 use crate::device::Name;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, planted};
 use crate::wait::{Birth, Forked, Owner};
 
 /// So many jobs are asked for that come next.
 const AHEAD: usize = 8;
+
+/// No use by anybody.
+const NOTHING: u64 = u64::MAX;
+/// So many bits tell who has used something.
+const OWNER: u32 = 40;
+
+/// Who uses what, in one number.
+fn use_of(component: Component, owner: u64) -> u64 {
+    u64::from(component) << OWNER | (owner & ((1 << OWNER) - 1))
+}
 
 /// One device's policy, with what it has to know: which jobs run, what they have used and will use,
 /// and who knows which come next. Clones share it.
@@ -24,7 +34,8 @@ struct Shared {
     name: PolicyName,
     bounds: Option<Arc<dyn Bounds>>,
     forecast: Mutex<Option<Arc<dyn Forecast>>>,
-    /// The number of what was used last, plus one: of that nothing new has to be noted.
+    /// What was used last, and by whom: of that nothing new has to be noted. Written under the mutex of
+    /// the books.
     last: AtomicU64,
     books: Mutex<Books>,
 }
@@ -72,7 +83,7 @@ impl Planner {
             name: policy,
             bounds,
             forecast: Mutex::new(None),
-            last: AtomicU64::new(0),
+            last: AtomicU64::new(NOTHING),
             books: Mutex::new(Books { policy: policy.make(), jobs, numbers }),
         }))
     }
@@ -81,6 +92,12 @@ impl Planner {
     #[must_use]
     pub fn device(&self) -> Name {
         self.0.device
+    }
+
+    /// Whether both are the same.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// What its policy is called.
@@ -108,8 +125,8 @@ impl Planner {
         let mut told = Vec::new();
         let number = books.jobs.begin(origin, stages, &mut told);
         books.tell(told);
+        self.0.last.store(NOTHING, Ordering::Relaxed);
         drop(books);
-        self.0.last.store(0, Ordering::Relaxed);
         Ok(Job { planner: self.clone(), number, ended: AtomicBool::new(false) })
     }
 
@@ -158,17 +175,21 @@ impl Shared {
     /// A component is used.
     fn note(&self, component: Component, bytes: u64, job: Option<u64>, owner: &Owner) {
         let (bounds, owner) = (self.bounds(), owner.number());
-        let in_use = self.books.lock().jobs.is_in_use(component, job, owner, bounds);
-        if !in_use {
-            let coming = self.coming();
-            let mut books = self.books.lock();
-            let mut told = Vec::new();
-            books.jobs.used(component, job, owner, bounds, &mut told);
-            books.tell(told);
-            let outlook = books.outlook(&coming);
-            books.policy.used(component, bytes, &outlook);
+        let now = use_of(component, owner);
+        let books = self.books.lock();
+        if books.jobs.is_in_use(component, job, owner, bounds) {
+            self.last.store(now, Ordering::Relaxed);
+            return;
         }
-        self.last.store(u64::from(component) + 1, Ordering::Relaxed);
+        drop(books);
+        let coming = self.coming();
+        let mut books = self.books.lock();
+        let mut told = Vec::new();
+        books.jobs.used(component, job, owner, bounds, &mut told);
+        books.tell(told);
+        let outlook = books.outlook(&coming);
+        books.policy.used(component, bytes, &outlook);
+        self.last.store(now, Ordering::Relaxed);
     }
 
     /// At which place each of these leaves.
@@ -193,7 +214,9 @@ impl EvictionOrder for Planner {
     }
 
     fn used(&self, weights: u32, bytes: u64, owner: &Owner) {
-        if self.0.last.load(Ordering::Relaxed) != u64::from(weights) + 1 {
+        let last = self.0.last.load(Ordering::Relaxed);
+        let by_anybody = planted(Mutant::OthersUseIsOwn) && last >> OWNER == u64::from(weights);
+        if last != use_of(weights, owner.number()) && !by_anybody {
             self.0.note(weights, bytes, None, owner);
         }
     }
@@ -254,8 +277,7 @@ impl Job {
         let mut told = Vec::new();
         books.jobs.end(self.number, &mut told);
         books.tell(told);
-        drop(books);
-        shared.last.store(0, Ordering::Relaxed);
+        shared.last.store(NOTHING, Ordering::Relaxed);
         true
     }
 }

@@ -24,7 +24,9 @@
 
 use std::sync::Arc;
 
-use crate::device::Name;
+use crate::arena::{Arena, ArenaError, HostSide};
+use crate::budget::Budget;
+use crate::device::{Device, Name};
 use crate::pool::DevicePool;
 use crate::residency::{Bounds, Planner, PolicyName};
 
@@ -33,6 +35,24 @@ use crate::residency::{Bounds, Planner, PolicyName};
 pub fn planner(device: Name, policy: PolicyName, pool: Option<&DevicePool>) -> Planner {
     let bounds = pool.map(|pool| Arc::new(Leases(pool.clone())) as Arc<dyn Bounds>);
     Planner::new(device, policy, bounds)
+}
+
+/// An arena whose weights leave in the order of a planner; with [`PolicyName::AlwaysEvict`] as soon as
+/// nobody uses them.
+///
+/// # Errors
+/// As [`Arena::new`].
+pub fn arena(
+    device: &Device,
+    budget: &Budget,
+    host: HostSide,
+    planner: &Planner,
+) -> Result<Arena, ArenaError> {
+    let arena = Arena::with_order(device, budget, host, Arc::new(planner.clone()))?;
+    if planner.policy() == PolicyName::AlwaysEvict {
+        arena.set_watermarks(0, Some(0))?;
+    }
+    Ok(arena)
 }
 
 /// Jobs that are bounded by leases.

@@ -18,6 +18,7 @@ mod helpers;
 mod hints;
 mod load_lock;
 mod near;
+mod planner;
 mod pool;
 mod residency;
 mod shares;

@@ -205,7 +205,7 @@ def _box(left: float, top: float, wide: float, high: float, fill: str, opacity: 
 def _axis(seconds: float, scale: float, top: float, foot: float) -> list[str]:
     """Lines at round seconds, about ten of them."""
     ideal = seconds / 10
-    power = 10.0 ** -9
+    power = 10.0**-9
     while power * 10 <= ideal:
         power *= 10
     tick = next((power * each for each in (1, 2, 5, 10) if power * each >= ideal), ideal)
@@ -216,7 +216,8 @@ def _axis(seconds: float, scale: float, top: float, foot: float) -> list[str]:
     for number in range(int(seconds / tick) + 1):
         x = LEFT + number * tick * scale
         parts.append(
-            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top - 6:.0f}' y2='{foot + 6:.0f}' stroke='#e5e7eb'/>"
+            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top - 6:.0f}' y2='{foot + 6:.0f}' "
+            "stroke='#e5e7eb'/>"
         )
         shown = f"{number * tick * factor:.6g} {unit}"
         parts.append(text(x, foot + 24, shown, 11, FAINT, anchor="middle"))

@@ -17,13 +17,18 @@ class Copies:
     Args:
         timeline: Where; ``None`` records nothing.
         vram: The budget of each device.
+        planners: What decides what leaves each device first.
     """
 
     def __init__(
-        self, timeline: _core.Timeline | None, vram: Mapping[_core.Device, _core.Budget]
+        self,
+        timeline: _core.Timeline | None,
+        vram: Mapping[_core.Device, _core.Budget],
+        planners: Mapping[_core.Device, _core.Planner],
     ) -> None:
         self._timeline = timeline
         self._vram = vram
+        self._planners = planners
         self._lock = threading.Lock()
         self._known: set[tuple[_core.Device, str]] = set()
         self._charged: dict[_core.Device, int] = {}
@@ -37,9 +42,7 @@ class Copies:
             self._charged[device] = self._charged.get(device, 0) + nbytes
         if self._timeline is not None:
             cause = "came back" if known else "first use"
-            self._timeline.record(
-                "copy", device, key, nbytes=nbytes, seconds=seconds, cause=cause
-            )
+            self._timeline.record("copy", device, key, nbytes=nbytes, seconds=seconds, cause=cause)
 
     def dropped(self, device: _core.Device, key: str, nbytes: int) -> None:
         """A copy has left."""
@@ -63,7 +66,9 @@ class Copies:
             step = max(1, total // _STEPS)
             coarse = max(-(-outside // step) * step, self._outside.get(device, 0))
             self._outside[device] = coarse
-        self._timeline.set_device(device, total, limit, headroom, coarse)
+        planner = self._planners.get(device)
+        policy = "lru" if planner is None else planner.policy
+        self._timeline.set_device(device, total, limit, headroom, coarse, policy)
         self._timeline.record(
             "request", device, key, nbytes=nbytes, beside=working, of=of, seconds=seconds
         )

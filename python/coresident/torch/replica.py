@@ -73,6 +73,11 @@ class Tensors:
             written |= {at for at, name in enumerate(self._model.order) if name in changed}
         return [self._model.structure.names[at][0] for at in sorted(written)]
 
+    @property
+    def on_host(self) -> bool:
+        """Whether they are in host memory, and no copy of it."""
+        return self._private is not None
+
     def drop(self) -> int:
         """Lets go of what is charged for a copy. Returns its bytes."""
         charged, self._charged, self.all = self._charged, None, []
@@ -179,6 +184,8 @@ class Replica:
             if self._residing:
                 raise InvalidValueError(f"{self!r} is on its device already: end that first")
             self._residing = True
+        if self._model.room is not None:
+            self._model.room.note_use(self._model, self.device)
         resident = Residence(self, working_memory, owned=owned, timeout=timeout, cancel=cancel)
         with self._lock:
             self._resident, released = resident, self._released

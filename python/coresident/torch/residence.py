@@ -205,10 +205,9 @@ class Residence:
             self._pins.release()
         if self._reserved is not None:
             self._reserved.release()
-        if (room := self._replica._model.room) is not None:
-            if self._recorded:
-                room.copies.ended(self.device, self._replica._model.key)
-                self._recorded = False
+        if (room := self._replica._model.room) is not None and self._recorded:
+            room.copies.ended(self.device, self._replica._model.key)
+            self._recorded = False
         # A private place ends with this.
         self._place = self._calls = None
         self._replica._resident, self._replica._residing = None, False

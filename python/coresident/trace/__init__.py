@@ -5,9 +5,9 @@ A :class:`~coresident.Timeline` records while a program runs; :func:`load` reads
 spared copies, and :func:`explain` where bytes and time went.
 
 All of them take a recorded timeline, or a trace, which is simpler JSON: ``{"name": ...,
-"capacity_bytes": ..., "requests": [{"job": ..., "component": ..., "bytes": ..., "working_bytes": ...},
-...]}``. Serving a request needs all bytes of its component on the device, beside those of working
-memory. The host has all weights, so that only bytes that come cost anything.
+"capacity_bytes": ..., "requests": [{"job": ..., "component": ..., "bytes": ...,
+"working_bytes": ...}, ...]}``. Serving a request needs all bytes of its component on the device,
+beside those of working memory. The host has all weights, so that only bytes that come cost anything.
 """
 
 from __future__ import annotations

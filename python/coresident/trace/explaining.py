@@ -18,7 +18,18 @@ from coresident.trace.replaying import hints as hints_of
 
 _KIND = {name: number for number, name in enumerate(Recording.kinds)}
 _CAUSE = {name: number for number, name in enumerate(Recording.causes)}
-_HEADS = ("device", "model", "wanted", "copies", "first", "again", "other", "evicted", "time", "share")
+_HEADS = (
+    "device",
+    "model",
+    "wanted",
+    "copies",
+    "first",
+    "again",
+    "other",
+    "evicted",
+    "time",
+    "share",
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ class Explanation:
         if not self.rows:
             yield "nothing was copied to any device"
         if self.recording.lost:
-            yield f"{self.recording.lost} earlier events are not kept: sums have them, times have not"
+            lost = self.recording.lost
+            yield f"{lost} earlier events are not kept: sums have them, shares of time do not"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in _HEADS)
@@ -243,7 +255,11 @@ def _lanes(explanation: Explanation) -> list[_memory.Lane]:
         open_since: dict[int, list[float]] = {}
         for event in own:
             kind, component = int(event["kind"]), int(event["component"])
-            name, at, until = names[component], float(event["at"]), float(event["at"] + event["took"])
+            name, at, until = (
+                names[component],
+                float(event["at"]),
+                float(event["at"] + event["took"]),
+            )
             if kind == _KIND["request"]:
                 open_since.setdefault(component, []).append(until)
             elif kind == _KIND["request ends"] and open_since.get(component):

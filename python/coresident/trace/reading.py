@@ -43,7 +43,7 @@ def read(source: Source) -> Recording | str:
     else:
         given = type(source).__name__
         raise InvalidTypeError(
-            f"trace is the path of a file, or what is in one, or a Timeline, not {given}"
+            f"trace is the path of a file, what is in one, or a timeline, not {given}"
         )
     return Recording.parse(text) if Recording.is_meant_by(text) else text
 

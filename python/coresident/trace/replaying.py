@@ -20,16 +20,16 @@ def replay(
 ) -> Replayed:
     """Has a policy serve a trace on an imagined device.
 
-    At each request of a trace the policy knows what was asked for so far, the rest of the running job,
-    and so many jobs after it; never more. In a recorded timeline it finds out about the rest of jobs
-    by itself, as it does on a device, and what could be there is what the device's budget had at
-    the time. Reads the file, and waits for nothing else.
+    At each request of a trace the policy knows what was asked for so far, the rest of the running
+    job, and so many jobs after it; never more. In a recorded timeline it finds out about the rest
+    of jobs by itself, as it does on a device, and what could be there is what the device's budget
+    had at the time. Reads the file, and waits for nothing else.
 
     Args:
         trace: The path of a file, what is in one, or a timeline.
         policy: One of :data:`POLICIES`; ``None`` for the one that ran, or the first for a trace.
-        lookahead: How many jobs are known beside the running one; ``None`` for as many as were known
-            then, or 2 for a trace.
+        lookahead: How many jobs are known beside the running one; ``None`` for as many as were
+            known then, or 2 for a trace.
         device: Which one of a timeline's devices, if there are several; of a trace nothing else
             than ``None``.
 
@@ -99,7 +99,6 @@ def hints(
             raise InvalidValueError(f"{name} is known of a recorded timeline: leave it out")
     devices = source.requested() if device is None else [device]
     return [hint for name in devices for hint in source.hints_on(name)]
-
 
 
 def _check(policy: object, device: object, is_trace: bool) -> None:
