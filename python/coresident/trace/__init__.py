@@ -7,7 +7,7 @@ spared copies, and :func:`explain` where bytes and time went.
 All of them take a recorded timeline, or a trace, which is simpler JSON: ``{"name": ...,
 "capacity_bytes": ..., "requests": [{"job": ..., "component": ..., "bytes": ...,
 "working_bytes": ...}, ...]}``. Serving a request needs all bytes of its component on the device,
-beside those of working memory. The host has all weights, so that only bytes that come cost anything.
+beside those of working memory. The host has all weights, so that only bytes that come cost.
 """
 
 from __future__ import annotations
