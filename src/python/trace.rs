@@ -408,7 +408,7 @@ impl Recording {
     ) -> Result<Replayed> {
         let mut recorded = self.recorded(device)?;
         if let Some(policy) = policy {
-            recorded.setting.policy = policy.to_owned();
+            policy.clone_into(&mut recorded.setting.policy);
         }
         if let Some(lookahead) = lookahead.filter(|lookahead| !lookahead.is_none()) {
             recorded.setting.lookahead = argument::whole_number("lookahead", lookahead)?;

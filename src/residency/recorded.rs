@@ -1,6 +1,6 @@
 //! A recorded timeline as a trace of one device, beside what really happened there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Component, Conditions, NoPolicy, PolicyName, Request, Step, Trace, TraceError, steps_under,
@@ -266,10 +266,10 @@ impl Recorded {
     /// request of a component took is not known if the recording begins late.
     #[must_use]
     pub fn is_as(&self, steps: &[Step]) -> bool {
-        let mut known: HashMap<&str, ()> = HashMap::new();
+        let mut known: HashSet<&str> = HashSet::new();
         let (mut difference, mut all) = (0_u64, 0_u64);
         for ((request, served), step) in self.trace.requests.iter().zip(&self.served).zip(steps) {
-            let first = known.insert(&request.component, ()).is_none();
+            let first = known.insert(&request.component);
             if !(first && self.begins_late) {
                 difference = difference.saturating_add(served.copied.abs_diff(step.moved));
                 all = all.saturating_add(served.copied);

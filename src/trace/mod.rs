@@ -212,7 +212,9 @@ impl Timeline {
         self.settle();
         self.0.ring.clear();
         let tracks = self.0.tracks.lock().clone();
-        tracks.values().for_each(|counts| counts.clear());
+        for counts in tracks.values() {
+            counts.clear();
+        }
         Ok(())
     }
 
@@ -226,7 +228,9 @@ impl Timeline {
 
     fn settle(&self) {
         let recorders: Vec<_> = self.0.recorders.lock().iter().filter_map(Weak::upgrade).collect();
-        recorders.iter().for_each(|recorder| recorder.settle());
+        for recorder in recorders {
+            recorder.settle();
+        }
     }
 }
 

@@ -168,7 +168,7 @@ impl Track {
         }
         let (_, whom) = Acting::now();
         let at = self.timeline.now();
-        self.record(Event { at, bytes, whom, ..Event::of(Kind::Evict) });
+        self.record(Event { whom, at, bytes, ..Event::of(Kind::Evict) });
     }
 
     /// Somebody has waited for bytes for it since `began`.

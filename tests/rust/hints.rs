@@ -79,7 +79,9 @@ fn comes_true(recorded: &Recorded, hint: &Hint) {
 fn all_hints(trace: &Trace, setting: Setting) -> Vec<Hint> {
     let recorded = Recorded::imagined(trace.clone(), setting).unwrap();
     let found = hints(&recorded).unwrap();
-    found.iter().for_each(|hint| comes_true(&recorded, hint));
+    for hint in &found {
+        comes_true(&recorded, hint);
+    }
     let mut kinds: Vec<HintKind> = found.iter().map(|hint| hint.kind).collect();
     let given = kinds.len();
     kinds.dedup();

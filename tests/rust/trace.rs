@@ -84,7 +84,7 @@ fn an_event_is_never_torn_however_fast_the_ring_goes_round() {
         for first in [1, 1_000_000] {
             let track = &track;
             scope.spawn(move || {
-                (first..first + 20_000).for_each(|value| track.record(whole(value)))
+                (first..first + 20_000).for_each(|value| track.record(whole(value)));
             });
         }
         for _ in 0..2_000 {
