@@ -12,8 +12,10 @@
 #[path = "../rust/arena.rs"]
 mod arena;
 mod bench;
+mod blocks;
 mod driver;
 #[path = "../rust/helpers.rs"]
 mod helpers;
+mod moving;
 mod pinning;
 mod pretend;

@@ -16,6 +16,7 @@ mod budget;
 mod device;
 mod helpers;
 mod load_lock;
+mod moving;
 mod near;
 mod pool;
 mod residency;
