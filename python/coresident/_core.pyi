@@ -2274,6 +2274,7 @@ class Arena:
         of the device's memory that tells.
 
         Raises:
+            DeviceLostError: the device cannot be used.
             ForkedError: the arena is another process's.
         """
 

@@ -43,7 +43,9 @@ impl Area {
         contents: Vec<Content>,
         owner: &Owner,
     ) -> Result<Self, ArenaError> {
-        let layout = Layout::new(contents, arena.memory.page(), arena.memory.places());
+        // Also tells whether the device can be used at all.
+        let places = arena.memory.places()?;
+        let layout = Layout::new(contents, arena.memory.page(), places);
         let reserved = arena.budget.try_reserve(0, Some(key), owner)?;
         let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
         reservation.disown();

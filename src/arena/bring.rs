@@ -178,7 +178,9 @@ impl AreaShared {
         self.let_copies_end();
         let bytes = (pages.len() * self.arena.memory.page()) as u64;
         self.land.reservation.fill_less(bytes);
-        runs(pages.iter().copied()).iter().for_each(|run| self.land.decommit(run));
+        for run in runs(pages.iter().copied()) {
+            self.land.decommit(&run);
+        }
         // It has at least these.
         let _ = self.land.reservation.shrink(bytes);
     }
@@ -199,7 +201,8 @@ impl ArenaShared {
         &self,
         reserve: &dyn Fn(&Patience<'_>) -> Result<Reservation, BudgetError>,
     ) -> Option<Reservation> {
-        if self.memory.places() == Places::Fixed || self.budget.is_wanted() {
+        let moves = self.memory.places().is_ok_and(|places| places != Places::Fixed);
+        if !moves || self.budget.is_wanted() {
             return None;
         }
         self.sets_aside.store(true, Ordering::SeqCst);

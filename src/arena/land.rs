@@ -91,11 +91,11 @@ impl Land {
                 self.memory.commit(start + pages.start * page, pages.len() * page)
             }
             Ground::Moving { blocks, starts } => {
-                for at in block_of(blocks, pages.start)..block_of(blocks, pages.end) {
-                    match self.memory.allocate(blocks[at].len() * page) {
+                for (at, block) in blocks_of(blocks, pages) {
+                    match self.memory.allocate(block.len() * page) {
                         Ok(start) => starts.lock()[at] = Some(start),
                         Err(error) => {
-                            self.decommit(&(pages.start..blocks[at].start));
+                            self.decommit(&(pages.start..block.start));
                             return Err(self.of_all(error, pages.len() * page));
                         }
                     }
@@ -126,17 +126,17 @@ impl Land {
         self.take_away(pages, |memory, start, bytes| memory.set_aside(start, bytes));
     }
 
-    fn take_away(&self, pages: &Range<usize>, block: impl Fn(&dyn DeviceMemory, Address, usize)) {
+    fn take_away(&self, pages: &Range<usize>, take: impl Fn(&dyn DeviceMemory, Address, usize)) {
         let page = self.memory.page();
         match &self.ground {
             Ground::Fixed { start, .. } => {
                 self.memory.decommit(start + pages.start * page, pages.len() * page);
             }
             Ground::Moving { blocks, starts } => {
-                for at in block_of(blocks, pages.start)..block_of(blocks, pages.end) {
+                for (at, block) in blocks_of(blocks, pages) {
                     let start = starts.lock()[at].take();
                     if let Some(start) = start {
-                        block(self.memory.as_ref(), start, blocks[at].len() * page);
+                        take(self.memory.as_ref(), start, block.len() * page);
                     }
                 }
             }
@@ -147,6 +147,15 @@ impl Land {
 /// Which of the blocks, one after the other, has this page.
 fn block_of(blocks: &[Range<usize>], page: usize) -> usize {
     blocks.partition_point(|block| block.end <= page)
+}
+
+/// The blocks that have these pages, with their numbers.
+fn blocks_of<'a>(
+    blocks: &'a [Range<usize>],
+    pages: &Range<usize>,
+) -> impl Iterator<Item = (usize, &'a Range<usize>)> {
+    let numbers = block_of(blocks, pages.start)..block_of(blocks, pages.end);
+    numbers.clone().zip(&blocks[numbers])
 }
 
 impl Drop for Land {

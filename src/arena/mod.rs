@@ -200,9 +200,11 @@ impl Arena {
 
     /// Whether tensors come to other addresses each time they come, so that these are true only while
     /// they are pinned.
-    #[must_use]
-    pub fn moves(&self) -> bool {
-        self.0.memory.places() != Places::Fixed
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn moves(&self) -> Result<bool, ArenaError> {
+        Ok(self.0.memory.places()? != Places::Fixed)
     }
 
     /// What its copies have of the host's memory.

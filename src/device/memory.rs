@@ -119,8 +119,11 @@ pub trait DeviceMemory: Send + Sync {
 
     /// Where its memory comes. Where it moves it is [allocated](DeviceMemory::allocate), and not
     /// committed.
-    fn places(&self) -> Places {
-        Places::Fixed
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn places(&self) -> Result<Places, MemoryError> {
+        Ok(Places::Fixed)
     }
 
     /// Reserves addresses, of which none has memory: so many bytes, a multiple of a page.

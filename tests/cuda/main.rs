@@ -8,6 +8,7 @@
     clippy::panic,
     reason = "that is how a test fails"
 )]
+#![allow(clippy::duplicate_mod, reason = "one suite, asked of two kinds of devices")]
 
 #[path = "../rust/arena.rs"]
 mod arena;

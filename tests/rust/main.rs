@@ -9,6 +9,7 @@
     clippy::panic,
     reason = "that is how a test fails"
 )]
+#![allow(clippy::duplicate_mod, reason = "one suite, asked of two kinds of devices")]
 
 mod arena;
 mod bench;

@@ -185,9 +185,8 @@ impl DeviceMemory for CudaMemory {
         free.unwrap_or(0).saturating_add(self.kept())
     }
 
-    fn places(&self) -> Places {
-        // Where there are none, nothing comes to it.
-        self.state().map_or(Places::Fixed, |state| state.places)
+    fn places(&self) -> Result<Places, MemoryError> {
+        self.state().map(|state| state.places)
     }
 
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {

@@ -70,7 +70,7 @@ impl Arena {
     #[getter]
     fn moving(&self) -> Result<bool> {
         self.pages.check()?;
-        Ok(self.pages.moves())
+        Ok(self.pages.moves()?)
     }
 
     /// What the pages are charged to.
