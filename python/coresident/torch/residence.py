@@ -137,6 +137,7 @@ class Residence:
                 working_memory=working_memory, stream=stream, **terms
             )
             self._reserved = self._pins.working_memory
+            self._place.look()
             return
         budget = self._replica._budget()
         if working_memory is not None and budget is not None:
