@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from json import dumps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,7 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _list_devices(**options)
         if command == "trace":
             action = options.pop("action")
-            return {"replay": _replay, "hints": _hints, "explain": _explain}[action](**options)
+            told: dict[str, Callable[..., int]] = {
+                "replay": _replay,
+                "hints": _hints,
+                "explain": _explain,
+            }
+            return told[action](**options)
         return _demo(demo.Options(**options))
     except (co.CoresidentError, OSError, ImportError) as error:
         print(f"coresident: {_sentence(error)}", file=sys.stderr)

@@ -282,6 +282,7 @@ def virtual_devices(
     memory: int | str | None = None,
     bandwidth: int | str | None = None,
     jitter: int | None = None,
+    moving: bool = False,
 ) -> list[Device]:
     """CPU-backed devices, for machines without an accelerator and for test suites.
 
@@ -294,6 +295,8 @@ def virtual_devices(
         bandwidth: Bytes per second of an imitated bus, as a number or a text; only with ``memory``.
         jitter: A number that random delays of everything that the device's streams do are drawn
             from, for tests; only with ``memory``. Fresh memory has garbage in it then.
+        moving: Whether memory comes to other addresses each time, as on GPUs without virtual memory
+            management; only with ``memory``. Weights come and leave in blocks there.
 
     Returns:
         ``count`` devices.
@@ -301,7 +304,7 @@ def virtual_devices(
     Raises:
         InvalidTypeError: ``count`` is no whole number, or a size is neither a number nor a text.
         InvalidValueError: ``count`` is out of range, a size is 0 or cannot be read, or
-            ``bandwidth`` or ``jitter`` is given without ``memory``.
+            ``bandwidth``, ``jitter`` or ``moving`` is given without ``memory``.
 
     Example:
         >>> co.virtual_devices(2, memory="2GiB")
@@ -2233,6 +2236,12 @@ class Arena:
     for longest; of one model the last pages go first. Evicting copies nothing: the host has the
     weights.
 
+    A GPU without virtual memory management (of some virtual machines, and old ones) gives memory no
+    address of one's choice. There the pages of a block come and leave together: whole tensors up to
+    32 MiB, or one that is larger. Tensors have addresses only while they are pinned
+    (:attr:`moving`). Everything else is the same; a block that makes room for one of as many bytes
+    becomes that, and giving back any other waits until the device is idle.
+
     Args:
         device: A device that is :attr:`~Device.paged`.
         budget: What the pages are charged to. It asks the arena for bytes that somebody misses.
@@ -2275,6 +2284,16 @@ class Arena:
     @property
     def device(self) -> Device:
         """The device."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether tensors come to other addresses each time they come. On CUDA it is the first use
+        of the device's memory that tells.
+
+        Raises:
+            DeviceLostError: the device cannot be used.
+            ForkedError: the arena is another process's.
+        """
 
     @property
     def budget(self) -> Budget:
@@ -2641,13 +2660,23 @@ class Area:
             ForkedError: the arena is another process's.
         """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, block: Block | None = None) -> dict[str, Any]:
         """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
         somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
         resident ends the process. Does not wait.
 
+        Where tensors move (:attr:`Arena.moving`) the views are of where they are now: take them
+        once they are pinned, and let go of them before they are not. Afterwards the addresses are
+        somebody else's.
+
+        Args:
+            block: Of which tensors; ``None`` for all.
+
         Raises:
             ImportError: torch is not installed.
+            InvalidTypeError: ``block`` is none.
+            InvalidValueError: the block is of another area; or one of the tensors is nowhere,
+                because they move and it is not resident.
         """
 
     def pinned(

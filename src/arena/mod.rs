@@ -9,6 +9,10 @@
 //! what has the lowest priority, then what an [`EvictionOrder`] says, else what was not used for
 //! longest; of one area the last pages.
 //!
+//! Where a device's memory comes to no address of one's choice ([`Places::Moving`](crate::device::Places)),
+//! the pages of a block, which has whole tensors, come and leave together, and tensors have addresses
+//! only while they are pinned. Everything else is the same.
+//!
 //! **Invariants.** A pinned page does not leave. A page leaves, or is written again, only after all
 //! streams that have used it are done ([`Stream`], [`Event`]); its content is used only after its copy
 //! is done. The bytes reserved for an area are those of its pages that have memory, within those that
@@ -55,6 +59,7 @@ mod bring;
 mod error;
 mod evict;
 mod fault;
+mod land;
 mod layout;
 mod mark;
 mod order;
@@ -64,6 +69,7 @@ mod status;
 mod tensor;
 
 use std::any::Any;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -79,7 +85,7 @@ pub use tensor::{PinnedTensor, RangeView};
 use crate::device::{Event, Stream};
 
 use crate::budget::{Budget, BudgetError};
-use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
+use crate::device::{Charge, Device, DeviceMemory, Name, Pinning, Places};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::trace::Timeline;
@@ -118,6 +124,8 @@ pub(crate) struct Shared {
     evictor: u64,
     /// Whoever brings pages has it.
     turn: LoadLock,
+    /// Whether what leaves now makes room for whoever has it.
+    sets_aside: AtomicBool,
     state: Mutex<State>,
     records: record::Records,
     /// Grows with every mark in a stream, before it is made and after.
@@ -192,6 +200,7 @@ impl Arena {
                 staged: Mutex::new(None),
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
+                sets_aside: AtomicBool::new(false),
                 state: Mutex::new(State::default()),
                 records: record::Records::default(),
                 marks: AtomicU64::new(0),
@@ -238,6 +247,15 @@ impl Arena {
     #[must_use]
     pub fn device(&self) -> Name {
         self.0.device
+    }
+
+    /// Whether tensors come to other addresses each time they come, so that these are true only while
+    /// they are pinned.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn moves(&self) -> Result<bool, ArenaError> {
+        Ok(self.0.memory.places()? != Places::Fixed)
     }
 
     /// What its copies have of the host's memory.

@@ -7,7 +7,8 @@ use std::sync::{Arc, Weak};
 
 use slab::Slab;
 
-use super::area::{Identity, Land, Shared as AreaShared};
+use super::area::{Identity, Shared as AreaShared};
+use super::land::Land;
 use super::layout::{PageSet, runs};
 use super::mark::Mark;
 use super::order::Evictable;
@@ -367,8 +368,8 @@ impl State {
         areas
     }
 
-    /// Pages that could leave, so many or all that there are; the least wanted first. Of an area the
-    /// last ones go first. Of all areas, or only of those that nobody has any more.
+    /// Pages that could leave, so many or all that there are, and of a block all; the least wanted first.
+    /// Of an area the last ones go first. Of all areas, or only of those that nobody has any more.
     pub(super) fn candidates(&self, most: usize, of_all: bool, order: &[usize]) -> Vec<Candidate> {
         let areas = self.sorted(order).into_iter().filter(|(_, area)| of_all || area.orphan);
         let mut candidates = Vec::new();
@@ -377,7 +378,7 @@ impl State {
                 continue;
             }
             for (at, page) in area.pages.iter().enumerate().rev() {
-                if candidates.len() == most {
+                if candidates.len() >= most && area.land.parts_at(at + 1) {
                     return candidates;
                 }
                 if can_leave(page) {

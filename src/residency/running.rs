@@ -222,8 +222,8 @@ impl Jobs {
     pub(super) fn end(&mut self, number: u64, told: &mut Vec<Told>) {
         let Some(at) = self.running.iter().position(|job| job.number == number) else { return };
         let job = self.running.remove(at);
-        for inner in &mut self.running {
-            inner.within = inner.within.filter(|outer| *outer != number).or(job.within);
+        for inner in self.running.iter_mut().filter(|inner| inner.within == Some(number)) {
+            inner.within = job.within;
         }
         self.note(job, told);
     }

@@ -9,6 +9,7 @@
     clippy::panic,
     reason = "that is how a test fails"
 )]
+#![allow(clippy::duplicate_mod, reason = "one suite, asked of two kinds of devices")]
 
 mod arena;
 mod bench;
@@ -17,6 +18,7 @@ mod device;
 mod helpers;
 mod hints;
 mod load_lock;
+mod moving;
 mod near;
 mod planner;
 mod pool;

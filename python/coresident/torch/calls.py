@@ -205,7 +205,7 @@ class Calls:
             self._hold(more)
             self._record("working memory", beside=self.reserved)
 
-    def _record(self, kind: str, **figures: int) -> None:
+    def _record(self, kind: str, **figures: Any) -> None:
         if (timeline := self._room.timeline) is not None and timeline.enabled:
             timeline.record(kind, self._device, self._key, **figures)
 

@@ -143,6 +143,7 @@ class Residence:
                 working_memory=working_memory, stream=stream, **terms
             )
             self._reserved = self._pins.working_memory
+            self._place.look()
             return
         budget, began = self._replica._budget(), time.perf_counter()
         if working_memory is not None and budget is not None:

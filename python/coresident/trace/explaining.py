@@ -210,7 +210,7 @@ def _total(counters: Any, what: str, kind: str, *causes: str) -> float:
     chosen = counters["kind"] == _KIND[kind]
     numbers = [_CAUSE[cause] for cause in causes or _CAUSE]
     among = [cause in numbers for cause in counters["cause"].tolist()]
-    return counters[what][chosen & among].sum().item()
+    return float(counters[what][chosen & among].sum())
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -85,6 +85,13 @@ impl Arena {
         self.device.clone_ref(py)
     }
 
+    /// Whether tensors have addresses only while they are pinned.
+    #[getter]
+    fn moving(&self) -> Result<bool> {
+        self.pages.check()?;
+        Ok(self.pages.moves()?)
+    }
+
     /// What the pages are charged to.
     #[getter]
     fn budget(&self, py: Python<'_>) -> Py<Budget> {
@@ -288,7 +295,7 @@ impl From<ArenaError> for Error {
                     fields.set_item("key", key)
                 })
             }
-            ArenaError::Watermarks { .. } => super::error::invalid_value(&message),
+            ArenaError::Watermarks { .. } | ArenaError::Nowhere { .. } => invalid_value(&message),
         }
     }
 }
@@ -303,7 +310,6 @@ impl From<MemoryError> for Error {
             MemoryError::NoAddresses { device, asked, .. } => {
                 out_of_memory(&message, &device.to_string(), asked, 0)
             }
-            MemoryError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             MemoryError::Unmapped { device, .. }
             | MemoryError::Failed { device, .. }
             | MemoryError::Lost { device, .. } => raise("DeviceLostError", &message, |fields| {
