@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::state::{Candidate, Run};
+use super::state::{Candidate, Left, Run};
 use crate::budget::Evictor;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
@@ -42,7 +42,8 @@ impl Shared {
     fn evict_some(&self, most: usize, of_all: bool, until: Option<Instant>) -> usize {
         let mut gone = 0;
         loop {
-            let candidates = self.state.lock().candidates(most - gone, of_all);
+            let order = if of_all { self.order() } else { Vec::new() };
+            let candidates = self.state.lock().candidates(most - gone, of_all, &order);
             if candidates.is_empty() {
                 return gone;
             }
@@ -88,9 +89,15 @@ impl Shared {
         let bytes = if planted(Mutant::LeavingKeepsBytes) { 0 } else { length };
         // It has at least the bytes of these pages.
         let _ = run.land.reservation.shrink(bytes as u64);
-        let done = self.state.lock().left(run);
+        let Left { weights, done } = self.state.lock().left(run);
+        if let Some(track) = &run.land.track {
+            track.evicted(length as u64);
+        }
         self.left.notify_all();
         drop(done);
+        if let (Some(order), Some(weights)) = (&self.order, weights) {
+            order.left(weights);
+        }
     }
 }
 
