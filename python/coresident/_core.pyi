@@ -2853,6 +2853,9 @@ class Lane:
     def serve(self) -> bool:
         """Internal: makes the calling thread the lane's worker. ``False``: it came too late."""
 
+    def stay_near(self) -> None:
+        """Internal: has the calling thread run near the device from now on."""
+
     def take(
         self,
     ) -> (
