@@ -28,18 +28,22 @@
 
 mod ahead;
 mod gdsf;
+mod habits;
 mod history;
+mod kinds;
 mod oracle;
 mod policy;
+mod precedents;
+mod prediction;
 mod replay;
 mod simple;
+mod table;
 mod trace;
-
-use std::collections::HashMap;
 
 pub use oracle::least_bytes;
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
 pub use replay::{Replayed, Step, replay, steps};
+use table::Table;
 pub use trace::{Request, Trace, TraceError};
 
 /// A model, or a part of one, by its number.
@@ -56,9 +60,9 @@ pub struct Outlook {
 
 impl Outlook {
     /// Everything that is known to be used, by how many uses come before.
-    fn first_uses(&self) -> HashMap<Component, usize> {
+    fn first_uses(&self) -> Table<usize> {
         let all = self.rest.iter().chain(self.next.iter().flatten());
-        let mut first = HashMap::new();
+        let mut first = Table::default();
         for (place, component) in all.enumerate() {
             first.entry(*component).or_insert(place);
         }

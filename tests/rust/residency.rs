@@ -89,6 +89,30 @@ fn a_pipeline_that_repeats_is_foreseen_without_a_queue() {
 }
 
 #[test]
+fn models_that_take_turns_are_foreseen_without_a_queue() {
+    let turn: [&[(&str, u64)]; 4] = [&[("a", 10)], &[("b", 10)], &[("b", 10)], &[("c", 10)]];
+    let jobs: Vec<_> = turn.into_iter().cycle().take(120).collect();
+    let trace = trace(25, &jobs);
+    let least = least_bytes(&trace);
+    let [own, lru] =
+        [PolicyName::LookAhead, PolicyName::Lru].map(|policy| moved(&trace, policy, 0));
+    assert!(own * 10 <= least * 11, "{own} of {least}");
+    assert!(lru * 2 >= least * 3, "{lru} of {least}");
+}
+
+#[test]
+fn over_many_jobs_by_chance_less_is_moved_than_by_who_only_remembers() {
+    let of = |policy: PolicyName, ahead| -> u64 {
+        (0..40).map(|seed| moved(&pipelines(seed), policy, ahead)).sum()
+    };
+    for ahead in [0, 2] {
+        let [own, known, lru] = [PolicyName::LookAhead, PolicyName::Known, PolicyName::Lru]
+            .map(|policy| of(policy, ahead));
+        assert!(own < known && own * 10 < lru * 9, "{ahead}: {own}, {known}, {lru}");
+    }
+}
+
+#[test]
 fn no_policy_moves_less_than_the_bound() {
     for seed in 0..40 {
         let trace = pipelines(seed);
