@@ -135,29 +135,40 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
 
 /// Seconds; `None` for ever.
 pub(super) fn timeout(value: Option<&Bound<'_, PyAny>>) -> Result<Option<Duration>> {
-    seconds("timeout", "to wait for ever", value)
-}
-
-/// Seconds; `None` means something else, and so do more of them than a `Duration` can have.
-pub(super) fn seconds(
-    what: &str,
-    none: &str,
-    value: Option<&Bound<'_, PyAny>>,
-) -> Result<Option<Duration>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
     let is_number = !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>();
     let seconds = unless_interrupted(value.py(), value.extract::<f64>())?.filter(|_| is_number);
     let Some(seconds) = seconds else {
-        let message =
-            format!("{what} is a number of seconds, or None {none}, not {}", type_name(value));
+        let message = format!(
+            "timeout is a number of seconds, or None to wait for ever, not {}",
+            type_name(value)
+        );
         return Err(invalid_type(&message));
     };
     if !seconds.is_finite() || seconds < 0.0 {
-        let message =
-            format!("{what} must be 0 or more seconds, or None {none}, not {}", value.str()?);
+        let message = format!(
+            "timeout must be 0 or more seconds, or None to wait for ever, not {}",
+            value.str()?
+        );
         return Err(invalid_value(&message));
     }
+    // Longer than a Duration can be is for ever.
     Ok(Duration::try_from_secs_f64(seconds).ok())
+}
+
+/// Seconds that something took; none, if they are left out.
+pub(super) fn seconds(what: &str, value: Option<&Bound<'_, PyAny>>) -> Result<Duration> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(Duration::ZERO) };
+    let is_number = !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>();
+    let seconds = unless_interrupted(value.py(), value.extract::<f64>())?.filter(|_| is_number);
+    let Some(seconds) = seconds else {
+        let given = type_name(value);
+        return Err(invalid_type(&format!("{what} is a number of seconds, not {given}")));
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        let given = shown(value);
+        invalid_value(&format!("{what} must be 0 or more seconds, and finite, not {given}"))
+    })
 }
 
 /// A count: a whole number of 0 or more.

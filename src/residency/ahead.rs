@@ -17,13 +17,19 @@ const RATHER: f64 = 0.5;
 pub(super) struct LookAhead {
     lru: Lru,
     history: History,
-    /// By group of components; made once for each job, whose outlook ends where it does at every stage.
-    foretold: Option<Vec<Foretold>>,
+    /// By group of components, after these jobs that are known to come: made once, as long as those are the
+    /// same.
+    foretold: Option<(Vec<Vec<Component>>, Vec<Foretold>)>,
 }
 
 impl Policy for LookAhead {
     fn begin(&mut self, job: &[Component]) {
         self.history.note(job);
+        self.foretold = None;
+    }
+
+    fn corrected(&mut self, said: &[Component], job: &[Component]) {
+        self.history.correct(said, job);
         self.foretold = None;
     }
 
@@ -34,8 +40,13 @@ impl Policy for LookAhead {
 
     fn order(&mut self, candidates: &mut [Component], outlook: &Outlook) {
         let Self { lru, history, foretold } = self;
-        let foretold = foretold
-            .get_or_insert_with(|| history.predict(&outlook.next).foretell(history.kinds()));
+        let (_, foretold) = match foretold.take() {
+            Some(known) if known.0 == outlook.next => foretold.insert(known),
+            _ => {
+                let made = history.predict(&outlook.next).foretell(history.kinds());
+                foretold.insert((outlook.next.clone(), made))
+            }
+        };
         let uses = outlook.first_uses();
         let worth = |component: &Component| -> Worth {
             let age = lru.age(*component);

@@ -13,6 +13,8 @@ const STAYS: f64 = 0.95;
 const UNVISITED: f64 = 3.0;
 /// So many jobs more than came the last one's kind is taken for.
 const OWN: f64 = 1.0;
+/// Less than anything that was visited, and more than is left of nothing.
+const LITTLE: f64 = 1e-6;
 /// So many jobs are looked ahead.
 const AHEAD: usize = 12;
 
@@ -54,14 +56,18 @@ impl Habits {
             }
             sums
         };
-        let members = sums(&vec![1.0; family.len()]);
-        for (far, family) in far.iter_mut().zip(&family) {
-            *far += UNVISITED / members[*family];
+        // Kinds that nothing was of, after all, follow nothing.
+        let is = |came: &f64| f64::from(u8::from(*came > 0.0));
+        let members = sums(&came.iter().map(is).collect::<Vec<_>>());
+        for ((far, family), came) in far.iter_mut().zip(&family).zip(&came) {
+            *far += UNVISITED * is(came) / members[*family].max(1.0);
         }
         let (all_came, all_far) = (sums(&came), sums(&far));
         let others = all_far.iter().map(|own| all_far.iter().sum::<f64>() - own);
         let stays = others
-            .map(|others| if count > 1 { (STAYS, (1.0 - STAYS) / others) } else { (1.0, 0.0) })
+            .map(
+                |others| if others > LITTLE { (STAYS, (1.0 - STAYS) / others) } else { (1.0, 0.0) },
+            )
             .collect();
         Self { last: jobs.last().copied().unwrap_or_default(), family, came, all_came, far, stays }
     }

@@ -18,6 +18,8 @@ pub(super) struct History {
     jobs: VecDeque<Kind>,
     kinds: Kinds,
     bytes: Table<u64>,
+    /// Whether nobody has seen yet who has foretold the last job better.
+    is_new: bool,
     /// By how much precedents have foretold the jobs so far better than habits.
     evidence: f64,
 }
@@ -32,18 +34,41 @@ impl History {
         }
     }
 
-    /// A job has used these, or is using them.
+    /// A job uses these.
     pub(super) fn note(&mut self, job: &[Component]) {
-        if !self.jobs.is_empty() {
-            let evidence = self.predict(&[]).evidence_of(job, &self.kinds);
-            self.evidence = self.evidence * AGEING + evidence;
-        }
+        self.weigh_evidence();
         self.make_room(1);
         let kind = self.kinds.of(job);
+        self.is_new = kind.is_some();
         self.jobs.extend(kind);
         if self.jobs.len() > JOBS {
             self.jobs.pop_front();
         }
+    }
+
+    /// The last job of which was noted that it uses what was `said` uses these instead; none is no job.
+    pub(super) fn correct(&mut self, said: &[Component], job: &[Component]) {
+        self.make_room(1);
+        let Some(said) = self.kinds.known(said) else { return };
+        let Some(at) = self.jobs.iter().rposition(|kind| *kind == said) else { return };
+        let kind = if job.is_empty() { None } else { self.kinds.of(job) };
+        match kind {
+            Some(kind) => self.jobs[at] = kind,
+            None => {
+                self.is_new &= at + 1 < self.jobs.len();
+                self.jobs.remove(at);
+            }
+        }
+    }
+
+    /// Sees who has foretold the last job better. By now it is known what that has used.
+    fn weigh_evidence(&mut self) {
+        let Some(last) = self.jobs.pop_back() else { return };
+        if self.is_new && !self.jobs.is_empty() {
+            let evidence = self.predict(&[]).evidence_of(last, &self.kinds);
+            self.evidence = self.evidence * AGEING + evidence;
+        }
+        self.jobs.push_back(last);
     }
 
     /// Keeps the kinds of the last jobs alone if there would be too many with so many new ones.

@@ -52,10 +52,15 @@ impl Kinds {
         self.jobs.len()
     }
 
+    /// The kind of a job, if there is one.
+    pub(super) fn known(&self, job: &[Component]) -> Option<Kind> {
+        self.by_job.get(job).copied()
+    }
+
     /// The kind of a job, if there is one or room for it.
     pub(super) fn of(&mut self, job: &[Component]) -> Option<Kind> {
-        if let Some(known) = self.by_job.get(job) {
-            return Some(*known);
+        if let Some(known) = self.known(job) {
+            return Some(known);
         }
         let kind = self.jobs.len();
         if kind == KINDS {

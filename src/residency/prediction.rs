@@ -1,6 +1,5 @@
 //! When components are likely to be used next, after all jobs that are known.
 
-use super::Component;
 use super::habits::Habits;
 use super::kinds::{Kind, Kinds, UseSet};
 use super::precedents::Precedents;
@@ -61,25 +60,18 @@ impl Prediction {
         groups.map(foretell).collect()
     }
 
-    /// By how much precedents have foretold better than habits that the next job would use these: the
+    /// By how much precedents have foretold better than habits that the next job would be of this kind: the
     /// logarithm of the ratio of likelihoods, as Bayes has it. What is used depends on each other,
     /// so that less than the sum of all is evidence.
-    pub(super) fn evidence_of(&self, job: &[Component], kinds: &Kinds) -> f64 {
-        let groups = kinds.groups();
-        let mut used = vec![false; groups.len()];
-        for component in job {
-            if let Some(known) = kinds.use_of(*component) {
-                used[known.group] = true;
-            }
-        }
-        let better = |(uses, used): (_, bool)| {
-            let likelihood = |next: f64| if used { next } else { 1.0 - next }.max(LEAST);
-            let habit = self.habits.next(uses);
-            let precedent = self.precedents.next(uses, habit);
+    pub(super) fn evidence_of(&self, job: Kind, kinds: &Kinds) -> f64 {
+        let better = |uses: &UseSet| {
+            let likelihood = |next: f64| if uses.has(job) { next } else { 1.0 - next }.max(LEAST);
+            let habit = self.habits.next(*uses);
+            let precedent = self.precedents.next(*uses, habit);
             (likelihood(precedent) / likelihood(habit)).ln()
         };
         #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let count = groups.len() as f64;
-        groups.iter().copied().zip(used).map(better).sum::<f64>() / count.sqrt().max(1.0)
+        let count = kinds.groups().len() as f64;
+        kinds.groups().iter().map(better).sum::<f64>() / count.sqrt().max(1.0)
     }
 }

@@ -1,6 +1,8 @@
 //! The planner, on traces: what it moves, and what it must not know.
 
-use coresident::residency::{POLICIES, PolicyName, Request, Trace, least_bytes, replay, steps};
+use coresident::residency::{
+    Outlook, POLICIES, Policy, PolicyName, Request, Trace, least_bytes, replay, steps,
+};
 
 use super::helpers::{Random, refusal};
 
@@ -43,7 +45,7 @@ fn pipelines(seed: u64) -> Trace {
     trace(28, &jobs)
 }
 
-fn recorded() -> Vec<Trace> {
+pub(crate) fn recorded() -> Vec<Trace> {
     let read = |path| Trace::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/traces");
     let mut files: Vec<_> =
@@ -98,6 +100,32 @@ fn models_that_take_turns_are_foreseen_without_a_queue() {
         [PolicyName::LookAhead, PolicyName::Lru].map(|policy| moved(&trace, policy, 0));
     assert!(own * 10 <= least * 11, "{own} of {least}");
     assert!(lru * 2 >= least * 3, "{lru} of {least}");
+}
+
+#[test]
+fn a_job_that_turns_out_to_be_another_is_learned_as_that() {
+    let kinds: [&[u32]; 3] = [&[0, 1, 2], &[3, 4, 2], &[5, 6]];
+    let (mut told, mut corrected) = (PolicyName::LookAhead.make(), PolicyName::LookAhead.make());
+    for at in 0..60 {
+        let job = kinds[at / 3 % 3];
+        told.begin(job);
+        corrected.begin(&job[..1]);
+        for (place, component) in job.iter().enumerate() {
+            let outlook = Outlook { rest: job[place + 1..].to_vec(), next: Vec::new() };
+            told.used(*component, GIB, &outlook);
+            corrected.used(*component, GIB, &outlook);
+        }
+        corrected.corrected(&job[..1], job);
+        // Somebody gave a job up.
+        corrected.begin(&[7]);
+        corrected.corrected(&[7], &[]);
+        let order = |policy: &mut dyn Policy| {
+            let mut all = [0, 1, 2, 3, 4, 5, 6];
+            policy.order(&mut all, &Outlook::default());
+            all
+        };
+        assert_eq!(order(&mut *told), order(&mut *corrected), "after job {at}");
+    }
 }
 
 #[test]

@@ -7,7 +7,6 @@ mod tensor;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
@@ -105,9 +104,7 @@ impl WeightStore {
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Weights> {
         let key = text("key", key)?;
-        let given = cost.is_some_and(|cost| !cost.is_none());
-        let most = if given { Duration::MAX } else { Duration::ZERO };
-        let cost = argument::seconds("cost", "if it is not known", cost)?.unwrap_or(most);
+        let cost = argument::seconds("cost", cost)?;
         let opening = Opening { settings: self::settings(settings)?, private: copy, cost };
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
