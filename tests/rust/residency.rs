@@ -116,9 +116,11 @@ fn a_job_that_turns_out_to_be_another_is_learned_as_that() {
             corrected.used(*component, GIB, &outlook);
         }
         corrected.corrected(&job[..1], job);
-        // Somebody gave a job up.
-        corrected.begin(&[7]);
-        corrected.corrected(&[7], &[]);
+        // The next one is given up.
+        told.begin(&[7]);
+        told.corrected(&[7], &[]);
+        corrected.begin(&[3]);
+        corrected.corrected(&[3], &[]);
         let order = |policy: &mut dyn Policy| {
             let mut all = [0, 1, 2, 3, 4, 5, 6];
             policy.order(&mut all, &Outlook::default());
