@@ -10,6 +10,7 @@ pub mod pool;
 pub mod residency;
 pub mod runtime;
 pub mod sync;
+pub mod trace;
 pub mod wait;
 pub mod weights;
 pub mod worker;

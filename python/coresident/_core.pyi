@@ -29,6 +29,7 @@ from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
+    ClassVar,
     Generic,
     Literal,
     ParamSpec,
@@ -58,6 +59,7 @@ __all__ = [
     "DevicePool",
     "DeviceStatus",
     "DeviceTensor",
+    "Hint",
     "Holder",
     "Lane",
     "LastMoment",
@@ -70,12 +72,14 @@ __all__ = [
     "Pins",
     "Planner",
     "PrivateWeights",
+    "Recording",
     "Replayed",
     "Request",
     "Reservation",
     "RunningJob",
     "Tensor",
     "Ticket",
+    "Timeline",
     "Waiter",
     "Wakeups",
     "WeightStore",
@@ -90,6 +94,7 @@ __all__ = [
     "devices",
     "entered_child",
     "has_forked",
+    "hint_kinds",
     "policies",
     "register_provider",
     "release_this_thread",
@@ -97,6 +102,7 @@ __all__ = [
     "restore_device",
     "shares",
     "size",
+    "trace_hints",
     "virtual_devices",
 ]
 
@@ -1740,7 +1746,9 @@ class WeightStore:
 
     Without a budget, weights go when the last :class:`Weights` and the last tensor taken from them
     are gone. With one, every byte is reserved there, and weights that nobody uses are kept until
-    the budget needs the bytes; then those go first that are the cheapest to bring back.
+    the budget needs the bytes; then those go first that are the cheapest to bring back, by the
+    byte (:attr:`WeightsStatus.cost`), and were used the least: Greedy-Dual-Size-Frequency
+    (Cherkasova, HP Labs, 1998).
 
     A file that is replaced while it is open stays what it was for those who have it. One that is
     shortened in place takes the process with it when it is touched, as with every map: replace
@@ -1820,6 +1828,7 @@ class WeightStore:
         *,
         settings: Mapping[str, object] | None = None,
         copy: bool | None = None,
+        cost: float | None = None,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Weights:
@@ -1835,6 +1844,11 @@ class WeightStore:
             settings: As for :meth:`open`.
             copy: Whether to copy the elements, row-major, into sealed memory of the store's own, so
                 that nobody else can write them. ``None`` does not.
+            cost: Seconds that it took to make the tensors, such as by reading, converting,
+                dequantising or compiling, and would take again once they are gone; ``None`` if
+                that is not known. Of weights that nobody uses any more those go first that are
+                cheap to bring back. Finite, 0 or more. Weights that are there keep the cost that
+                they have.
             timeout: Seconds to wait, also for the copy of more than a few megabytes; ``None`` waits
                 for ever, 0 only looks.
             cancel: A token that ends the wait.
@@ -1939,6 +1953,16 @@ class WeightsStatus:
     @property
     def locked(self) -> int:
         """The bytes of them that are page-locked for copies to GPUs: ``pin`` of :class:`Arena`."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds that it takes to bring them back once they are gone, as far as is known.
+
+        What was copied or read into memory of the store's own: as long as that took. What is
+        mapped: as long as the slowest :meth:`Weights.prefetch` took, and at least a second for
+        each GiB, because the system is told to forget a file that is evicted. Beside that, what
+        :meth:`WeightStore.share` was told.
+        """
 
     @property
     def holders(self) -> int:
@@ -2251,11 +2275,12 @@ class Arena:
             copy from anywhere.
         planner: Who says what is evicted first, and learns what is used; of the same device. One
             with the policy ``'always-evict'`` sets both watermarks to 0.
+        timeline: Where it records what happens; ``None`` for nowhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
         InvalidValueError: ``pin`` is something else, or the planner is another device's.
-        InvalidTypeError: a budget is none, or the planner.
+        InvalidTypeError: a budget is none, or the planner or the timeline.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2274,6 +2299,7 @@ class Arena:
         ram: Budget | None = None,
         pin: str = "staging",
         planner: Planner | None = None,
+        timeline: Timeline | None = None,
     ) -> Self: ...
     @property
     def device(self) -> Device:
@@ -2296,6 +2322,10 @@ class Arena:
     @property
     def ram(self) -> Budget | None:
         """The budget to which page-locked buffers are charged; ``None`` without one."""
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """Where it records what happens; ``None`` without one."""
 
     @property
     def pin(self) -> str:
@@ -2843,6 +2873,9 @@ class Lane:
     def serve(self) -> bool:
         """Internal: makes the calling thread the lane's worker. ``False``: it came too late."""
 
+    def stay_near(self) -> None:
+        """Internal: has the calling thread run near the device from now on."""
+
     def take(
         self,
     ) -> (
@@ -2911,6 +2944,290 @@ class LastMoment:
     """Internal: keeps other threads out of the interpreter, which exits, from its own end on."""
 
 # Traces: see :mod:`coresident.trace`
+
+@final
+class Timeline:
+    """What happens on devices, recorded as it does: the last events, and sums that lose nothing.
+
+    A :class:`~coresident.Runtime` has one, in which its devices record. Recording takes about a
+    tenth of a microsecond, whichever thread does it, and waits for nothing.
+
+    Args:
+        events: How many events are kept; of earlier ones only the sums are. 72 bytes each, taken
+            when they are first needed.
+
+    Raises:
+        InvalidTypeError: ``events`` is no whole number.
+        InvalidValueError: ``events`` is 0, or more than 2**26.
+
+    Example:
+        >>> timeline = runtime.timeline
+        >>> timeline.save("timeline.json")
+        >>> events = timeline.recording().events
+        >>> events["bytes"][events["kind"] == timeline.recording().kinds.index("copy")].sum()
+        4802416640
+    """
+
+    def __new__(cls, events: int = 65536) -> Self: ...
+    @property
+    def enabled(self) -> bool:
+        """Whether it records; to be switched at any time. False in a forked child."""
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None: ...
+    @property
+    def capacity(self) -> int:
+        """How many events it keeps."""
+
+    def record(
+        self,
+        kind: str,
+        device: _DeviceLike | None = None,
+        component: str | None = None,
+        *,
+        whom: str | None = None,
+        nbytes: int | str | None = None,
+        beside: int | str | None = None,
+        of: int | str | None = None,
+        seconds: float | None = None,
+        cause: str | None = None,
+        job: int | None = None,
+    ) -> None:
+        """Records something that has just ended. Does not wait.
+
+        Models record what is asked for, copied and evicted by themselves: this is for what they do
+        not know, such as the stages of a job.
+
+        Args:
+            kind: One of :attr:`Recording.kinds`.
+            device: Where; ``None`` for nowhere in particular.
+            component: The key of a model, or what a job or a stage is called.
+            whom: For whom: a user, or another model.
+            nbytes: How many bytes.
+            beside: How many bytes beside them, of working memory.
+            of: How many bytes there could have been of both.
+            seconds: How long it has taken until now; ``None`` for what takes no time.
+            cause: Why, of a copy: one of :attr:`Recording.causes`.
+            job: The number of the job; ``None`` for none in particular.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: an argument has a value that cannot be meant.
+            InvalidDeviceError: ``device`` is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def set_device(
+        self,
+        device: _DeviceLike,
+        total: int,
+        limit: int,
+        headroom: int,
+        outside: int,
+        policy: str,
+    ) -> None:
+        """Says how a device is set up whose memory has no pages. Models say so themselves.
+
+        Args:
+            device: The device.
+            total: Bytes of its memory.
+            limit: Bytes of its budget.
+            headroom: Bytes that stay free.
+            outside: Bytes that others have at most.
+            policy: What decides what leaves first.
+
+        Raises:
+            InvalidDeviceError: it is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def recording(self) -> Recording:
+        """All of it as it is now. Does not wait: copies that are still under way are not in it.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def clear(self) -> None:
+        """Forgets all events and sums so far. Does not wait.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes :meth:`recording` to a file, as JSON, for :func:`coresident.trace.load`.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+            ForkedError: the timeline is another process's.
+        """
+
+@final
+class Recording:
+    """A timeline as it was at one moment, or as a file has it.
+
+    Its file is JSON of version 1: an object with ``format`` (``'coresident-timeline'``),
+    ``version``, ``nanos`` (how long it lasted), ``lost``, ``names``, ``kinds``, ``causes``,
+    ``settings``, ``counters``, and ``events``: columns of one length, with the fields of
+    :attr:`events`, times in nanoseconds.
+    """
+
+    #: What kinds of events are called, by number.
+    kinds: ClassVar[list[str]]
+    #: What causes of copies are called, by number.
+    causes: ClassVar[list[str]]
+
+    @staticmethod
+    def parse(text: str) -> Recording:
+        """A recording from what is in a file of it.
+
+        Raises:
+            InvalidValueError: it is none, or one of a later version.
+        """
+
+    @staticmethod
+    def is_meant_by(text: str) -> bool:
+        """Whether a text looks as if it was to be one, rather than a trace."""
+
+    def to_json(self) -> str:
+        """What is in a file of it."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes it to a file.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+        """
+
+    @property
+    def seconds(self) -> float:
+        """How long the timeline had lasted."""
+
+    @property
+    def lost(self) -> int:
+        """How many earlier events are not in it."""
+
+    @property
+    def names(self) -> list[str]:
+        """The texts of the numbers of devices, components and users."""
+
+    @property
+    def devices(self) -> list[str]:
+        """The names of the devices of which it has something."""
+
+    def requested(self) -> list[str]:
+        """Those on which something was wanted."""
+
+    @property
+    def events(self) -> Any:
+        """The events as a structured array of numpy, in the order in which they were over.
+
+        Its fields are ``at`` and ``took`` (seconds since the timeline began, and how long),
+        ``bytes``, ``beside``, ``of``, ``job``, ``device``, ``component``, ``whom`` (numbers of
+        :attr:`names`), ``kind`` and ``cause`` (numbers of :attr:`kinds` and :attr:`causes`).
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def counters(self) -> Any:
+        """Sums that have lost nothing, as a structured array of numpy: for each ``device``,
+        ``component``, ``kind`` and ``cause`` how many ``times``, ``bytes`` and ``seconds``.
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """How devices were set up, whenever that has changed: ``at`` (seconds), ``device``,
+        ``total``, ``limit``, ``headroom``, ``outside`` (what others have had at most), ``page``,
+        ``low`` and ``high`` (watermarks; all in bytes), ``policy`` and ``lookahead`` (jobs)."""
+
+    def replay(
+        self, policy: str | None = None, lookahead: int | None = None, device: str | None = None
+    ) -> Replayed:
+        """As :func:`coresident.trace.replay`."""
+
+    def copied(self, device: str | None = None) -> int:
+        """Bytes that were really copied to a device for requests.
+
+        Raises:
+            InvalidValueError: it has no requests of the device, or of several if none is named.
+        """
+
+    def job_seconds(self, device: str | None = None) -> float:
+        """Seconds in which some job ran on a device.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def trace(self, device: str | None = None) -> str:
+        """The requests of one device as a trace, as JSON.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def hints_on(self, device: str) -> list[Hint]:
+        """As :func:`coresident.trace.hints`, on one device."""
+
+@final
+class Hint:
+    """That copies could have been spared, and how. ``str()`` of it is a sentence."""
+
+    @property
+    def kind(self) -> str:
+        """What stood in the way: ``'always-evict'``, ``'watermarks'``, ``'budget'``,
+        ``'working-memory'`` or ``'policy'``."""
+
+    @property
+    def device(self) -> str:
+        """The device."""
+
+    @property
+    def component(self) -> str:
+        """The key of the model of which most bytes were copied again."""
+
+    @property
+    def components(self) -> list[str]:
+        """The keys of all that were copied again, that one first."""
+
+    @property
+    def copies(self) -> int:
+        """How often one of them was."""
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes that were."""
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds it took; 0 if that is not known."""
+
+    @property
+    def share(self) -> float | None:
+        """What share of the time of jobs on the device that is, 0 to 1; ``None`` if unknown."""
+
+    @property
+    def spared(self) -> int:
+        """How many of the bytes would not have been copied."""
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What to change: ``limit`` and ``headroom`` of the device's budget (bytes), ``watermarks``
+        (``None`` for none), ``working_memory`` (bytes, by model) or ``policy``."""
+
+def hint_kinds() -> list[str]:
+    """What kinds of hints there are."""
+
+def trace_hints(text: str, policy: str, lookahead: int, memory: int | str | None) -> list[Hint]:
+    """As :func:`coresident.trace.hints`, of a text that is a trace."""
 
 @final
 class Replayed:

@@ -8,6 +8,7 @@ use super::mark::Mark;
 use super::{Arena, ArenaError, Shared as ArenaShared};
 use crate::device::{Address, Stream};
 use crate::sync::Mutex;
+use crate::trace::Acting;
 use crate::wait::{Owner, exiting};
 
 /// What an area is made of, so that there is one for all who mean the same.
@@ -51,7 +52,8 @@ impl Area {
         let reserved = arena.budget.try_reserve(0, Some(key), owner)?;
         let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
         reservation.disown();
-        let land = Arc::new(Land::new(&arena.memory, &layout, reservation)?);
+        let track = arena.records.track(&arena.device.to_string(), key);
+        let land = Arc::new(Land::new(&arena.memory, &layout, reservation, track)?);
         let weights = arena.number_of(key);
         let number = arena.state.lock().add(land.clone(), weights, layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
@@ -164,6 +166,9 @@ impl Drop for Shared {
         state.areas[self.number].orphan = true;
         let done = state.take_if_done(self.number);
         drop(state);
+        if let Some(track) = &self.land.track {
+            track.gone();
+        }
         if done.is_none() && !exiting() {
             // Those that a stream still uses leave later.
             self.arena.evict_orphans();
@@ -179,6 +184,8 @@ pub struct Pins {
     /// Others that have used them.
     also: Mutex<Vec<Stream>>,
     user: Option<Owner>,
+    /// For whom, if that is recorded.
+    job: u64,
 }
 
 impl Pins {
@@ -190,8 +197,9 @@ impl Pins {
         user: &Owner,
     ) -> Self {
         area.land.reservation.add_user(user);
-        let (area, set, user) = (area.clone(), set.clone(), Some(user.clone()));
-        Self { area, set, stream, also: Mutex::new(Vec::new()), user }
+        let (area, set, user, (job, _)) =
+            (area.clone(), set.clone(), Some(user.clone()), Acting::now());
+        Self { area, set, stream, also: Mutex::new(Vec::new()), user, job }
     }
 
     /// The area.
@@ -250,6 +258,9 @@ impl Drop for Pins {
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);
+        if let Some(track) = self.area.land.track.as_ref().filter(|_| self.area.is_all(&self.set)) {
+            track.request_ended(self.job);
+        }
         if above > 0 && !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
         }

@@ -13,6 +13,9 @@ use crate::device::{Event, MemoryError, Pinning, Places, Stream};
 use crate::sync::{Mutant, planted, wait_until};
 use crate::wait::{Owner, Patience};
 
+/// What takes less is no wait: it takes some time to evict, too.
+const A_WAIT: Duration = Duration::from_millis(1);
+
 /// Pages that are to get memory; they are given up when it is dropped, and what they have got.
 pub(super) struct Coming<'a> {
     area: &'a AreaShared,
@@ -88,7 +91,7 @@ impl AreaShared {
         let purpose = format!("working memory of {}", self.key);
         let mut in_vain = 0;
         loop {
-            let patience = patience.since(began);
+            let (patience, asked) = (patience.since(began), Instant::now());
             let reserve = |patience: &Patience<'_>| {
                 budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, patience)
             };
@@ -96,6 +99,9 @@ impl AreaShared {
                 Some(hand) => hand,
                 None => reserve(&patience)?,
             };
+            if let Some(track) = self.land.track.as_ref().filter(|_| asked.elapsed() >= A_WAIT) {
+                track.waited(wanted, asked);
+            }
             let committed = self.commit(&coming.missing);
             self.arena.memory.clear_aside();
             match committed {
@@ -107,7 +113,11 @@ impl AreaShared {
                     coming.given = true;
                     return Ok((beside.bytes > 0).then_some(hand));
                 }
-                Err(MemoryError::OutOfMemory { .. }) => {}
+                Err(MemoryError::OutOfMemory { .. }) => {
+                    if let Some(track) = &self.land.track {
+                        track.retried(missing);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
             drop(hand);
@@ -157,11 +167,14 @@ impl AreaShared {
             }
             pages.sort_unstable();
             let how = self.arena.pinning(owner)?;
+            let began = Instant::now();
             let filled = self.copy(&pages, &stale.fences, how)?;
             // Once more, if somebody has said meanwhile that it may be wrong.
             let generation = stale.generation;
-            self.arena.state.lock().settle(self.number, &pages, generation, &filled);
+            let what = self.arena.state.lock().settle(self.number, &pages, generation, &filled);
             coming.missing.clear();
+            let (track, page) = (self.land.track.as_ref(), self.arena.memory.page());
+            self.arena.records.copying(track, &filled, began, what, page);
         }
     }
 

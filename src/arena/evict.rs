@@ -90,6 +90,9 @@ impl Shared {
         // It has at least the bytes of these pages.
         let _ = run.land.reservation.shrink(bytes as u64);
         let Left { weights, done } = self.state.lock().left(run);
+        if let Some(track) = &run.land.track {
+            track.evicted(length as u64);
+        }
         self.left.notify_all();
         drop(done);
         if let (Some(order), Some(weights)) = (&self.order, weights) {

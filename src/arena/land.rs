@@ -8,6 +8,7 @@ use super::layout::Layout;
 use crate::budget::Reservation;
 use crate::device::{Address, DeviceMemory, MemoryError};
 use crate::sync::Mutex;
+use crate::trace::Track;
 use crate::wait::exiting;
 
 /// Where pages are when they have memory, and the bytes that are reserved for them.
@@ -17,6 +18,8 @@ pub(super) struct Land {
     pub(super) reservation: Reservation,
     /// Whether some of the pages could leave.
     spare: Arc<AtomicBool>,
+    /// Where what happens to them is recorded.
+    pub(super) track: Option<Track>,
 }
 
 enum Ground {
@@ -35,6 +38,7 @@ impl Land {
         memory: &Arc<dyn DeviceMemory>,
         layout: &Layout,
         reservation: Reservation,
+        track: Option<Track>,
     ) -> Result<Self, MemoryError> {
         let ground = match &layout.blocks {
             Some(blocks) => Ground::Moving {
@@ -49,7 +53,7 @@ impl Land {
         };
         let spare = Arc::new(AtomicBool::new(false));
         reservation.spare_when(spare.clone());
-        Ok(Self { memory: memory.clone(), ground, reservation, spare })
+        Ok(Self { memory: memory.clone(), ground, reservation, spare, track })
     }
 
     /// Says how many pages have memory, and how many are pinned; under the arena's mutex.

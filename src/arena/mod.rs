@@ -63,6 +63,7 @@ mod land;
 mod layout;
 mod mark;
 mod order;
+mod record;
 mod state;
 mod status;
 mod tensor;
@@ -76,7 +77,7 @@ pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
-pub use order::{Evictable, EvictionOrder};
+pub use order::{About, Evictable, EvictionOrder};
 pub use status::{AreaStatus, ArenaStatus};
 pub use tensor::{PinnedTensor, RangeView};
 
@@ -87,6 +88,7 @@ use crate::budget::{Budget, BudgetError};
 use crate::device::{Charge, Device, DeviceMemory, Name, Pinning, Places};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
+use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 
@@ -125,6 +127,7 @@ pub(crate) struct Shared {
     /// Whether what leaves now makes room for whoever has it.
     sets_aside: AtomicBool,
     state: Mutex<State>,
+    records: record::Records,
     /// Grows with every mark in a stream, before it is made and after.
     marks: AtomicU64,
     /// Pages have left.
@@ -199,10 +202,17 @@ impl Arena {
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
                 sets_aside: AtomicBool::new(false),
                 state: Mutex::new(State::default()),
+                records: record::Records::default(),
                 marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
         }))
+    }
+
+    /// Records in a timeline from now on what happens to areas that are made from now on. Whatever
+    /// timeline it records in already, it stays with.
+    pub fn record_in(&self, timeline: &Timeline) {
+        self.0.records.begin(timeline);
     }
 
     /// The area of what has this identity: the one that somebody has, or a new one with these contents.
@@ -363,6 +373,7 @@ impl Drop for Shared {
             // Nobody else will come to do it.
             self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
         }
+        self.records.settle();
         self.budget.remove_evictor(self.evictor);
     }
 }

@@ -80,6 +80,16 @@ pub(super) struct AreaState {
     pub(super) orphan: bool,
     /// Live pinned tensors, by their place in the layout.
     pub(super) tensors: HashMap<usize, usize>,
+    /// Whether pages have ever had content.
+    ever: Vec<bool>,
+}
+
+/// How many pages are filled: those that never were before, that were and have left, and that are there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Filled {
+    pub(super) first: usize,
+    pub(super) back: usize,
+    pub(super) renewed: usize,
 }
 
 /// Pages that are one after the other.
@@ -141,6 +151,7 @@ impl State {
             pinned: 0,
             orphan: false,
             tensors: HashMap::new(),
+            ever: vec![false; pages],
         })
     }
 
@@ -217,14 +228,27 @@ impl State {
     }
 
     /// Pages have memory now, and will have content of this generation when `filled` has passed.
-    pub(super) fn settle(&mut self, area: usize, pages: &[usize], generation: u64, filled: &Event) {
+    /// Returns what they were before.
+    pub(super) fn settle(
+        &mut self,
+        area: usize,
+        pages: &[usize],
+        generation: u64,
+        filled: &Event,
+    ) -> Filled {
         self.filled += pages.len() as u64;
+        let (mut before, area) = (Filled::default(), &mut self.areas[area]);
         for at in pages {
-            let page = &mut self.areas[area].pages[*at];
+            let page = &mut area.pages[*at];
+            let known = std::mem::replace(&mut area.ever[*at], true);
+            before.renewed += usize::from(page.place == Place::Resident);
+            before.back += usize::from(page.place == Place::Coming && known);
+            before.first += usize::from(page.place == Place::Coming && !known);
             page.place = Place::Resident;
             page.generation = generation;
             page.filled = Some(filled.clone());
         }
+        before
     }
 
     /// What has to pass before the content of pages is there.

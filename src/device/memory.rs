@@ -35,6 +35,14 @@ pub trait Fence: Any + Send + Sync {
     /// As [`Fence::has_passed`].
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError>;
 
+    /// Says that somebody will want to know when it has passed.
+    fn watch(&self) {}
+
+    /// When it has passed, as far as that was seen: whoever looks now sees it later.
+    fn passed_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// Whether streams can be told to wait for it by now: work that is still on its way to its own
     /// stream cannot be waited for by others.
     fn has_begun(&self) -> bool {

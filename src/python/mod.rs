@@ -21,6 +21,7 @@ mod pool;
 mod residency;
 mod shares;
 mod torch;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -70,6 +71,8 @@ mod _core {
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
     use super::shares::shares;
+    #[pymodule_export]
+    use super::trace::{Hint, Recording, Timeline, hint_kinds, trace_hints};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

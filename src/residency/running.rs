@@ -154,6 +154,12 @@ impl Jobs {
         certain.or_else(|| last().map(|at| (at, false)))
     }
 
+    /// The job that somebody has begun himself, or the one that was active last of those that were
+    /// begun.
+    pub(super) fn declared_by(&self, owner: u64) -> Option<u64> {
+        self.job_of(None, owner).map(|(at, _)| self.running[at].number)
+    }
+
     /// Whether some job uses this now, as far as it matters who asks.
     pub(super) fn is_in_use(
         &self,

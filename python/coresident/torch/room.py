@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coresident import _core, _torch_memory
 from coresident.errors import InvalidDeviceError
+from coresident.torch.copies import Copies
 from coresident.torch.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Room:
         working_memory: What is known of how much calls need beside the weights.
         planners: What decides which weights leave each device first.
         pins_weights: Whether weights are to lie where they can be page-locked.
+        timeline: Where what happens is recorded, if it is.
+        copies: What is recorded of copies on devices without pages.
+        used: Called when a model was used on a device.
     """
 
     def __init__(
@@ -39,9 +43,14 @@ class Room:
         *,
         planners: Mapping[_core.Device, _core.Planner] | None = None,
         pins_weights: bool = False,
+        timeline: _core.Timeline | None = None,
+        used: Callable[[_core.Device], None] | None = None,
     ) -> None:
         self.pins_weights = pins_weights
         self.planners = planners or {}
+        self.timeline = timeline
+        self.copies = Copies(timeline, vram, self.planners)
+        self.used = used or (lambda _device: None)
         self.arenas = arenas
         self.vram = vram
         self.working_memory = working_memory

@@ -19,6 +19,7 @@ use super::budget::Budget;
 use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
 use super::planner::Planner;
+use super::trace::Timeline;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
@@ -35,14 +36,15 @@ pub(super) struct Arena {
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,
     planner: Option<Py<Planner>>,
+    timeline: Option<Py<Timeline>>,
 }
 
 #[pymethods]
 impl Arena {
     #[new]
     #[pyo3(
-        signature = (device, budget, *, ram=None, pin=None, planner=None),
-        text_signature = "(device, budget, *, ram=None, pin='staging', planner=None)"
+        signature = (device, budget, *, ram=None, pin=None, planner=None, timeline=None),
+        text_signature = "(device, budget, *, ram=None, pin='staging', planner=None, timeline=None)"
     )]
     fn new(
         device: &Bound<'_, PyAny>,
@@ -50,6 +52,7 @@ impl Arena {
         ram: Option<&Bound<'_, PyAny>>,
         pin: Option<&Bound<'_, PyAny>>,
         planner: Option<&Bound<'_, PyAny>>,
+        timeline: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let py = device.py();
         let pinning = pin.map_or(Ok(Pinning::default()), pinning)?;
@@ -61,14 +64,19 @@ impl Arena {
         let host = HostSide { pinning, budget: ram.as_ref().map(|ram| ram.get().ledger()) };
         let planner = planner.filter(|planner| !planner.is_none());
         let planner = planner.map(|planner| planned(&device, planner)).transpose()?;
+        let timeline = timeline.filter(|timeline| !timeline.is_none()).map(recorder).transpose()?;
         let ledger = budget.get().ledger();
         let pages = match &planner {
             None => arena::Arena::new(&device, &ledger, host)?,
             Some(planner) => runtime::arena(&device, &ledger, host, &planner.get().plans)?,
         };
+        if let Some(timeline) = &timeline {
+            pages.record_in(timeline.get().inner());
+        }
         let device = Py::new(py, device::Device::of(device))?;
         let (ram, planner) = (ram.map(Bound::unbind), planner.map(Bound::unbind));
-        Ok(Self { pages, device, budget: budget.unbind(), ram, planner })
+        let (budget, timeline) = (budget.unbind(), timeline.map(Bound::unbind));
+        Ok(Self { pages, device, budget, ram, planner, timeline })
     }
 
     /// The device.
@@ -100,6 +108,12 @@ impl Arena {
     #[getter]
     fn planner(&self, py: Python<'_>) -> Option<Py<Planner>> {
         self.planner.as_ref().map(|planner| planner.clone_ref(py))
+    }
+
+    /// Where it records what happens.
+    #[getter]
+    fn timeline(&self, py: Python<'_>) -> Option<Py<Timeline>> {
+        self.timeline.as_ref().map(|timeline| timeline.clone_ref(py))
     }
 
     /// What of the host's memory is page-locked for copies.
@@ -221,6 +235,14 @@ fn planned<'py>(
         return Err(invalid_value(&format!("a planner of {other} cannot decide on {own}")));
     }
     Ok(planner.clone())
+}
+
+fn recorder<'py>(timeline: &Bound<'py, PyAny>) -> Result<Bound<'py, Timeline>> {
+    let timeline = timeline.cast::<Timeline>().map_err(|_| {
+        let given = argument::type_name(timeline);
+        invalid_type(&format!("an arena records in a Timeline, not in {given}"))
+    })?;
+    Ok(timeline.clone())
 }
 
 /// The key, the identity and the tensors of what has weights.
