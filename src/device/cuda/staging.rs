@@ -75,15 +75,13 @@ impl Ring {
 
     /// The next buffer, read by now.
     fn next(&self, buffers: &mut Buffers) -> Result<usize, MemoryError> {
-        if buffers.all.len() < BUFFERS {
+        // All at once, so that what is charged is what is locked.
+        while buffers.all.len() < BUFFERS {
             match self.buffer() {
-                Ok(buffer) => {
-                    buffers.next = buffers.all.len();
-                    buffers.all.push(buffer);
-                }
+                Ok(buffer) => buffers.all.push(buffer),
                 // With fewer it goes on, only slower; with none, slower still.
                 Err(_) if buffers.all.is_empty() => buffers.all.push(Buffer::pageable()),
-                Err(_) => {}
+                Err(_) => break,
             }
         }
         let at = buffers.next % buffers.all.len();
