@@ -316,6 +316,29 @@ fn the_rest_of_a_job_that_was_seen_before_is_known_without_a_word() {
 }
 
 #[test]
+fn what_a_job_turns_out_to_use_is_what_it_is_remembered_by() {
+    let planner = planner(PolicyName::LookAhead);
+    let me = somebody("me");
+    let all = keys(&["a", "b", "c", "x"]);
+    for key in &all {
+        planner.note_use(key, 1, None, &me);
+    }
+    for _ in 0..20 {
+        // Said to use x, which it never does.
+        let _job = planner.begin(Some(&keys(&["a", "x"])), &me).unwrap();
+        for key in ["a", "b", "c"] {
+            planner.note_use(key, 1, None, &me);
+        }
+    }
+    assert_eq!(planner.order(&all)[0], "x");
+    // One that is given up is none.
+    for _ in 0..20 {
+        drop(planner.begin(Some(&keys(&["x"])), &me).unwrap());
+    }
+    assert_eq!(planner.order(&all)[0], "x");
+}
+
+#[test]
 fn what_the_next_jobs_need_first_leaves_last() {
     let planner = planner(PolicyName::Known);
     let (said, me) = (Arc::new(Said::default()), somebody("me"));
