@@ -16,6 +16,7 @@ mod guard;
 mod load_lock;
 mod owner;
 mod pool;
+mod queue;
 mod residency;
 mod shares;
 mod torch;
@@ -62,6 +63,8 @@ mod _core {
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
+    #[pymodule_export]
+    use super::queue::{Claim, Event, Events, Job, JobQueue, Offer, QueueStatus, UserStatus};
     #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
