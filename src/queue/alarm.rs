@@ -83,7 +83,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
     /// Lets those go on whose time has come, and gives jobs to who waits.
     fn look(self: &Arc<Self>) {
         let mut aftermath = Aftermath::default();
-        let now = self.clock.now();
+        let now = self.now();
         let next = {
             let mut state = self.state.lock();
             state.dispatch(now, &mut aftermath);

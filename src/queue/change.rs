@@ -51,7 +51,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     ) -> Result<u64, QueueError> {
         let inner = &self.0;
         inner.check()?;
-        let now = inner.clock.now();
+        let now = inner.now();
         let error: Arc<str> = format!("cancelled{}", reason_suffix(reason)).into();
         let mut state = inner.state.lock();
         let mut stopping = Stopping::default();
@@ -98,9 +98,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             }
         }
         state.dispatch(now, &mut aftermath);
-        if inner.journal.is_some() {
-            inner.enter(owed);
-        }
+        inner.owe(owed);
         drop(state);
         aftermath.settle();
         written?;
@@ -115,7 +113,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     pub fn retry(&self, selection: &Selection, front: bool) -> Result<u64, QueueError> {
         let inner = &self.0;
         inner.check()?;
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut state = inner.state.lock();
         if state.closed {
             return Err(QueueError::Closed);
@@ -188,7 +186,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     ) -> Result<u64, QueueError> {
         let inner = &self.0;
         inner.check()?;
-        let now = inner.clock.now();
+        let now = inner.now();
         let state = inner.state.lock();
         let queued =
             |id: &u64| state.jobs.get(id).is_some_and(|record| record.phase == Phase::Queued);
@@ -232,7 +230,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     pub fn pause(&self, user: Option<&Arc<str>>, paused: bool) -> Result<(), QueueError> {
         let inner = &self.0;
         inner.check()?;
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut aftermath = Aftermath::default();
         let mut state = inner.state.lock();
         let user = user.map(|name| state.order.user(name));
@@ -256,13 +254,15 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     ) -> Result<(), QueueError> {
         let inner = &self.0;
         inner.check()?;
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut state = inner.state.lock();
         let user = state.order.user(name);
         let entered = inner.journal.is_some().then(|| {
-            let Write::User(mut row) = state.account(name, user) else { return Vec::new() };
-            change(&mut row.limits);
-            vec![Write::User(row)]
+            let mut row = state.order.row(user);
+            if let Some(row) = &mut row {
+                change(&mut row.limits);
+            }
+            row.into_iter().map(Write::User).collect()
         });
         let entered = entered.and_then(|writes| inner.enter(writes));
         drop(state);
@@ -287,7 +287,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         if !inner.birth.is_here() {
             return;
         }
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut aftermath = Aftermath::default();
         let mut state = inner.state.lock();
         state.closed = true;

@@ -90,7 +90,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let inner = &self.0;
         let device = inner.device(device)?;
         inner.look_at(device);
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut state = inner.state.lock();
         if state.closed {
             return Err(QueueError::Closed);
@@ -178,7 +178,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
 
     /// Gives an offer back.
     fn decline(self: &Arc<Self>, number: u64) {
-        let now = self.clock.now();
+        let now = self.now();
         let mut aftermath = Aftermath::default();
         let mut state = self.state.lock();
         let gone = state.decline(number, now);
@@ -190,7 +190,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
 
     fn accept(self: &Arc<Self>, offer: &Offer<V>) -> Result<Option<Claim<V>>, QueueError> {
         let number = offer.number;
-        let now = self.clock.now();
+        let now = self.now();
         let mut state = self.state.lock();
         let Some(writes) = state.begin_claim(number, now, self.journal.is_some()) else {
             return Ok(None);
@@ -205,7 +205,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
             Ok(()) => Ok(state.complete_claim(number, now, &self.home, &mut aftermath)),
             Err(error) => {
                 let (gone, writes) = state.undo_claim(number, now, &mut aftermath);
-                self.enter(writes);
+                self.owe(writes);
                 drop(state);
                 drop(gone);
                 aftermath.settle();
@@ -229,7 +229,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
         number: u64,
         outcome: Outcome<V>,
     ) -> Result<JobState, (QueueError, Outcome<V>)> {
-        let now = self.clock.now();
+        let now = self.now();
         let given_back = matches!(outcome, Outcome::Lost(_) | Outcome::Returned);
         let mut state = self.state.lock();
         let Some((verdict, writes)) = state.begin_end(number, &outcome, now) else {
@@ -254,9 +254,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
         self.home.movers.lock().remove(&number);
         state.dispatch(now, &mut aftermath);
         let next = state.order.next_change();
-        if self.journal.is_some() {
-            self.enter(owed);
-        }
+        self.owe(owed);
         drop(state);
         drop(gone);
         aftermath.settle();
@@ -302,8 +300,8 @@ impl<V: Send + Sync + 'static> State<V> {
         standing.device = self.device_name(device);
         standing.started = Some(now);
         standing.error = None;
-        let account = self.account(&record.job.user, record.item.user);
-        Some(vec![Write::Stand(Box::new(standing)), account])
+        let stand = Write::Stand(Box::new(standing));
+        Some(std::iter::once(stand).chain(self.account(record.item.user)).collect())
     }
 
     fn complete_claim(
@@ -446,8 +444,8 @@ impl<V: Send + Sync + 'static> State<V> {
         } else {
             Write::Stand(Box::new(standing))
         };
-        let account = self.account(&record.job.user, record.item.user);
-        Some((decision, vec![stand, account]))
+        let account = self.account(record.item.user);
+        Some((decision, std::iter::once(stand).chain(account).collect()))
     }
 
     fn undo_end(&mut self, number: u64) {
@@ -653,7 +651,7 @@ impl<V: Send + Sync + 'static> Claim<V> {
         change: impl FnOnce(&mut super::job::Live<V>),
     ) -> Result<(), QueueError> {
         self.queue.check()?;
-        let now = self.queue.clock.now();
+        let now = self.queue.now();
         match self.job.advance(self.number, kind, now, preview, change) {
             Ok(aftermath) => {
                 aftermath.settle();
@@ -754,7 +752,7 @@ impl<V: Send + Sync + 'static> Resource for Inner<V> {
         if !self.birth.is_here() {
             return Left::default();
         }
-        let now = self.clock.now();
+        let now = self.now();
         let mut aftermath = Aftermath::default();
         let mut state = self.state.lock();
         let gone = |owner: &Owner| owner.thread_number() == thread;
@@ -778,9 +776,7 @@ impl<V: Send + Sync + 'static> Resource for Inner<V> {
                 dropped.extend(active);
                 writes.extend(more);
                 // Written with whatever is written next: this is no place to wait for a disk.
-                if self.journal.is_some() {
-                    self.enter(writes);
-                }
+                self.owe(writes);
             } else if state.is_offered(number) {
                 dropped.extend(state.decline(number, now));
             }
@@ -811,7 +807,7 @@ impl<V: Send + Sync + 'static> Queue for Inner<V> {
         if !self.birth.is_here() {
             return Left::default();
         }
-        let now = self.clock.now();
+        let now = self.now();
         let mut aftermath = Aftermath::default();
         let mut state = self.state.lock();
         let (waker, number) = state.line.abandon(ticket);

@@ -48,6 +48,7 @@ mod journal;
 mod line;
 pub mod order;
 mod placement;
+mod recover;
 mod select;
 mod state;
 mod submit;
@@ -129,6 +130,8 @@ pub struct Inner<V: Send + Sync + 'static> {
     max_attempts: u32,
     max_payload: u64,
     clock: Arc<dyn Clock>,
+    /// By how much the latest time in the journal was ahead of the clock.
+    skew: Micros,
     placement: Mutex<Option<Arc<dyn Placement>>>,
     home: Arc<Home<V>>,
     state: Mutex<State<V>>,
@@ -155,7 +158,8 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     /// # Errors
     /// [`QueueError::TooManyDevices`].
     pub fn new(devices: Vec<Device>, settings: Settings) -> Result<Self, QueueError> {
-        Self::with_journal(devices, settings, None)
+        check(&devices)?;
+        Ok(Self::with_journal(devices, settings, None, 0))
     }
 
     /// A queue in a file, which is made if it is not there. What ran when its last owner ended is queued
@@ -169,18 +173,21 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         devices: Vec<Device>,
         settings: Settings,
     ) -> Result<Self, QueueError> {
+        check(&devices)?;
         let journal = Journal::open(path, durability)?;
-        Self::with_journal(devices, settings, Some(journal))
+        let left = journal.read()?;
+        let skew = recover::latest(&left.jobs).saturating_sub(settings.clock.now()).max(0);
+        let queue = Self::with_journal(devices, settings, Some(journal), skew);
+        queue.recover(left)?;
+        Ok(queue)
     }
 
     fn with_journal(
         devices: Vec<Device>,
         settings: Settings,
         journal: Option<Journal>,
-    ) -> Result<Self, QueueError> {
-        if devices.len() > MOST_DEVICES {
-            return Err(QueueError::TooManyDevices { given: devices.len(), most: MOST_DEVICES });
-        }
+        skew: Micros,
+    ) -> Self {
         let speed = |device: &Device| settings.speeds.get(&device.name()).copied().unwrap_or(1.0);
         let speeds = devices.iter().map(speed).collect();
         let state = State {
@@ -208,15 +215,15 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             max_attempts: settings.max_attempts,
             max_payload: settings.max_payload,
             clock: settings.clock,
+            skew,
             placement: Mutex::new(settings.placement),
             home,
             state: Mutex::new(state),
             journal,
             alarm: Alarm::default(),
         });
-        let queue = Self(inner);
-        wait::register(&queue.0);
-        Ok(queue)
+        wait::register(&inner);
+        Self(inner)
     }
 
     /// Refuses to go on in a forked child.
@@ -248,7 +255,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     /// The time, as the queue has it.
     #[must_use]
     pub fn now(&self) -> Micros {
-        self.0.clock.now()
+        self.0.now()
     }
 
     /// Says who knows what devices hold.
@@ -359,9 +366,20 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     }
 }
 
+fn check(devices: &[Device]) -> Result<(), QueueError> {
+    if devices.len() > MOST_DEVICES {
+        return Err(QueueError::TooManyDevices { given: devices.len(), most: MOST_DEVICES });
+    }
+    Ok(())
+}
+
 impl<V: Send + Sync + 'static> Inner<V> {
     fn check(&self) -> Result<(), QueueError> {
         Ok(self.birth.check("queue")?)
+    }
+
+    fn now(&self) -> Micros {
+        self.clock.now().saturating_add(self.skew)
     }
 
     /// The number of a device.
@@ -380,6 +398,13 @@ impl<V: Send + Sync + 'static> Inner<V> {
         Some(journal.enter(writes))
     }
 
+    /// What nobody waits for: it is written with what somebody else enters.
+    fn owe(&self, writes: Vec<Write>) {
+        if let Some(journal) = &self.journal {
+            journal.owe(writes);
+        }
+    }
+
     /// Waits until it is written, to be called with no lock held.
     fn written(&self, entered: Option<u64>) -> Result<(), QueueError> {
         match (&self.journal, entered) {
@@ -391,7 +416,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
     /// Has the alarm look at the books when the next user may go on.
     fn set_alarm(self: &Arc<Self>, at: Option<Micros>) {
         if let Some(at) = at.filter(|_| self.clock.runs()) {
-            self.alarm.set(self, at);
+            self.alarm.set(self, at.saturating_sub(self.skew));
         }
     }
 }

@@ -12,7 +12,7 @@ use super::event::{Aftermath, Kind};
 use super::job::{Job, JobState};
 use super::line::Line;
 use super::order::{Charge, Holdings, Item, Order};
-use super::write::{Standing, UserRow, Write};
+use super::write::{Standing, Write};
 use crate::device::Device;
 use crate::wait::Owner;
 
@@ -117,9 +117,8 @@ impl<V: Send + Sync + 'static> State<V> {
     }
 
     /// What a user has had, for the journal.
-    pub(super) fn account(&self, name: &Arc<str>, user: usize) -> Write {
-        let ((had, time), limits) = (self.order.had(user), self.order.limits(user));
-        Write::User(UserRow { name: name.clone(), limits, had, time })
+    pub(super) fn account(&self, user: usize) -> Option<Write> {
+        self.order.row(user).map(Write::User)
     }
 
     /// Changes the state that everybody sees, and tells those who watch.
@@ -176,6 +175,11 @@ impl<V: Send + Sync + 'static> State<V> {
             return Vec::new();
         }
         self.history.insert((ended, id));
+        self.trim(aftermath)
+    }
+
+    /// Forgets the oldest of what is over, beyond what is kept. Returns what there is to write.
+    pub(super) fn trim(&mut self, aftermath: &mut Aftermath<V>) -> Vec<Write> {
         let mut writes = Vec::new();
         while self.history.len() > self.keep
             && let Some((_, oldest)) = self.history.first().copied()

@@ -84,7 +84,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             }
             masks.push(inner.mask(spec.devices.as_deref(), spec.memory)?);
         }
-        let now = inner.clock.now();
+        let now = inner.now();
         let mut coming = Vec::new();
         let mut records = Vec::with_capacity(specs.len());
         let mut writes = Vec::new();

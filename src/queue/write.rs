@@ -94,6 +94,8 @@ pub struct UserRow {
     pub had: Micros,
     /// GPU time had.
     pub time: Micros,
+    /// GPU time of the last sixty minutes, by minute since the epoch.
+    pub last_hour: Vec<(i64, Micros)>,
 }
 
 /// One thing to write.

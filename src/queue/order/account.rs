@@ -49,11 +49,18 @@ impl LastHour {
     /// Charges what began `at` then; a correction may be negative.
     pub(super) fn charge(&mut self, at: Micros, time: Micros, now: Micros) {
         self.forget_before(now);
-        let minute = at / MINUTE;
+        self.charge_minute(at / MINUTE, time, now);
+    }
+
+    pub(super) fn charge_minute(&mut self, minute: i64, time: Micros, now: Micros) {
         if minute > now / MINUTE - MINUTES as i64 {
             *self.minutes.entry(minute).or_default() += time;
             self.sum += time;
         }
+    }
+
+    pub(super) fn minutes(&self) -> Vec<(i64, Micros)> {
+        self.minutes.iter().map(|(minute, time)| (*minute, *time)).collect()
     }
 
     pub(super) fn sum(&self) -> Micros {

@@ -26,6 +26,7 @@ use account::Account;
 pub use account::Limits;
 
 use super::clock::Micros;
+use super::write::UserRow;
 
 /// Keys of weights, in order of their use.
 pub type Needs = Arc<[Arc<str>]>;
@@ -254,10 +255,32 @@ impl Order {
     }
 
     /// Puts an account where an earlier process had left it.
-    pub fn restore(&mut self, user: usize, had: Micros, time: Micros) {
+    pub fn restore(&mut self, user: usize, row: &UserRow, now: Micros) {
         if let Some(account) = self.users.get_mut(user) {
-            (account.had, account.time) = (had, time);
+            (account.had, account.time) = (row.had, row.time);
+            account.limits = row.limits.clone();
+            for (minute, time) in &row.last_hour {
+                account.last_hour.charge_minute(*minute, *time, now);
+            }
+            self.refresh(user, now);
         }
+    }
+
+    /// What a user may have and has had, as it is written.
+    #[must_use]
+    pub fn row(&self, user: usize) -> Option<UserRow> {
+        let account = self.users.get(user)?;
+        Some(UserRow {
+            name: account.name.clone(),
+            limits: account.limits.clone(),
+            had: account.had,
+            time: account.time,
+            // Without a limit nobody asks.
+            last_hour: match account.limits.gpu_time_per_hour {
+                Some(_) => account.last_hour.minutes(),
+                None => Vec::new(),
+            },
+        })
     }
 
     /// To be called once everything is restored: those who come now start where the others are.
@@ -265,12 +288,6 @@ impl Order {
         let least = self.runnable.first().map(|(had, _)| *had);
         let most = self.users.iter().map(|account| account.had).max();
         self.virtual_time = least.or(most).unwrap_or(0);
-    }
-
-    /// What a user has had: divided by the weight, and as it was.
-    #[must_use]
-    pub fn had(&self, user: usize) -> (Micros, Micros) {
-        self.users.get(user).map_or((0, 0), |account| (account.had, account.time))
     }
 
     /// Queues a job.
