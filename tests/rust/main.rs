@@ -18,6 +18,7 @@ mod helpers;
 mod load_lock;
 mod near;
 mod pool;
+mod queue;
 mod residency;
 mod shares;
 mod wait;

@@ -21,12 +21,12 @@ impl Order {
         if self.paused {
             return None;
         }
-        if let Some((had, _)) = self.runnable.first() {
-            self.virtual_time = self.virtual_time.max(*had);
-        }
         let (key, user) = served(self, device).filter_map(|(_, lane)| lane.users.first()).min()?;
         let (key, user) = (*key, *user);
         let (fair, _) = self.first_of(user, device)?;
+        if let Some((had, _)) = self.runnable.first() {
+            self.virtual_time = self.virtual_time.max(*had);
+        }
         let placed = self.placed(device, key, user, fair, holdings, now);
         match placed {
             Some((other, job)) => {
