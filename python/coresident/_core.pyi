@@ -21,6 +21,7 @@ in ``coresident.errors``. What holds for every call:
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from collections.abc import Awaitable as _Awaitable
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import Context
@@ -2656,7 +2657,8 @@ class JobQueue:
 
     **Durable.** With a ``path`` the queue is a SQLite file, and what a call has returned for has
     been written: after ``kill -9`` every job is there, those that ran are queued again. One process
-    owns the file; any may read its tables ``jobs`` and ``users``.
+    owns the file; others may read its tables ``jobs`` and ``users``. The owner itself must not open
+    it with ``sqlite3``: closing it there takes the locks of the queue away.
 
     Args:
         path: The file of a durable queue, made if it is not there; ``None`` keeps all in memory.
@@ -3569,7 +3571,7 @@ class Events:
     def __iter__(self) -> Self: ...
     def __next__(self) -> Event: ...
     def __aiter__(self) -> Self: ...
-    def __anext__(self) -> Awaitable[Event]: ...
+    def __anext__(self) -> _Awaitable[Event]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
