@@ -597,7 +597,7 @@ def test_what_cannot_be_meant(queue: co.JobQueue) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"devices": []}, co.InvalidDeviceError, "no devices"),
+        ({"devices": []}, co.InvalidDeviceError, "list of devices is empty"),
         ({"devices": co.virtual_devices(65)}, co.InvalidValueError, "64 devices, not 65"),
         ({"order": "random"}, co.InvalidValueError, "order is 'fair' or 'fifo', not 'random'"),
         ({"ageing": -1.0}, co.InvalidValueError, "ageing must be 0 or more seconds, not -1"),
