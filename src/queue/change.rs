@@ -31,8 +31,8 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     ///
     /// # Errors
     /// [`QueueError::Journal`]: those that were queued are queued as before. [`QueueError::Forked`].
-    pub fn cancel(&self, selection: &Selection, reason: Option<String>) -> Result<u64, QueueError> {
-        self.stop(selection, reason.as_deref(), false)
+    pub fn cancel(&self, selection: &Selection, reason: Option<&str>) -> Result<u64, QueueError> {
+        self.stop(selection, reason, false)
     }
 
     /// Forgets jobs; those that are not over are cancelled first. Returns how many.
