@@ -13,6 +13,8 @@ mod budget;
 mod load_lock;
 mod pool;
 mod queue;
+mod residency;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -80,6 +82,13 @@ rules! {
         what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
+    }
+    residency {
+        what_a_job_uses_is_noted_whatever_others_use: OthersUseIsOwn;
+    }
+    trace {
+        an_event_is_read_whole_or_not_at_all: TornEventIsRead;
+        of_two_who_record_in_one_place_one_is_kept_whole: PlaceIsNotClaimed;
     }
     worker {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;
