@@ -3864,7 +3864,7 @@ class QueueStatus:
 
     @property
     def users(self) -> list[UserStatus]:
-        """Every user who has jobs or settings, by name."""
+        """Every user who ever had jobs or settings here, by name."""
 
 @final
 class UserStatus:

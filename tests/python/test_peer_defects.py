@@ -556,3 +556,12 @@ def test_deleting_jobs_that_run_cancels_all_of_them_first() -> None:
         assert one.finish() == other.fail("stopped") == "cancelled"
     assert [job.state for job in jobs] == ["cancelled"] * 2
     assert queue.jobs() == []
+
+    old = old_queue.SessionQueue()
+    for _ in range(2):
+        old.enqueue("ann", "b")
+    running = [old.dequeue(), old.dequeue()]
+    assert old.delete_batch("b") == 1
+    assert running[1] is not None
+    with pytest.raises(TypeError):
+        old.complete(running[1][0])

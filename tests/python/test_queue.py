@@ -57,7 +57,9 @@ def test_the_result_is_the_very_object_that_the_claim_finished_with(queue: co.Jo
     assert job.submitted <= job.started <= job.finished
 
 
-@pytest.mark.parametrize("payload", [b"\0\xff", "text", 7, None, 1.5, ["a", {"b": None}], {}])
+@pytest.mark.parametrize(
+    "payload", [b"\0\xff", "t\u00e4xt", "\ud800", 7, None, 1.5, ["a", {"b": None}], {}]
+)
 def test_a_payload_comes_back_as_it_was_given(queue: co.JobQueue, payload: Any) -> None:
     assert queue.submit(payload).payload == payload
 

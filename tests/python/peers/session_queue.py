@@ -47,7 +47,8 @@ class SessionQueue:
             return int(id_), str(user)
 
     def complete(self, id_: int) -> None:
-        """Ends an item."""
+        """Ends an item, which has to be there."""
+        self.status(id_)
         self.table.execute("UPDATE items SET status = 'completed' WHERE id = ?", (id_,))
 
     def status(self, id_: int) -> str:
@@ -67,6 +68,12 @@ class SessionQueue:
             return pending
         self.table.execute("UPDATE items SET status = 'canceled' WHERE id = ?", (current[0],))
         return pending + 1
+
+    def delete_batch(self, batch: str) -> int:
+        """Deletes a batch, after the current item was cancelled if it is one of it."""
+        cancelled = self.cancel_batch(batch)
+        self.table.execute("DELETE FROM items WHERE batch = ?", (batch,))
+        return cancelled
 
     def delete_history(self, user: str) -> None:
         """Deletes what a user has had."""
