@@ -95,18 +95,18 @@ impl Offer {
 /// A job that runs.
 #[pyclass(frozen, weakref, module = "coresident", name = "Claim")]
 pub(in crate::python) struct Claim {
-    claim: CoreClaim,
+    core: CoreClaim,
     queue: CoreQueue,
     taker: Taker,
 }
 
 impl Claim {
     pub(super) fn of(claim: CoreClaim, queue: CoreQueue, owner: &crate::wait::Owner) -> Self {
-        Self { claim, queue, taker: Taker::of(owner) }
+        Self { core: claim, queue, taker: Taker::of(owner) }
     }
 
     fn end(&self, py: Python<'_>, outcome: Outcome<Value>) -> Result<&'static str> {
-        let ended = detached(py, || self.claim.finish(outcome));
+        let ended = detached(py, || self.core.finish(outcome));
         Ok(ended.map_err(Error::from)?.as_str())
     }
 
@@ -148,12 +148,12 @@ fn without_frames(error: &Bound<'_, PyAny>) -> Result<Value> {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.claim.is_open() && self.claim.is_here() {
+        if self.core.is_open() && self.core.is_here() {
             Python::attach(|py| {
                 let _inside = Inside::enter(py);
-                detached(py, || self.claim.lose("its claim was forgotten"));
+                detached(py, || self.core.lose("its claim was forgotten"));
             });
-            warn_forgotten(&format!("the claim of job {}", self.claim.job().id));
+            warn_forgotten(&format!("the claim of job {}", self.core.job().id));
         }
     }
 }
@@ -163,41 +163,41 @@ impl Claim {
     /// The job.
     #[getter]
     fn job(&self) -> Job {
-        Job(self.claim.job().clone(), self.queue.clone())
+        Job(self.core.job().clone(), self.queue.clone())
     }
 
     /// The device that it runs on.
     #[getter]
     fn device(&self) -> Device {
-        Device::of(self.claim.device().clone())
+        Device::of(self.core.device().clone())
     }
 
     /// Raised at once when the job is cancelled.
     #[getter]
     fn token(&self) -> CancelToken {
-        CancelToken(self.claim.token().clone())
+        CancelToken(self.core.token().clone())
     }
 
     /// Which attempt at the job this is, from 1.
     #[getter]
     fn attempt(&self) -> u32 {
-        self.claim.attempt()
+        self.core.attempt()
     }
 
     /// Whether it has been ended.
     #[getter]
     fn released(&self) -> bool {
-        !self.claim.is_open()
+        !self.core.is_open()
     }
 
     /// Says that the work begins now.
     fn start(&self) -> Result<()> {
-        Ok(self.claim.start()?)
+        Ok(self.core.start()?)
     }
 
     /// Says what the job does now.
     fn stage(&self, name: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.claim.stage(text::name("a stage", name)?)?)
+        Ok(self.core.stage(text::name("a stage", name)?)?)
     }
 
     /// Says how far the job is.
@@ -217,7 +217,7 @@ impl Claim {
             return Err(invalid_value(&format!("step {done} is more than all {all} steps")));
         }
         let preview = preview.filter(|preview| !preview.is_none()).map(Value::of);
-        Ok(self.claim.step(done, all, preview)?)
+        Ok(self.core.step(done, all, preview)?)
     }
 
     /// Ends the job.
@@ -243,21 +243,21 @@ impl Claim {
 
     /// Queues the job again, as if it had not been begun.
     fn release(&self, py: Python<'_>) {
-        detached(py, || self.claim.release());
+        detached(py, || self.core.release());
     }
 
     /// Lets another thread or task have this claim.
     fn hand_over(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
-        slf.get().claim.hand_over()?;
+        slf.get().core.hand_over()?;
         Ok(slf)
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
         let claim = slf.get();
         if !claim.taker.is_caller() {
-            claim.claim.set_owner(Some(&caller(slf.py())?))?;
+            claim.core.set_owner(Some(&caller(slf.py())?))?;
         }
-        claim.claim.start()?;
+        claim.core.start()?;
         Ok(slf)
     }
 
@@ -268,27 +268,27 @@ impl Claim {
         value: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) -> Result<()> {
-        if !self.claim.is_open() {
+        if !self.core.is_open() {
             return Ok(());
         }
         if value.is_instance_of::<PyException>() {
             let failed = self.failed_with_frames(py, value);
             if failed.is_err() {
-                detached(py, || self.claim.lose("its failure could not be written"));
+                detached(py, || self.core.lose("its failure could not be written"));
             }
             return failed.map(|_| ());
         }
         if value.is_none() {
-            detached(py, || self.claim.lose("its claim ended without an outcome"));
+            detached(py, || self.core.lose("its claim ended without an outcome"));
         } else {
-            detached(py, || self.claim.release());
+            detached(py, || self.core.release());
         }
         Ok(())
     }
 
     fn __repr__(&self) -> String {
-        let state = if self.claim.is_open() { "running" } else { "ended" };
-        format!("<Claim of job {} on {} {state}>", self.claim.job().id, self.claim.device())
+        let state = if self.core.is_open() { "running" } else { "ended" };
+        format!("<Claim of job {} on {} {state}>", self.core.job().id, self.core.device())
     }
 }
 

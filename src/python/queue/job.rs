@@ -209,6 +209,7 @@ impl Job {
 
     /// Cancels it.
     #[pyo3(signature = (reason=None))]
+    #[expect(clippy::needless_pass_by_value, reason = "what is taken out of Python is owned")]
     fn cancel(&self, py: Python<'_>, reason: Option<String>) -> Result<bool> {
         let (queue, selection) = (&self.1, Selection::job(self.0.id));
         Ok(detached(py, || queue.cancel(&selection, reason.as_deref()))? == 1)

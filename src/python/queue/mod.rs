@@ -391,7 +391,11 @@ impl JobQueue {
 
     /// Cancels jobs.
     #[pyo3(signature = (jobs=None, *, batch=None, user=None, tag=None, everything=false, reason=None))]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::needless_pass_by_value,
+        reason = "the Python signature"
+    )]
     fn cancel(
         &self,
         py: Python<'_>,

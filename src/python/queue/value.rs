@@ -24,8 +24,8 @@ impl Value {
         self.object.as_ref().map_or_else(|| py.None(), |object| object.clone_ref(py))
     }
 
-    pub(super) fn held(&self) -> &Option<Py<PyAny>> {
-        &self.object
+    pub(super) fn held(&self) -> Option<&Py<PyAny>> {
+        self.object.as_ref()
     }
 }
 
