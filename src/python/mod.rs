@@ -19,6 +19,7 @@ mod owner;
 mod planner;
 mod pool;
 mod residency;
+mod runtime;
 mod shares;
 mod torch;
 mod wait;
@@ -68,6 +69,8 @@ mod _core {
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
+    #[pymodule_export]
+    use super::runtime::{Connection, connect};
     #[pymodule_export]
     use super::shares::shares;
     #[pymodule_export]
