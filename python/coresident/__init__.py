@@ -79,6 +79,7 @@ from coresident.errors import (
     WeightsNotOpenError,
 )
 from coresident.runtime import Runtime
+from coresident.serving import IdlePolicy, ServedJob, Server, borrowable, current_job
 
 __all__ = [
     "Area",
@@ -108,6 +109,7 @@ __all__ = [
     "DeviceTensor",
     "ForkedError",
     "Holder",
+    "IdlePolicy",
     "InvalidDeviceError",
     "InvalidTypeError",
     "InvalidValueError",
@@ -125,6 +127,8 @@ __all__ = [
     "Reservation",
     "RunningJob",
     "Runtime",
+    "ServedJob",
+    "Server",
     "Tensor",
     "TensorNotFoundError",
     "Ticket",
@@ -143,8 +147,10 @@ __all__ = [
     "WorkerPool",
     "WorkerStatus",
     "__version__",
+    "borrowable",
     "current_cancel_token",
     "current_device",
+    "current_job",
     "decoded",
     "devices",
     "register_provider",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
@@ -198,6 +197,8 @@ class Server:
 
     async def wait_async(self, timeout: float | None = None) -> None:
         """As :meth:`wait`, for asyncio: the task waits, its thread does not. Raises as that does."""
+        import asyncio
+
         self._check()
         _check_timeout(timeout)
         loop, over = asyncio.get_running_loop(), asyncio.Event()
