@@ -18,6 +18,7 @@ mod load_lock;
 mod owner;
 mod planner;
 mod pool;
+mod queue;
 mod residency;
 mod runtime;
 mod shares;
@@ -67,6 +68,8 @@ mod _core {
     use super::planner::{Planner, RunningJob};
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
+    #[pymodule_export]
+    use super::queue::{Claim, Event, Events, Job, JobQueue, Offer, QueueStatus, UserStatus};
     #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]

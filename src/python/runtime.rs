@@ -23,7 +23,7 @@ pub(super) fn connect(
     let queue = queue.get().inner();
     queue.check()?;
     let planners = planners.iter().map(|planner| planner.get().plans.clone()).collect();
-    let arenas = arenas.iter().map(|arena| arena.get().arena.clone()).collect();
+    let arenas = arenas.iter().map(|arena| arena.get().pages.clone()).collect();
     Ok(Connection(runtime::connect(queue, planners, arenas)))
 }
 

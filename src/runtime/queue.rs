@@ -24,7 +24,7 @@ struct Resident(Vec<Arena>);
 
 impl Placement for Resident {
     fn holdings(&self, device: Name) -> Holdings {
-        let arena = self.0.iter().find(|arena| arena.device().name() == device);
+        let arena = self.0.iter().find(|arena| arena.device() == device);
         let status = arena.and_then(|arena| arena.status().ok());
         let areas = status.into_iter().flat_map(|status| status.areas);
         let held = areas.filter(|area| area.resident > 0);
