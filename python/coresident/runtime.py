@@ -298,7 +298,13 @@ class Runtime:
             grace: Seconds that jobs have to end after Ctrl-C, and then to stop.
             **terms: As for :meth:`serve`.
         """
-        self.serve(handler, queue, **terms).serve_forever(grace=grace)
+        from coresident.serving.server import check_grace, signals
+
+        check_grace(grace)
+        wake = _core.CancelToken()
+        # Before the first job begins.
+        with signals(wake):
+            self.serve(handler, queue, **terms).serve_until(wake, grace)
 
     def free(self, device: Any = None, *, ram: bool = False) -> int:
         """Lets go of weights that nobody uses right now: in the memory of a device, and on the host.

@@ -81,8 +81,6 @@ class Server:
         self._drained = _core.CancelToken()
         self.hurry = _core.CancelToken()
         self._ended = _core.CancelToken()
-        # Wakes the one who serves for ever.
-        self._wake = _core.CancelToken()
         self._pid = os.getpid()
         self._runtime = runtime
         self._owns_queue = queue is None
@@ -225,14 +223,19 @@ class Server:
             InvalidTypeError: it is no number.
         """
         self._check()
-        _check_timeout(grace, "grace")
+        check_grace(grace)
         self._refuse_own_workers()
-        self._when_ended(lambda: self._wake.cancel())
+        wake = _core.CancelToken()
+        with signals(wake):
+            self.serve_until(wake, grace)
+
+    def serve_until(self, wake: _core.CancelToken, grace: float) -> None:
+        """Waits until it has ended, or until a token is raised, and ends it then."""
+        self._when_ended(lambda: wake.cancel())
         try:
-            with self._signals():
-                self._wake.wait()
-                if not self.ended:
-                    self._stop_gracefully(grace)
+            wake.wait()
+            if not self.ended:
+                self._stop_gracefully(grace)
         except KeyboardInterrupt:
             # Whoever presses twice does not want to wait at the exit either.
             self._abandon()
@@ -249,29 +252,6 @@ class Server:
             return
         self.note(self._late(grace).args[0])
         self._abandon()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Has the first signal wake the one who waits, and the second raise."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            if not self._wake.cancel():
-                raise KeyboardInterrupt
-
-        before: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                default = (signal.default_int_handler, signal.SIG_DFL)
-                # Somebody else's handler has its own idea of what is to happen.
-                if signal.getsignal(number) in default:
-                    before[number] = signal.signal(number, handle)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def __enter__(self) -> Server:
         self._check()
@@ -478,6 +458,29 @@ class Server:
             )
 
 
+@contextlib.contextmanager
+def signals(wake: _core.CancelToken) -> Iterator[None]:
+    """Has the first Ctrl-C or SIGTERM in the block raise a token, and the next one an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if not wake.cancel():
+            raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Somebody else's handler has its own idea of what is to happen.
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                before[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def finish_all() -> None:
     """Stops every server, and waits for it: the interpreter exits."""
     servers = [one for one in _all() if one.is_here and not one.ended and not one._abandoned]
@@ -499,6 +502,11 @@ def _all() -> list[Server]:
             return list(_SERVERS)
         except RuntimeError:  # another thread has just made one
             continue
+
+
+def check_grace(grace: object) -> None:
+    """Refuses what is no number of seconds."""
+    _check_timeout(grace, "grace")
 
 
 def _check_timeout(timeout: object, name: str = "timeout") -> None:
