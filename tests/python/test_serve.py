@@ -256,6 +256,26 @@ def test_a_job_of_which_the_handler_has_returned_is_over(runtime: co.Runtime) ->
                 late()
 
 
+def test_a_big_batch_holds_nobody_up_who_comes_after_it(runtime: co.Runtime) -> None:
+    order: list[str] = []
+    gate = Gate()
+
+    def handler(job: co.ServedJob) -> None:
+        order.append(job.user)
+        gate(job)
+
+    with runtime.serve(handler, devices="virtual:0") as server:
+        jobs = [server.queue.submit(b"", user="ann")]
+        until(lambda: gate.begun)
+        # What ann's job was only expected to take is no advance of hers.
+        jobs += [server.queue.submit(b"", user=user) for user in ["ann"] * 10 + ["bob"] * 4]
+        gate.open()
+        for job in jobs:
+            job.result(LONG)
+    assert "bob" in order[1:3]
+    assert order.index("bob") < 3 and order[::-1].index("bob") > 2, order
+
+
 # What a worker survives
 
 
@@ -357,25 +377,71 @@ def test_a_device_can_be_borrowed_again_after_any_failure(runtime: co.Runtime) -
             assert spare is not None
 
 
+WRITER = """
+    import sqlite3, sys
+
+    other = sqlite3.connect(sys.argv[1], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    print("locked", flush=True)
+    sys.stdin.readline()
+    other.execute("ROLLBACK")
+"""
+
+
+def writer_of(path: Any) -> subprocess.Popen[str]:
+    """Another process that writes to a file: a process does not lock files against itself."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "locked\n"
+    return writer
+
+
 def test_a_queue_whose_file_cannot_be_written_stops_no_worker_and_loses_no_job(
     runtime: co.Runtime, tmp_path: Any
 ) -> None:
     path = tmp_path / "jobs.sqlite"
     queue = co.JobQueue(path, devices=runtime.devices)
     jobs = [queue.submit(n) for n in range(3)]
-    import sqlite3
-
-    # Somebody else writes for longer than the queue waits for it.
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+    writer = writer_of(path)
     with runtime.serve(lambda job: job.payload, queue) as server:
         until(lambda: server.errors)
-        assert {job.state for job in jobs} <= {"queued", "running"}
-        other.execute("ROLLBACK")
+        assert {job.state for job in jobs} == {"queued"}
+        writer.communicate("\n", timeout=LONG)
         assert [job.wait(LONG) for job in jobs] == ["done"] * 3
+        assert [job.attempts for job in jobs] == [1] * 3
         assert "jobs.sqlite" in server.errors[0]
-    other.close()
     queue.close()
+
+
+@pytest.mark.parametrize("mode", ["finish", "cancel"])
+def test_an_outcome_that_cannot_be_written_is_written_later_or_the_job_runs_again(
+    runtime: co.Runtime, tmp_path: Any, mode: Any
+) -> None:
+    path = tmp_path / "jobs.sqlite"
+    queue = co.JobQueue(path, devices=runtime.devices)
+    job = queue.submit(b"")
+    gate = Gate()
+    server = runtime.serve(gate, queue)
+    until(lambda: gate.begun)
+    writer = writer_of(path)
+    gate.open()
+    until(lambda: server.errors)
+    # Its device is free for others meanwhile.
+    until(lambda: idle(runtime))
+    assert job.state == "running"
+    if mode == "cancel":
+        server.stop("cancel", timeout=LONG)
+    writer.communicate("\n", timeout=LONG)
+    server.stop(timeout=LONG)
+    queue.close()
+    with co.JobQueue(path, devices=runtime.devices) as later:
+        expected = {"finish": ("done", 1), "cancel": ("queued", 1)}[mode]
+        assert (later.job(job.id).state, later.job(job.id).attempts) == expected
 
 
 # An offer that was on its way to a variable is found by the garbage collector, which says so.
@@ -588,10 +654,11 @@ def test_a_wait_in_asyncio_that_is_late_or_cancelled_leaves_the_server_be(
 def test_a_script_that_ends_runs_what_it_has_queued_first() -> None:
     ended = run_script(
         """
+        import os
         import coresident as co
 
         runtime = co.Runtime(co.virtual_devices(2))
-        server = runtime.serve(lambda job: print(f"ran {job.payload}\\n", end="", flush=True))
+        server = runtime.serve(lambda job: os.write(1, b"ran %d\\n" % job.payload) and None)
         for number in range(5):
             server.queue.submit(number)
         print("the end of the script", flush=True)

@@ -90,6 +90,8 @@ pub(super) struct Account {
     pub(super) limits: Limits,
     /// GPU time had, divided by the weight: who has had least is next.
     pub(super) had: Micros,
+    /// How much of that is only expected, of jobs that run.
+    pub(super) expected: Micros,
     /// GPU time had, as it was.
     pub(super) time: Micros,
     pub(super) last_hour: LastHour,
@@ -118,6 +120,7 @@ impl Account {
             name,
             limits: Limits::default(),
             had: 0,
+            expected: 0,
             time: 0,
             last_hour: LastHour::default(),
             queued: 0,
@@ -163,5 +166,16 @@ impl Account {
         self.time += time;
         self.had = self.had.saturating_add((time as f64 / self.limits.weight) as Micros);
         self.last_hour.charge(began, time, now);
+    }
+
+    /// What he has had for certain, divided by the weight: without what running jobs are expected to
+    /// take.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "a share of a time; what is beyond the range is at its end"
+    )]
+    pub(super) fn had_for_certain(&self) -> Micros {
+        self.had.saturating_sub((self.expected as f64 / self.limits.weight) as Micros)
     }
 }

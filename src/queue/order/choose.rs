@@ -1,5 +1,6 @@
 //! The next job of a device.
 
+use super::account::Account;
 use super::{Holdings, Item, Key, Lane, Order, Place};
 use crate::queue::clock::Micros;
 
@@ -21,8 +22,10 @@ impl Order {
         if self.paused {
             return None;
         }
-        if let Some((had, _)) = self.runnable.first() {
-            self.virtual_time = self.virtual_time.max(*had);
+        if let Some((_, user)) = self.runnable.first() {
+            // Who comes now is not behind for what others are only expected to take.
+            let had = self.users.get(*user).map_or(0, Account::had_for_certain);
+            self.virtual_time = self.virtual_time.max(had);
         }
         let (key, user) = served(self, device).filter_map(|(_, lane)| lane.users.first()).min()?;
         let (key, user) = (*key, *user);

@@ -344,6 +344,7 @@ impl Order {
         if let Some(account) = self.users.get_mut(item.user) {
             account.running += 1;
             account.charge(now, time, now);
+            account.expected = account.expected.saturating_add(time);
             account.passed = None;
             self.refresh(item.user, now);
         }
@@ -363,6 +364,7 @@ impl Order {
         let Some(account) = self.users.get_mut(item.user) else { return };
         account.running -= 1;
         account.charge(charge.at, time - charge.time, now);
+        account.expected = account.expected.saturating_sub(charge.time);
         self.refresh(item.user, now);
     }
 
