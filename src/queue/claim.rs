@@ -444,7 +444,10 @@ impl<V: Send + Sync + 'static> State<V> {
         } else {
             Write::Stand(Box::new(standing))
         };
-        let account = self.account(record.item.user);
+        let account = record.charge.and_then(|(device, charge)| {
+            let took = now - charge.at;
+            self.order.row_after(&record.item, device, charge, took, now).map(Write::User)
+        });
         Some((decision, std::iter::once(stand).chain(account).collect()))
     }
 

@@ -52,6 +52,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let mut aftermath = Aftermath::default();
         let mut state = inner.state.lock();
         state.next_id = left.next_id;
+        state.order.restore_time(left.virtual_time);
         for user in left.users {
             let number = state.order.user(&user.name);
             state.order.restore(number, &user, now);
@@ -83,7 +84,6 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             }
         }
         writes.extend(state.trim(&mut aftermath));
-        state.order.restored();
         let entered = inner.enter(writes);
         drop(state);
         aftermath.settle();

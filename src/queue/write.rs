@@ -96,6 +96,8 @@ pub struct UserRow {
     pub time: Micros,
     /// GPU time of the last sixty minutes, by minute since the epoch.
     pub last_hour: Vec<(i64, Micros)>,
+    /// Where users are who come now: the same for all.
+    pub virtual_time: Micros,
 }
 
 /// One thing to write.

@@ -19,6 +19,7 @@ mod load_lock;
 mod near;
 mod planner;
 mod pool;
+mod queue;
 mod residency;
 mod shares;
 mod wait;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::clock::Micros;
 use super::error::JournalError;
 use super::write::{Row, UserRow, Write};
 use crate::sync::{Mutex, MutexGuard};
@@ -32,6 +33,7 @@ pub enum Durability {
 pub(super) struct Left {
     pub(super) jobs: Vec<Row>,
     pub(super) users: Vec<UserRow>,
+    pub(super) virtual_time: Micros,
     /// The number after the last one that a job ever had.
     pub(super) next_id: u64,
 }

@@ -1,7 +1,8 @@
 //! The tables of a queue's file.
 //!
-//! `jobs` has a row for each job, `users` one for each user who has had GPU time or settings. Times are in
-//! microseconds, since the epoch or of GPU time; lists are JSON.
+//! `jobs` has a row for each job, `users` one for each user who has had GPU time or settings, `fairness`
+//! the one figure that all users share. Times are in microseconds, since the epoch or of GPU time;
+//! lists are JSON.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::queue::write::{Row, Standing, UserRow, Write};
 /// How a file of ours is told from other files of SQLite: `coRQ`.
 const APPLICATION: i64 = 0x636f_5251;
 /// How long a write waits for somebody else who has locked the file.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What makes a file of each version one of the next; the version is how many have been done.
 const STEPS: [&str; 2] = [
@@ -57,7 +58,9 @@ const STEPS: [&str; 2] = [
         had INTEGER NOT NULL,
         gpu_time INTEGER NOT NULL
     ) WITHOUT ROWID;",
-    "ALTER TABLE users ADD COLUMN last_hour TEXT NOT NULL DEFAULT '[]';",
+    "ALTER TABLE users ADD COLUMN last_hour TEXT NOT NULL DEFAULT '[]';
+    CREATE TABLE fairness (id INTEGER PRIMARY KEY CHECK (id = 0), virtual_time INTEGER NOT NULL);
+    INSERT INTO fairness SELECT 0, coalesce(max(had), 0) FROM users;",
 ];
 
 /// Opens a file and brings it to the present version.
@@ -222,6 +225,8 @@ fn put_user(connection: &Connection, user: &UserRow) -> rusqlite::Result<()> {
         user.time,
         last_hour,
     ])?;
+    let sql = "UPDATE fairness SET virtual_time = ?1 WHERE virtual_time < ?1";
+    connection.prepare_cached(sql)?.execute([user.virtual_time])?;
     Ok(())
 }
 
@@ -233,7 +238,9 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Left> {
     let users = users.query_map([], user)?.collect::<rusqlite::Result<_>>()?;
     let last = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'";
     let last: i64 = connection.query_row(last, [], |row| row.get(0))?;
-    Ok(Left { jobs, users, next_id: u64::try_from(last).unwrap_or(0) + 1 })
+    let virtual_time = "SELECT coalesce(max(virtual_time), 0) FROM fairness";
+    let virtual_time = connection.query_row(virtual_time, [], |row| row.get(0))?;
+    Ok(Left { jobs, users, virtual_time, next_id: u64::try_from(last).unwrap_or(0) + 1 })
 }
 
 /// A column that somebody has written who is not a queue.
@@ -318,6 +325,7 @@ fn user(row: &SqlRow<'_>) -> rusqlite::Result<UserRow> {
         had: row.get("had")?,
         time: row.get("gpu_time")?,
         last_hour,
+        virtual_time: 0,
     })
 }
 
@@ -331,7 +339,7 @@ pub(super) fn failed(doing: &'static str, path: &Path, why: &rusqlite::Error) ->
     let locked = matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
     let full = code == Some(ErrorCode::DiskFull);
     let told = if locked {
-        format!("somebody else has locked it for more than {} s", PATIENCE.as_secs())
+        format!("somebody else has locked it for more than {} s", PATIENCE.as_secs_f64())
     } else if full {
         "the disk is full".to_owned()
     } else {

@@ -162,9 +162,14 @@ impl Account {
         clippy::cast_precision_loss,
         reason = "a share of a time; what is beyond the range is at its end"
     )]
+    /// A time, divided by the weight.
+    pub(super) fn share(&self, time: Micros) -> Micros {
+        (time as f64 / self.limits.weight) as Micros
+    }
+
     pub(super) fn charge(&mut self, began: Micros, time: Micros, now: Micros) {
         self.time += time;
-        self.had = self.had.saturating_add((time as f64 / self.limits.weight) as Micros);
+        self.had = self.had.saturating_add(self.share(time));
         self.last_hour.charge(began, time, now);
     }
 

@@ -22,14 +22,14 @@ impl Order {
         if self.paused {
             return None;
         }
+        let (key, user) = served(self, device).filter_map(|(_, lane)| lane.users.first()).min()?;
+        let (key, user) = (*key, *user);
+        let (fair, _) = self.first_of(user, device)?;
         if let Some((_, user)) = self.runnable.first() {
             // Who comes now is not behind for what others are only expected to take.
             let had = self.users.get(*user).map_or(0, Account::had_for_certain);
             self.virtual_time = self.virtual_time.max(had);
         }
-        let (key, user) = served(self, device).filter_map(|(_, lane)| lane.users.first()).min()?;
-        let (key, user) = (*key, *user);
-        let (fair, _) = self.first_of(user, device)?;
         let placed = self.placed(device, key, user, fair, holdings, now);
         match placed {
             Some((other, job)) => {

@@ -280,14 +280,36 @@ impl Order {
                 Some(_) => account.last_hour.minutes(),
                 None => Vec::new(),
             },
+            virtual_time: self.virtual_time,
         })
     }
 
-    /// To be called once everything is restored: those who come now start where the others are.
-    pub fn restored(&mut self) {
-        let least = self.runnable.first().map(|(had, _)| *had);
-        let most = self.users.iter().map(|account| account.had).max();
-        self.virtual_time = least.or(most).unwrap_or(0);
+    /// The same, as it will be once a job has ended after so much time.
+    #[must_use]
+    pub fn row_after(
+        &self,
+        item: &Item,
+        device: usize,
+        charge: Charge,
+        took: Micros,
+        now: Micros,
+    ) -> Option<UserRow> {
+        let account = self.users.get(item.user)?;
+        let more = self.on(device, took) - charge.time;
+        let mut row = self.row(item.user)?;
+        row.had = row.had.saturating_add(account.share(more));
+        row.time += more;
+        if account.limits.gpu_time_per_hour.is_some() {
+            let mut last_hour = account.last_hour.clone();
+            last_hour.charge(charge.at, more, now);
+            row.last_hour = last_hour.minutes();
+        }
+        Some(row)
+    }
+
+    /// Puts those who come now where they would have been.
+    pub fn restore_time(&mut self, virtual_time: Micros) {
+        self.virtual_time = virtual_time;
     }
 
     /// Queues a job.
