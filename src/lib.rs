@@ -11,6 +11,7 @@ pub mod queue;
 pub mod residency;
 pub mod runtime;
 pub mod sync;
+pub mod trace;
 pub mod wait;
 pub mod weights;
 pub mod worker;

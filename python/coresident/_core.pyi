@@ -29,6 +29,7 @@ from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
+    ClassVar,
     Generic,
     Literal,
     ParamSpec,
@@ -61,6 +62,7 @@ __all__ = [
     "DeviceTensor",
     "Event",
     "Events",
+    "Hint",
     "Holder",
     "Job",
     "JobQueue",
@@ -76,12 +78,14 @@ __all__ = [
     "Pins",
     "PrivateWeights",
     "QueueStatus",
+    "Recording",
     "Replayed",
     "Request",
     "Reservation",
     "Tensor",
     "Ticket",
     "UserStatus",
+    "Timeline",
     "Waiter",
     "Wakeups",
     "WeightStore",
@@ -96,6 +100,7 @@ __all__ = [
     "devices",
     "entered_child",
     "has_forked",
+    "hint_kinds",
     "policies",
     "register_provider",
     "release_this_thread",
@@ -103,6 +108,7 @@ __all__ = [
     "restore_device",
     "shares",
     "size",
+    "trace_hints",
     "virtual_devices",
 ]
 
@@ -284,6 +290,7 @@ def virtual_devices(
     memory: int | str | None = None,
     bandwidth: int | str | None = None,
     jitter: int | None = None,
+    moving: bool = False,
 ) -> list[Device]:
     """CPU-backed devices, for machines without an accelerator and for test suites.
 
@@ -296,6 +303,8 @@ def virtual_devices(
         bandwidth: Bytes per second of an imitated bus, as a number or a text; only with ``memory``.
         jitter: A number that random delays of everything that the device's streams do are drawn
             from, for tests; only with ``memory``. Fresh memory has garbage in it then.
+        moving: Whether memory comes to other addresses each time, as on GPUs without virtual memory
+            management; only with ``memory``. Weights come and leave in blocks there.
 
     Returns:
         ``count`` devices.
@@ -303,7 +312,7 @@ def virtual_devices(
     Raises:
         InvalidTypeError: ``count`` is no whole number, or a size is neither a number nor a text.
         InvalidValueError: ``count`` is out of range, a size is 0 or cannot be read, or
-            ``bandwidth`` or ``jitter`` is given without ``memory``.
+            ``bandwidth``, ``jitter`` or ``moving`` is given without ``memory``.
 
     Example:
         >>> co.virtual_devices(2, memory="2GiB")
@@ -2235,6 +2244,12 @@ class Arena:
     for longest; of one model the last pages go first. Evicting copies nothing: the host has the
     weights.
 
+    A GPU without virtual memory management (of some virtual machines, and old ones) gives memory no
+    address of one's choice. There the pages of a block come and leave together: whole tensors up to
+    32 MiB, or one that is larger. Tensors have addresses only while they are pinned
+    (:attr:`moving`). Everything else is the same; a block that makes room for one of as many bytes
+    becomes that, and giving back any other waits until the device is idle.
+
     Args:
         device: A device that is :attr:`~Device.paged`.
         budget: What the pages are charged to. It asks the arena for bytes that somebody misses.
@@ -2248,11 +2263,12 @@ class Arena:
             copy from anywhere.
         planner: Who says what is evicted first, and learns what is used; of the same device. One
             with the policy ``'always-evict'`` sets both watermarks to 0.
+        timeline: Where it records what happens; ``None`` for nowhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
         InvalidValueError: ``pin`` is something else, or the planner is another device's.
-        InvalidTypeError: a budget is none, or the planner.
+        InvalidTypeError: a budget is none, or the planner or the timeline.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2271,10 +2287,21 @@ class Arena:
         ram: Budget | None = None,
         pin: str = "staging",
         planner: Planner | None = None,
+        timeline: Timeline | None = None,
     ) -> Self: ...
     @property
     def device(self) -> Device:
         """The device."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether tensors come to other addresses each time they come. On CUDA it is the first use
+        of the device's memory that tells.
+
+        Raises:
+            DeviceLostError: the device cannot be used.
+            ForkedError: the arena is another process's.
+        """
 
     @property
     def budget(self) -> Budget:
@@ -2283,6 +2310,10 @@ class Arena:
     @property
     def ram(self) -> Budget | None:
         """The budget to which page-locked buffers are charged; ``None`` without one."""
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """Where it records what happens; ``None`` without one."""
 
     @property
     def pin(self) -> str:
@@ -2637,13 +2668,23 @@ class Area:
             ForkedError: the arena is another process's.
         """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, block: Block | None = None) -> dict[str, Any]:
         """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
         somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
         resident ends the process. Does not wait.
 
+        Where tensors move (:attr:`Arena.moving`) the views are of where they are now: take them
+        once they are pinned, and let go of them before they are not. Afterwards the addresses are
+        somebody else's.
+
+        Args:
+            block: Of which tensors; ``None`` for all.
+
         Raises:
             ImportError: torch is not installed.
+            InvalidTypeError: ``block`` is none.
+            InvalidValueError: the block is of another area; or one of the tensors is nowhere,
+                because they move and it is not resident.
         """
 
     def pinned(
@@ -3967,6 +4008,290 @@ class LastMoment:
     """Internal: keeps other threads out of the interpreter, which exits, from its own end on."""
 
 # Traces: see :mod:`coresident.trace`
+
+@final
+class Timeline:
+    """What happens on devices, recorded as it does: the last events, and sums that lose nothing.
+
+    A :class:`~coresident.Runtime` has one, in which its devices record. Recording takes about a
+    tenth of a microsecond, whichever thread does it, and waits for nothing.
+
+    Args:
+        events: How many events are kept; of earlier ones only the sums are. 72 bytes each, taken
+            when they are first needed.
+
+    Raises:
+        InvalidTypeError: ``events`` is no whole number.
+        InvalidValueError: ``events`` is 0, or more than 2**26.
+
+    Example:
+        >>> timeline = runtime.timeline
+        >>> timeline.save("timeline.json")
+        >>> events = timeline.recording().events
+        >>> events["bytes"][events["kind"] == timeline.recording().kinds.index("copy")].sum()
+        4802416640
+    """
+
+    def __new__(cls, events: int = 65536) -> Self: ...
+    @property
+    def enabled(self) -> bool:
+        """Whether it records; to be switched at any time. False in a forked child."""
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None: ...
+    @property
+    def capacity(self) -> int:
+        """How many events it keeps."""
+
+    def record(
+        self,
+        kind: str,
+        device: _DeviceLike | None = None,
+        component: str | None = None,
+        *,
+        whom: str | None = None,
+        nbytes: int | str | None = None,
+        beside: int | str | None = None,
+        of: int | str | None = None,
+        seconds: float | None = None,
+        cause: str | None = None,
+        job: int | None = None,
+    ) -> None:
+        """Records something that has just ended. Does not wait.
+
+        Models record what is asked for, copied and evicted by themselves: this is for what they do
+        not know, such as the stages of a job.
+
+        Args:
+            kind: One of :attr:`Recording.kinds`.
+            device: Where; ``None`` for nowhere in particular.
+            component: The key of a model, or what a job or a stage is called.
+            whom: For whom: a user, or another model.
+            nbytes: How many bytes.
+            beside: How many bytes beside them, of working memory.
+            of: How many bytes there could have been of both.
+            seconds: How long it has taken until now; ``None`` for what takes no time.
+            cause: Why, of a copy: one of :attr:`Recording.causes`.
+            job: The number of the job; ``None`` for none in particular.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: an argument has a value that cannot be meant.
+            InvalidDeviceError: ``device`` is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def set_device(
+        self,
+        device: _DeviceLike,
+        total: int,
+        limit: int,
+        headroom: int,
+        outside: int,
+        policy: str,
+    ) -> None:
+        """Says how a device is set up whose memory has no pages. Models say so themselves.
+
+        Args:
+            device: The device.
+            total: Bytes of its memory.
+            limit: Bytes of its budget.
+            headroom: Bytes that stay free.
+            outside: Bytes that others have at most.
+            policy: What decides what leaves first.
+
+        Raises:
+            InvalidDeviceError: it is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def recording(self) -> Recording:
+        """All of it as it is now. Does not wait: copies that are still under way are not in it.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def clear(self) -> None:
+        """Forgets all events and sums so far. Does not wait.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes :meth:`recording` to a file, as JSON, for :func:`coresident.trace.load`.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+            ForkedError: the timeline is another process's.
+        """
+
+@final
+class Recording:
+    """A timeline as it was at one moment, or as a file has it.
+
+    Its file is JSON of version 1: an object with ``format`` (``'coresident-timeline'``),
+    ``version``, ``nanos`` (how long it lasted), ``lost``, ``names``, ``kinds``, ``causes``,
+    ``settings``, ``counters``, and ``events``: columns of one length, with the fields of
+    :attr:`events`, times in nanoseconds.
+    """
+
+    #: What kinds of events are called, by number.
+    kinds: ClassVar[list[str]]
+    #: What causes of copies are called, by number.
+    causes: ClassVar[list[str]]
+
+    @staticmethod
+    def parse(text: str) -> Recording:
+        """A recording from what is in a file of it.
+
+        Raises:
+            InvalidValueError: it is none, or one of a later version.
+        """
+
+    @staticmethod
+    def is_meant_by(text: str) -> bool:
+        """Whether a text looks as if it was to be one, rather than a trace."""
+
+    def to_json(self) -> str:
+        """What is in a file of it."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes it to a file.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+        """
+
+    @property
+    def seconds(self) -> float:
+        """How long the timeline had lasted."""
+
+    @property
+    def lost(self) -> int:
+        """How many earlier events are not in it."""
+
+    @property
+    def names(self) -> list[str]:
+        """The texts of the numbers of devices, components and users."""
+
+    @property
+    def devices(self) -> list[str]:
+        """The names of the devices of which it has something."""
+
+    def requested(self) -> list[str]:
+        """Those on which something was wanted."""
+
+    @property
+    def events(self) -> Any:
+        """The events as a structured array of numpy, in the order in which they were over.
+
+        Its fields are ``at`` and ``took`` (seconds since the timeline began, and how long),
+        ``bytes``, ``beside``, ``of``, ``job``, ``device``, ``component``, ``whom`` (numbers of
+        :attr:`names`), ``kind`` and ``cause`` (numbers of :attr:`kinds` and :attr:`causes`).
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def counters(self) -> Any:
+        """Sums that have lost nothing, as a structured array of numpy: for each ``device``,
+        ``component``, ``kind`` and ``cause`` how many ``times``, ``bytes`` and ``seconds``.
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """How devices were set up, whenever that has changed: ``at`` (seconds), ``device``,
+        ``total``, ``limit``, ``headroom``, ``outside`` (what others have had at most), ``page``,
+        ``low`` and ``high`` (watermarks; all in bytes), ``policy`` and ``lookahead`` (jobs)."""
+
+    def replay(
+        self, policy: str | None = None, lookahead: int | None = None, device: str | None = None
+    ) -> Replayed:
+        """As :func:`coresident.trace.replay`."""
+
+    def copied(self, device: str | None = None) -> int:
+        """Bytes that were really copied to a device for requests.
+
+        Raises:
+            InvalidValueError: it has no requests of the device, or of several if none is named.
+        """
+
+    def job_seconds(self, device: str | None = None) -> float:
+        """Seconds in which some job ran on a device.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def trace(self, device: str | None = None) -> str:
+        """The requests of one device as a trace, as JSON.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def hints_on(self, device: str) -> list[Hint]:
+        """As :func:`coresident.trace.hints`, on one device."""
+
+@final
+class Hint:
+    """That copies could have been spared, and how. ``str()`` of it is a sentence."""
+
+    @property
+    def kind(self) -> str:
+        """What stood in the way: ``'always-evict'``, ``'watermarks'``, ``'budget'``,
+        ``'working-memory'`` or ``'policy'``."""
+
+    @property
+    def device(self) -> str:
+        """The device."""
+
+    @property
+    def component(self) -> str:
+        """The key of the model of which most bytes were copied again."""
+
+    @property
+    def components(self) -> list[str]:
+        """The keys of all that were copied again, that one first."""
+
+    @property
+    def copies(self) -> int:
+        """How often one of them was."""
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes that were."""
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds it took; 0 if that is not known."""
+
+    @property
+    def share(self) -> float | None:
+        """What share of the time of jobs on the device that is, 0 to 1; ``None`` if unknown."""
+
+    @property
+    def spared(self) -> int:
+        """How many of the bytes would not have been copied."""
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What to change: ``limit`` and ``headroom`` of the device's budget (bytes), ``watermarks``
+        (``None`` for none), ``working_memory`` (bytes, by model) or ``policy``."""
+
+def hint_kinds() -> list[str]:
+    """What kinds of hints there are."""
+
+def trace_hints(text: str, policy: str, lookahead: int, memory: int | str | None) -> list[Hint]:
+    """As :func:`coresident.trace.hints`, of a text that is a trace."""
 
 @final
 class Replayed:

@@ -1,5 +1,6 @@
 //! Taking pages away: the least wanted ones, when all streams are done with them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -76,15 +77,22 @@ impl Shared {
     }
 
     fn take_memory(&self, run: &Run) {
-        let (start, length) = run.land.span(&run.pages);
+        let length = run.pages.len() * self.memory.page();
         // In this order, so that a look at the memory meanwhile finds less than there is, not more, and
         // whoever finds that the pages have left finds their bytes given back.
         run.land.reservation.fill_less(length as u64);
-        self.memory.decommit(start, length);
+        if self.sets_aside.load(Ordering::SeqCst) {
+            run.land.set_aside(&run.pages);
+        } else {
+            run.land.decommit(&run.pages);
+        }
         let bytes = if planted(Mutant::LeavingKeepsBytes) { 0 } else { length };
         // It has at least the bytes of these pages.
         let _ = run.land.reservation.shrink(bytes as u64);
         let Left { weights, done } = self.state.lock().left(run);
+        if let Some(track) = &run.land.track {
+            track.evicted(length as u64);
+        }
         self.left.notify_all();
         drop(done);
         if let (Some(order), Some(weights)) = (&self.order, weights) {

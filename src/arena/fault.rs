@@ -37,10 +37,14 @@ impl Area {
         let pinned = self.0.arena.state.lock().pin(self.0.number, set);
         let Some(filled) = pinned else { return Ok(None) };
         self.0.note_use(owner);
-        let pins = Pins::new(&self.0, set, stream, owner);
+        let _acting = self.0.acting(owner);
+        let (pins, began) = (Pins::new(&self.0, set, stream, owner), Instant::now());
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
-            Ok(()) => Ok(Some(pins)),
+            Ok(()) => {
+                self.0.requested(set, 0, began);
+                Ok(Some(pins))
+            }
             Err(ArenaError::Wait(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -62,12 +66,15 @@ impl Area {
         let arena = &self.0.arena;
         arena.birth.check("arena")?;
         let began = Instant::now();
+        // Who leaves meanwhile leaves for this one.
+        let _acting = self.0.acting(owner);
         self.check_size(set, beside)?;
         self.0.note_use(owner);
         let pinned = arena.state.lock().pin(self.0.number, set);
         if let Some(filled) = pinned {
             let pins = Pins::new(&self.0, set, stream, owner);
             if let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)? {
+                self.0.requested(set, beside.bytes, began);
                 self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
                 return Ok((pins, working));
             }
@@ -77,6 +84,8 @@ impl Area {
         let (pins, coming) = self.0.claim(set, stream, owner);
         let (filled, working) =
             self.0.bring(&pins, coming, beside, owner, &patience.since(began))?;
+        // With the turn, so that requests are in the order in which they were served.
+        self.0.requested(set, beside.bytes, began);
         drop(turn);
         self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
         Ok((pins, working))
@@ -143,6 +152,7 @@ impl AreaShared {
         }
         if !passed.is_empty() {
             arena.state.lock().seen(self.number, pins.set(), &passed);
+            arena.records.settle();
         }
         Ok(())
     }

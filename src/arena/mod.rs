@@ -9,6 +9,10 @@
 //! what has the lowest priority, then what an [`EvictionOrder`] says, else what was not used for
 //! longest; of one area the last pages.
 //!
+//! Where a device's memory comes to no address of one's choice ([`Places::Moving`](crate::device::Places)),
+//! the pages of a block, which has whole tensors, come and leave together, and tensors have addresses
+//! only while they are pinned. Everything else is the same.
+//!
 //! **Invariants.** A pinned page does not leave. A page leaves, or is written again, only after all
 //! streams that have used it are done ([`Stream`], [`Event`]); its content is used only after its copy
 //! is done. The bytes reserved for an area are those of its pages that have memory, within those that
@@ -55,14 +59,17 @@ mod bring;
 mod error;
 mod evict;
 mod fault;
+mod land;
 mod layout;
 mod mark;
 mod order;
+mod record;
 mod state;
 mod status;
 mod tensor;
 
 use std::any::Any;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -70,7 +77,7 @@ pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
-pub use order::{Evictable, EvictionOrder};
+pub use order::{About, Evictable, EvictionOrder};
 pub use status::{AreaStatus, ArenaStatus};
 pub use tensor::{PinnedTensor, RangeView};
 
@@ -78,9 +85,10 @@ pub use tensor::{PinnedTensor, RangeView};
 use crate::device::{Event, Stream};
 
 use crate::budget::{Budget, BudgetError};
-use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
+use crate::device::{Charge, Device, DeviceMemory, Name, Pinning, Places};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
+use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 
@@ -116,7 +124,10 @@ pub(crate) struct Shared {
     evictor: u64,
     /// Whoever brings pages has it.
     turn: LoadLock,
+    /// Whether what leaves now makes room for whoever has it.
+    sets_aside: AtomicBool,
     state: Mutex<State>,
+    records: record::Records,
     /// Grows with every mark in a stream, before it is made and after.
     marks: AtomicU64,
     /// Pages have left.
@@ -189,11 +200,19 @@ impl Arena {
                 staged: Mutex::new(None),
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
+                sets_aside: AtomicBool::new(false),
                 state: Mutex::new(State::default()),
+                records: record::Records::default(),
                 marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
         }))
+    }
+
+    /// Records in a timeline from now on what happens to areas that are made from now on. Whatever
+    /// timeline it records in already, it stays with.
+    pub fn record_in(&self, timeline: &Timeline) {
+        self.0.records.begin(timeline);
     }
 
     /// The area of what has this identity: the one that somebody has, or a new one with these contents.
@@ -228,6 +247,15 @@ impl Arena {
     #[must_use]
     pub fn device(&self) -> Name {
         self.0.device
+    }
+
+    /// Whether tensors come to other addresses each time they come, so that these are true only while
+    /// they are pinned.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn moves(&self) -> Result<bool, ArenaError> {
+        Ok(self.0.memory.places()? != Places::Fixed)
     }
 
     /// What its copies have of the host's memory.
@@ -345,6 +373,7 @@ impl Drop for Shared {
             // Nobody else will come to do it.
             self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
         }
+        self.records.settle();
         self.budget.remove_evictor(self.evictor);
     }
 }

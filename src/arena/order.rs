@@ -19,6 +19,25 @@ pub trait EvictionOrder: Send + Sync {
 
     /// Nothing is left of the weights of this number.
     fn left(&self, weights: u32);
+
+    /// In which job somebody uses weights now, for whoever records that; 0 is none in particular.
+    fn job(&self, _owner: &Owner) -> u64 {
+        0
+    }
+
+    /// What decides, for whoever records that.
+    fn about(&self) -> About {
+        About { policy: "lru", lookahead: 0 }
+    }
+}
+
+/// What decides what leaves first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The name of the policy.
+    pub policy: &'static str,
+    /// How many jobs it can know that come next.
+    pub lookahead: u64,
 }
 
 /// An area some pages of which could leave.

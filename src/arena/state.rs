@@ -7,7 +7,8 @@ use std::sync::{Arc, Weak};
 
 use slab::Slab;
 
-use super::area::{Identity, Land, Shared as AreaShared};
+use super::area::{Identity, Shared as AreaShared};
+use super::land::Land;
 use super::layout::{PageSet, runs};
 use super::mark::Mark;
 use super::order::Evictable;
@@ -79,6 +80,16 @@ pub(super) struct AreaState {
     pub(super) orphan: bool,
     /// Live pinned tensors, by their place in the layout.
     pub(super) tensors: HashMap<usize, usize>,
+    /// Whether pages have ever had content.
+    ever: Vec<bool>,
+}
+
+/// How many pages are filled: those that never were before, that were and have left, and that are there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Filled {
+    pub(super) first: usize,
+    pub(super) back: usize,
+    pub(super) renewed: usize,
 }
 
 /// Pages that are one after the other.
@@ -140,6 +151,7 @@ impl State {
             pinned: 0,
             orphan: false,
             tensors: HashMap::new(),
+            ever: vec![false; pages],
         })
     }
 
@@ -216,14 +228,27 @@ impl State {
     }
 
     /// Pages have memory now, and will have content of this generation when `filled` has passed.
-    pub(super) fn settle(&mut self, area: usize, pages: &[usize], generation: u64, filled: &Event) {
+    /// Returns what they were before.
+    pub(super) fn settle(
+        &mut self,
+        area: usize,
+        pages: &[usize],
+        generation: u64,
+        filled: &Event,
+    ) -> Filled {
         self.filled += pages.len() as u64;
+        let (mut before, area) = (Filled::default(), &mut self.areas[area]);
         for at in pages {
-            let page = &mut self.areas[area].pages[*at];
+            let page = &mut area.pages[*at];
+            let known = std::mem::replace(&mut area.ever[*at], true);
+            before.renewed += usize::from(page.place == Place::Resident);
+            before.back += usize::from(page.place == Place::Coming && known);
+            before.first += usize::from(page.place == Place::Coming && !known);
             page.place = Place::Resident;
             page.generation = generation;
             page.filled = Some(filled.clone());
         }
+        before
     }
 
     /// What has to pass before the content of pages is there.
@@ -343,8 +368,8 @@ impl State {
         areas
     }
 
-    /// Pages that could leave, so many or all that there are; the least wanted first. Of an area the
-    /// last ones go first. Of all areas, or only of those that nobody has any more.
+    /// Pages that could leave, so many or all that there are, and of a block all; the least wanted first.
+    /// Of an area the last ones go first. Of all areas, or only of those that nobody has any more.
     pub(super) fn candidates(&self, most: usize, of_all: bool, order: &[usize]) -> Vec<Candidate> {
         let areas = self.sorted(order).into_iter().filter(|(_, area)| of_all || area.orphan);
         let mut candidates = Vec::new();
@@ -353,7 +378,7 @@ impl State {
                 continue;
             }
             for (at, page) in area.pages.iter().enumerate().rev() {
-                if candidates.len() == most {
+                if candidates.len() >= most && area.land.parts_at(at + 1) {
                     return candidates;
                 }
                 if can_leave(page) {

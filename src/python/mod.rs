@@ -23,6 +23,7 @@ mod residency;
 mod runtime;
 mod shares;
 mod torch;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -76,6 +77,8 @@ mod _core {
     use super::runtime::{Connection, connect};
     #[pymodule_export]
     use super::shares::shares;
+    #[pymodule_export]
+    use super::trace::{Hint, Recording, Timeline, hint_kinds, trace_hints};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

@@ -4,9 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::argument;
-use super::error::{Result, invalid_type, invalid_value};
+use super::error::{Error, Result, invalid_type, invalid_value};
 use super::exit::detached;
-use crate::residency::{self, POLICIES, PolicyName, Trace};
+use crate::residency::{self, POLICIES, PolicyName, Trace, TraceError};
 
 /// What came of a replay.
 #[pyclass(frozen, get_all, module = "coresident.trace")]
@@ -17,6 +17,25 @@ pub(super) struct Replayed {
     bytes_moved: u64,
     bound: u64,
     multiple: f64,
+}
+
+impl Replayed {
+    pub(super) fn of(
+        name: String,
+        policy: String,
+        lookahead: usize,
+        bytes_moved: u64,
+        bound: u64,
+    ) -> Self {
+        let multiple = residency::multiple(bytes_moved, bound);
+        Self { name, policy, lookahead, bytes_moved, bound, multiple }
+    }
+}
+
+impl From<TraceError> for Error {
+    fn from(error: TraceError) -> Self {
+        invalid_value(&error.to_string())
+    }
 }
 
 #[pymethods]
@@ -41,10 +60,9 @@ pub(super) fn replay_trace(
     let replayed = detached(py, || {
         let trace = Trace::parse(text)?;
         residency::replay(&trace, policy, lookahead)
-    });
-    let replayed = replayed.map_err(|error| invalid_value(&error.to_string()))?;
-    let residency::Replayed { name, policy, lookahead, bytes_moved, bound, multiple } = replayed;
-    Ok(Replayed { name, policy, lookahead, bytes_moved, bound, multiple })
+    })?;
+    let residency::Replayed { name, policy, lookahead, bytes_moved, bound, .. } = replayed;
+    Ok(Replayed::of(name, policy, lookahead, bytes_moved, bound))
 }
 
 /// A policy by its name.

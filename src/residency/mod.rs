@@ -34,10 +34,12 @@
 mod ahead;
 mod forecast;
 mod gdsf;
+mod hints;
 mod history;
 mod oracle;
 mod planner;
 mod policy;
+mod recorded;
 mod replay;
 mod running;
 mod simple;
@@ -46,10 +48,12 @@ mod trace;
 use std::collections::HashMap;
 
 pub use forecast::{Bounds, Forecast, Needs};
+pub use hints::{Advice, Hint, HintKind, hints};
 pub use oracle::least_bytes;
 pub use planner::{Job, Planner};
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
-pub use replay::{Replayed, Step, replay, steps};
+pub use recorded::Recorded;
+pub use replay::{Conditions, Replayed, Step, multiple, replay, steps, steps_under};
 pub use trace::{Request, Trace, TraceError};
 
 /// A model, or a part of one, by its number.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::running::{Jobs, Origin, Told, stages};
 use super::{Bounds, Component, Forecast, Outlook, Policy, PolicyName};
-use crate::arena::{Evictable, EvictionOrder};
+use crate::arena::{About, Evictable, EvictionOrder};
 use crate::device::Name;
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, planted};
 use crate::wait::{Birth, Forked, Owner};
@@ -230,6 +230,20 @@ impl EvictionOrder for Planner {
 
     fn left(&self, weights: u32) {
         self.0.books.lock().policy.left(weights);
+    }
+
+    fn job(&self, owner: &Owner) -> u64 {
+        let declared = self.0.books.lock().jobs.declared_by(owner.number());
+        // Told apart, and none of them 0.
+        match declared {
+            Some(number) => 2 * number + 1,
+            None => self.0.bounds().map_or(0, |bounds| 2 * bounds + 2),
+        }
+    }
+
+    fn about(&self) -> About {
+        let lookahead = if self.0.forecast.lock().is_some() { AHEAD as u64 } else { 0 };
+        About { policy: self.0.name.name(), lookahead }
     }
 }
 

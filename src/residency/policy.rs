@@ -70,10 +70,17 @@ impl PolicyName {
     }
 }
 
+impl PolicyName {
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        POLICIES.iter().find(|(_, policy)| *policy == self).map_or("", |(name, _)| name)
+    }
+}
+
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = POLICIES.iter().find(|(_, policy)| policy == self);
-        f.write_str(known.map_or("", |(name, _)| name))
+        f.write_str(self.name())
     }
 }
 

@@ -141,6 +141,12 @@ impl Jobs {
         certain.or_else(|| last().map(|at| (at, false)))
     }
 
+    /// The job that somebody has begun himself, or the one that was active last of those that were
+    /// begun.
+    pub(super) fn declared_by(&self, owner: u64) -> Option<u64> {
+        self.job_of(None, owner).map(|(at, _)| self.running[at].number)
+    }
+
     /// Whether some job uses this now, as far as it matters who asks.
     pub(super) fn is_in_use(
         &self,
@@ -216,8 +222,8 @@ impl Jobs {
     pub(super) fn end(&mut self, number: u64, told: &mut Vec<Told>) {
         let Some(at) = self.running.iter().position(|job| job.number == number) else { return };
         let job = self.running.remove(at);
-        for inner in &mut self.running {
-            inner.within = inner.within.filter(|outer| *outer != number).or(job.within);
+        for inner in self.running.iter_mut().filter(|inner| inner.within == Some(number)) {
+            inner.within = job.within;
         }
         self.note(job, told);
     }

@@ -13,6 +13,7 @@ mod budget;
 mod load_lock;
 mod pool;
 mod residency;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -83,6 +84,10 @@ rules! {
     }
     residency {
         what_a_job_uses_is_noted_whatever_others_use: OthersUseIsOwn;
+    }
+    trace {
+        an_event_is_read_whole_or_not_at_all: TornEventIsRead;
+        of_two_who_record_in_one_place_one_is_kept_whole: PlaceIsNotClaimed;
     }
     worker {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;

@@ -381,7 +381,11 @@ def test_tensors_are_moved_wherever_they_are_in_what_a_stage_returns() -> None:
     meta = torch.device("meta")
     moved = _moved(given, meta, torch.Tensor, {})
     assert moved["tuple"][0].device == moved["tuple"][2][1]["deep"].device == meta
-    assert (moved["tuple"][1], type(moved["named"]), moved["named"].name) == ("text", Output, "name")
+    assert (moved["tuple"][1], type(moved["named"]), moved["named"].name) == (
+        "text",
+        Output,
+        "name",
+    )
     assert moved["named"].hidden.device == moved["record"].others[0].device == meta
     assert (type(moved["record"]), type(moved["model"])) == (Record, Model)
     assert moved["model"]["hidden"].device == meta

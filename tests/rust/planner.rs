@@ -362,7 +362,11 @@ fn a_job_within_a_job_comes_before_the_rest_of_the_outer_one() {
     planner.note_use("x", 1, None, &me);
     let all = keys(&["a", "b", "c", "x", "y"]);
     assert_eq!(planner.order(&all), keys(&["a", "x", "c", "b", "y"]));
-    // It may end first.
+    // Whichever ends first.
+    let innermost = planner.begin(Some(&keys(&["z"])), &me).unwrap();
+    assert_eq!(planner.order(&all), keys(&["a", "x", "c", "b", "y"]));
+    drop(innermost);
+    assert_eq!(planner.order(&all), keys(&["a", "x", "c", "b", "y"]));
     drop(outer);
     assert_eq!(planner.order(&all), keys(&["b", "c", "a", "x", "y"]));
     drop(inner);

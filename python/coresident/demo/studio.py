@@ -180,9 +180,7 @@ class Studio:
             guided, unguided = pipe.encode_prompt(wish.prompt, pipe.device, 1, True)
             return guided, unguided
 
-    def _denoise(
-        self, job: co.ServedJob, wish: Job, guided: Tensor, unguided: Tensor
-    ) -> Tensor:
+    def _denoise(self, job: co.ServedJob, wish: Job, guided: Tensor, unguided: Tensor) -> Tensor:
         """Latents ``(1, channels, height, width)`` of the image."""
         with self._devices_for_guidance(job) as devices, ExitStack() as resident:
             for device in devices:
@@ -217,9 +215,7 @@ class Studio:
             yield [job.device, spare.device] if spare else [job.device]
 
     @contextmanager
-    def _work(
-        self, device: co.Device, job: co.ServedJob, wish: Job, stage: str
-    ) -> Iterator[None]:
+    def _work(self, device: co.Device, job: co.ServedJob, wish: Job, stage: str) -> Iterator[None]:
         """Records what a device does for a job, until it has done it."""
         with self.timeline.record(
             device,

@@ -259,7 +259,9 @@ class ServedJob:
         borrowing.check_place(to)
         self._check()
         if not isinstance(items, Iterable):
-            raise InvalidTypeError(f"items can be gone through, which {type(items).__name__} cannot")
+            raise InvalidTypeError(
+                f"items can be gone through, which {type(items).__name__} cannot"
+            )
         rest, results = list(items), list[T]()
         name = getattr(function, "__qualname__", type(function).__name__)
         while rest:

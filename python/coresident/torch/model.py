@@ -92,19 +92,13 @@ class Model:
             self.used_at = next(_CLOCK)
             idle = self._idle.get(device)
             tensors, state = (idle.pop() if idle else None), self._state
-        paged = self._has_pages(device)
+        paged = device.paged
         if not paged and self.room is not None:
             self.room.note_use(self, device)
         if tensors is None:
             terms = {"timeout": timeout, "cancel": cancel}
             tensors = Tensors(self, state, device, paged, terms)
         return Replica(self, tensors)
-
-    def _has_pages(self, device: _core.Device) -> bool:
-        if self.room is None or device not in self.room.arenas:
-            return device.paged
-        # Only its driver knows, when it is used.
-        return self.place(device) is not None
 
     def on(
         self,
@@ -188,11 +182,7 @@ class Model:
         with self._lock:
             self._check()
             if device not in self._places:
-                try:
-                    area = arena.area(self.weights, self.order)
-                except InvalidDeviceError:
-                    room.has_no_pages(device)
-                    return None
+                area = arena.area(self.weights, self.order)
                 self._places[device] = Place(area, self.order)
             return self._places[device]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,14 @@ class Tensors:
                 self.all = [own[name] for name in model.order]
                 counted = model.copies
             else:
+                nbytes = model.weights.nbytes
                 if model.room is not None:
-                    nbytes = model.weights.nbytes
                     self._charged = model.room.charge(model, device, nbytes, terms)
+                began = time.perf_counter()
                 self.all = [state[name].to(self.target) for name in model.order]
+                if model.room is not None and self._charged is not None:
+                    took = time.perf_counter() - began
+                    model.room.copies.copied(device, model.key, nbytes, took)
                 counted = list(range(len(self.all)))
         # Of what is no part of a map, only torch tells whether it was written.
         self._versions = {at: self.all[at]._version for at in counted}
@@ -80,6 +85,8 @@ class Tensors:
             return 0
         nbytes = charged.nbytes
         charged.release()
+        if (room := self._model.room) is not None:
+            room.copies.dropped(self.device, self._model.key, nbytes)
         return nbytes
 
     def __del__(self) -> None:

@@ -19,6 +19,7 @@ use super::budget::Budget;
 use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
 use super::planner::Planner;
+use super::trace::Timeline;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
@@ -35,14 +36,15 @@ pub(super) struct Arena {
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,
     planner: Option<Py<Planner>>,
+    timeline: Option<Py<Timeline>>,
 }
 
 #[pymethods]
 impl Arena {
     #[new]
     #[pyo3(
-        signature = (device, budget, *, ram=None, pin=None, planner=None),
-        text_signature = "(device, budget, *, ram=None, pin='staging', planner=None)"
+        signature = (device, budget, *, ram=None, pin=None, planner=None, timeline=None),
+        text_signature = "(device, budget, *, ram=None, pin='staging', planner=None, timeline=None)"
     )]
     fn new(
         device: &Bound<'_, PyAny>,
@@ -50,6 +52,7 @@ impl Arena {
         ram: Option<&Bound<'_, PyAny>>,
         pin: Option<&Bound<'_, PyAny>>,
         planner: Option<&Bound<'_, PyAny>>,
+        timeline: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let py = device.py();
         let pinning = pin.map_or(Ok(Pinning::default()), pinning)?;
@@ -61,20 +64,32 @@ impl Arena {
         let host = HostSide { pinning, budget: ram.as_ref().map(|ram| ram.get().ledger()) };
         let planner = planner.filter(|planner| !planner.is_none());
         let planner = planner.map(|planner| planned(&device, planner)).transpose()?;
+        let timeline = timeline.filter(|timeline| !timeline.is_none()).map(recorder).transpose()?;
         let ledger = budget.get().ledger();
         let pages = match &planner {
             None => arena::Arena::new(&device, &ledger, host)?,
             Some(planner) => runtime::arena(&device, &ledger, host, &planner.get().plans)?,
         };
+        if let Some(timeline) = &timeline {
+            pages.record_in(timeline.get().inner());
+        }
         let device = Py::new(py, device::Device::of(device))?;
         let (ram, planner) = (ram.map(Bound::unbind), planner.map(Bound::unbind));
-        Ok(Self { pages, device, budget: budget.unbind(), ram, planner })
+        let (budget, timeline) = (budget.unbind(), timeline.map(Bound::unbind));
+        Ok(Self { pages, device, budget, ram, planner, timeline })
     }
 
     /// The device.
     #[getter]
     fn device(&self, py: Python<'_>) -> Py<device::Device> {
         self.device.clone_ref(py)
+    }
+
+    /// Whether tensors have addresses only while they are pinned.
+    #[getter]
+    fn moving(&self) -> Result<bool> {
+        self.pages.check()?;
+        Ok(self.pages.moves()?)
     }
 
     /// What the pages are charged to.
@@ -93,6 +108,12 @@ impl Arena {
     #[getter]
     fn planner(&self, py: Python<'_>) -> Option<Py<Planner>> {
         self.planner.as_ref().map(|planner| planner.clone_ref(py))
+    }
+
+    /// Where it records what happens.
+    #[getter]
+    fn timeline(&self, py: Python<'_>) -> Option<Py<Timeline>> {
+        self.timeline.as_ref().map(|timeline| timeline.clone_ref(py))
     }
 
     /// What of the host's memory is page-locked for copies.
@@ -216,6 +237,14 @@ fn planned<'py>(
     Ok(planner.clone())
 }
 
+fn recorder<'py>(timeline: &Bound<'py, PyAny>) -> Result<Bound<'py, Timeline>> {
+    let timeline = timeline.cast::<Timeline>().map_err(|_| {
+        let given = argument::type_name(timeline);
+        invalid_type(&format!("an arena records in a Timeline, not in {given}"))
+    })?;
+    Ok(timeline.clone())
+}
+
 /// The key, the identity and the tensors of what has weights.
 fn tensors_of(weights: &Bound<'_, PyAny>) -> Result<(String, usize, IndexMap<String, Tensor>)> {
     fn by_name<'a>(
@@ -266,7 +295,7 @@ impl From<ArenaError> for Error {
                     fields.set_item("key", key)
                 })
             }
-            ArenaError::Watermarks { .. } => super::error::invalid_value(&message),
+            ArenaError::Watermarks { .. } | ArenaError::Nowhere { .. } => invalid_value(&message),
         }
     }
 }
@@ -281,7 +310,6 @@ impl From<MemoryError> for Error {
             MemoryError::NoAddresses { device, asked, .. } => {
                 out_of_memory(&message, &device.to_string(), asked, 0)
             }
-            MemoryError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             MemoryError::Unmapped { device, .. }
             | MemoryError::Failed { device, .. }
             | MemoryError::Lost { device, .. } => raise("DeviceLostError", &message, |fields| {
