@@ -1,7 +1,7 @@
 """A queue that outlives its process: several users, a crash in the middle, nothing lost.
 
-    python examples/serve.py jobs.sqlite            # ann and bob queue images; the process "crashes"
-    python examples/serve.py jobs.sqlite            # again: what was left is drawn, once
+    python examples/serve.py jobs.sqlite    # ann and bob queue images; the process "crashes"
+    python examples/serve.py jobs.sqlite    # again: what was left is drawn, once
 
 Ctrl-C lets what runs end, and leaves the rest for the next time.
 """
@@ -34,10 +34,12 @@ def draw(job: co.ServedJob) -> Path:
 
 
 def encode(prompt: str) -> str:
+    """Stands for a text encoder."""
     return f"{prompt!r} encoded on {co.current_device()}"
 
 
 def main(path: str) -> None:
+    """Serves what is queued in a file; the first time, queues something."""
     runtime = co.Runtime(co.virtual_devices(2))
     with co.JobQueue(path, devices=runtime.devices) as queue, watch(queue):
         if not queue.jobs():

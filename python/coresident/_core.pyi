@@ -84,8 +84,8 @@ __all__ = [
     "Reservation",
     "Tensor",
     "Ticket",
-    "UserStatus",
     "Timeline",
+    "UserStatus",
     "Waiter",
     "Wakeups",
     "WeightStore",
@@ -4330,7 +4330,7 @@ def policies() -> list[str]:
 # What a runtime puts together.
 
 def connect(queue: JobQueue, planners: list[Planner], arenas: list[Arena]) -> Connection:
-    """Internal: has planners ask a queue which jobs come, and the queue ask arenas what is where."""
+    """Internal: has planners ask a queue which jobs come, and it ask arenas what is where."""
 
 @final
 class Connection:

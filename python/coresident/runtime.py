@@ -15,9 +15,9 @@ from coresident._hints import Hints
 from coresident.errors import InvalidDeviceError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
+    from coresident.serving import IdlePolicy, ServedJob, Server
     from coresident.torch import Model
     from coresident.torch.room import Room
-    from coresident.serving import IdlePolicy, ServedJob, Server
     from coresident.trace import Explanation
 
 _LOAD_LOCKS: dict[int, _core.LoadLock] = {}
@@ -275,16 +275,16 @@ class Runtime:
                 images = [server.queue.submit({"prompt": text}, user="ann") for text in prompts]
                 images[0].result()
 
-        A job is finished with what the handler returns, and failed with what it raises, whatever that
-        is. When a job needs weights that are on a device, that device is preferred for it, and what
-        the next jobs need is the last to leave. Does not wait.
+        A job is finished with what the handler returns, and failed with what it raises, whatever
+        that is. When a job needs weights that are on a device, that device is preferred for it, and
+        what the next jobs need is the last to leave. Does not wait.
 
         Args:
-            handler: A plain function of a :class:`~coresident.ServedJob`. Each call is in a worker's
-                thread and a context of its own, with the job's device leased and current.
+            handler: A plain function of a :class:`~coresident.ServedJob`. Each call is in a
+                worker's thread and a context of its own, with the job's device leased and current.
             queue: The queue; ``None`` makes one in memory for this server, which is its ``queue``.
-            devices: Those that run jobs, all of the queue's and of this runtime's; ``None`` for those
-                that both have.
+            devices: Those that run jobs, all of the queue's and of this runtime's; ``None`` for
+                those that both have.
             grad: Whether torch records gradients in handlers; its grad mode is each thread's own.
             idle: What devices let go of when they have no jobs, for all or by device.
 
@@ -292,9 +292,9 @@ class Runtime:
             The server, which serves from now on.
 
         Raises:
-            InvalidTypeError: ``handler`` cannot be called, or is a coroutine or a generator function,
-                which would run only after it has returned: have it call ``asyncio.run``. Or another
-                argument is of a wrong type.
+            InvalidTypeError: ``handler`` cannot be called, or is a coroutine or a generator
+                function, which would run only after it has returned: have it call ``asyncio.run``.
+                Or another argument is of a wrong type.
             InvalidDeviceError: a device is not of this runtime, or not of the queue.
             ForkedError: the runtime or the queue was made before a fork.
         """
@@ -331,8 +331,8 @@ class Runtime:
             self.serve(handler, queue, **terms).serve_until(wake, grace)
 
     def free(self, device: Any = None, *, ram: bool = False) -> int:
-        """Lets go of weights that nobody uses right now: in the memory of a device, and on the host.
-        They come again when they are needed. Does not wait.
+        """Lets go of weights that nobody uses right now: in the memory of a device, and on the
+        host. They come again when they are needed. Does not wait.
 
         Args:
             device: The device; ``None`` for all.
@@ -429,8 +429,8 @@ class Runtime:
         return self.pool.devices
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Stops what serves, refuses new leases and tasks, and waits for the tasks that are queued or
-        run.
+        """Stops what serves, refuses new leases and tasks, and waits for the tasks that are queued
+        or run.
 
         Args:
             timeout: Seconds to wait for servers and workers; ``None`` waits for ever.

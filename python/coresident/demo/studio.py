@@ -1,4 +1,4 @@
-"""The jobs of several users: a queue, a handler that draws one image, and borrowed devices in it."""
+"""The jobs of several users: a queue, and a handler that draws one image."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ class Studio:
         # A device for the other half of each job, if there are two halves.
         served = devices[: -(-len(devices) // 2)] if self._split else devices
         queue = co.JobQueue(devices=devices)
-        with queue, self._runtime.serve(self._draw, queue, devices=served), _bars(queue):
-            with queue.subscribe() as events:
-                try:
-                    return self._follow(queue, events, jobs, cancel)
-                except BaseException:
-                    queue.cancel(everything=True, reason="another job has failed")
-                    raise
+        server = self._runtime.serve(self._draw, queue, devices=served)
+        with queue, server, _bars(queue), queue.subscribe() as events:
+            try:
+                return self._follow(queue, events, jobs, cancel)
+            except BaseException:
+                queue.cancel(everything=True, reason="another job has failed")
+                raise
 
     def _follow(
         self,

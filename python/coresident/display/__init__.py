@@ -1,7 +1,8 @@
 """What people look at: progress bars, pictures of timelines, grids of images.
 
 ``Timeline`` needs nothing beyond the standard library, :func:`grid` needs Pillow, and
-:func:`watch` and :class:`JobProgress` need rich; ``pip install 'coresident[diffusers]'`` brings both.
+:func:`watch` and :class:`JobProgress` need rich; ``pip install 'coresident[diffusers]'`` brings
+both.
 """
 
 from coresident.display.grid import grid

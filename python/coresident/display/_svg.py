@@ -90,10 +90,11 @@ def _bar(span: Span, left: float, top: float, wide: float, user: int, stage: int
 
 def _cross(x: float, y: float, arm: float) -> str:
     """A cross on a white disc, where something was cut short."""
+    top, foot = y - arm / 2, y + arm / 2
     lines = (
-        f"<path d='M{x - s * arm / 2:.1f} {y - arm / 2:.1f}L{x + s * arm / 2:.1f} {y + arm / 2:.1f}' "
+        f"<path d='M{x - side:.1f} {top:.1f}L{x + side:.1f} {foot:.1f}' "
         f"stroke='{ALARM}' stroke-width='2.2' stroke-linecap='round'/>"
-        for s in (1, -1)
+        for side in (arm / 2, -arm / 2)
     )
     disc = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{arm:.1f}' fill='#fff' stroke='{ALARM}'/>"
     return disc + "".join(lines)

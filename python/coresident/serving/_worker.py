@@ -4,14 +4,14 @@
 state      it holds           what ends it
 =========  =================  ======================================================================
 idle       nothing            an offer; the server's end
-leasing    an offer           the device is free: claiming. It is in use: the offer goes back, so that
-                              another device may have the job, and the worker waits for the device.
-                              Then it asks for whatever job is next by then
-claiming   the lease          the claim is made, and written if the queue is durable. The job has been
-                              cancelled, or there is none any more: idle
+leasing    an offer           the device is free: claiming. It is in use: the offer goes back, so
+                              that another device may have the job, and the worker waits for the
+                              device. Then it asks for whatever job is next by then
+claiming   the lease          the claim is made, and written if the queue is durable. The job has
+                              been cancelled, or there is none any more: idle
 running    lease and claim    the handler returns or raises, whatever that is
-reporting  lease and claim    the queue has the outcome. It cannot be written: the lease goes, and it
-                              is tried again until it can
+reporting  lease and claim    the queue has the outcome. It cannot be written: the lease goes, and
+                              it is tried again until it can
 =========  =================  ======================================================================
 
 An error of the queue or the pool in any state is noted, gives back what is held, and is followed by
@@ -123,7 +123,7 @@ class Worker(threading.Thread):
     def _run(self, claim: _core.Claim, lease: _core.Lease) -> None:
         """Runs a job and reports it."""
         with claim:
-            job = ServedJob(claim, self.device, self._server.pool)
+            job = ServedJob(claim, self.device, self._server.runtime)
             self._server.begins(self, job)
             try:
                 value, error = self._outcome(job)
@@ -210,7 +210,7 @@ class Worker(threading.Thread):
             LOG.error("%s: %s\n%s", where, describe(error), "".join(lines).rstrip())
 
     def _pause(self, error: BaseException) -> None:
-        """Notes an error, and lets some time pass, so that a full disk is not written to for ever."""
+        """Notes an error, and lets some time pass: a full disk is not to be written to for ever."""
         with contextlib.suppress(BaseException):
             self._server.note(f"{self.device}: {describe(error)}")
         self._errors += 1

@@ -8,12 +8,16 @@ import dataclasses
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from coresident import _core
 from coresident.errors import ClosedError, InvalidTypeError, InvalidValueError
+
+if TYPE_CHECKING:
+    from coresident.serving.job import ServedJob
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,17 +27,15 @@ _BORROW: ContextVar[_core.Borrow | None] = ContextVar("coresident_borrow", defau
 
 
 @contextlib.contextmanager
-def stage(
-    pool: _core.DevicePool, home: _core.Device, terms: Mapping[str, Any]
-) -> Iterator[_core.Device]:
-    """An idle device for the block, or the one at home."""
-    current = _BORROW.get()
+def stage(job: ServedJob, terms: Mapping[str, Any]) -> Iterator[_core.Device]:
+    """An idle device for the block, or the job's own."""
+    current, home = _BORROW.get(), job.device
     if current is not None and not current.released:
         # It runs on a borrowed device already.
         yield current.device
         return
     try:
-        spare = pool.borrow(**terms)
+        spare = job.pool.borrow(**terms)
     except ClosedError:
         # The runtime is being closed, while its last jobs end.
         yield home
@@ -42,12 +44,13 @@ def stage(
         if borrow is None:
             yield home
             return
-        before = _BORROW.set(borrow)
+        before, since = _BORROW.set(borrow), time.monotonic()
         try:
             with _current_for_torch(borrow.device):
                 yield borrow.device
         finally:
             _BORROW.reset(before)
+            job.record("borrow", borrow.device, terms.get("affinity") or "a stage", since)
 
 
 def wanted() -> bool:
@@ -75,8 +78,8 @@ def check_function(function: object) -> None:
     if not runs_when_called(function):
         name = getattr(function, "__qualname__", repr(function))
         raise InvalidTypeError(
-            f"{name} does not run when it is called, but later, when the device has been given back: "
-            "a stage is a plain function"
+            f"{name} does not run when it is called, but later, when the device has been given "
+            "back: a stage is a plain function"
         )
 
 
@@ -87,7 +90,8 @@ def runs_when_called(function: object) -> bool:
         inspect.iscoroutinefunction,
         inspect.isasyncgenfunction,
     )
-    calls = (function, getattr(function, "func", None), getattr(type(function), "__call__", None))
+    # What a partial function calls, and what an object does that is called.
+    calls = (function, getattr(function, "func", None), vars(type(function)).get("__call__"))
     return not any(kind(call) for kind in kinds for call in calls)
 
 
@@ -120,8 +124,8 @@ def borrowable(
 
     Called by the handler of a served job, the stage runs on a device that is idle right now, which
     is :func:`coresident.current_device` there and the current one of torch; if none is, in place.
-    The tensors of what it returns are moved to the host either way. Outside of any job it is just the
-    function. Nobody ever waits for a borrow, and the device goes back when the stage is over.
+    The tensors of what it returns are moved to the host either way. Outside of any job it is just
+    the function. Nobody ever waits for a borrow, and the device goes back when the stage is over.
 
     Args:
         function: A function, a method in its class, or a class whose stage is a method.
@@ -247,9 +251,9 @@ def _moved_parts(
         for name, part in parts.items():
             object.__setattr__(made, name, part)  # also of one that is frozen
         return made
-    parts = [move(part) for part in value]
-    if all(new is old for new, old in zip(parts, value, strict=True)):
+    moved_parts = [move(part) for part in value]
+    if all(new is old for new, old in zip(moved_parts, value, strict=True)):
         return value
     if hasattr(value, "_fields"):
-        return type(value)(*parts)
-    return parts if isinstance(value, list) and type(value) is list else type(value)(parts)
+        return type(value)(*moved_parts)
+    return type(value)(moved_parts)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from coresident import _core
 from coresident.errors import InvalidDeviceError, InvalidTypeError, InvalidValueError
@@ -17,7 +18,8 @@ class IdlePolicy:
     """What a device lets go of when it has had no job for a while.
 
     Attributes:
-        vram: Seconds without a job after which the weights leave the device's memory; ``None`` never.
+        vram: Seconds without a job after which the weights leave the device's memory; ``None``
+            never.
         ram: Seconds after which the weights that nobody uses leave the host's memory too, once that
             long has passed for every device that is served; ``None`` never. Not less than ``vram``.
         after_cancel: Whether the weights leave the device at once after a job that was cancelled.
@@ -51,7 +53,7 @@ class IdlePolicy:
 
 
 def policies(
-    given: IdlePolicy | Mapping[object, IdlePolicy] | None, devices: list[_core.Device]
+    given: IdlePolicy | Mapping[Any, IdlePolicy] | None, devices: list[_core.Device]
 ) -> dict[_core.Device, IdlePolicy]:
     """The policy of each device that has one.
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coresident import _core
-from coresident.errors import InvalidTypeError, ReleasedError
+from coresident.errors import ForkedError, InvalidTypeError, ReleasedError
 from coresident.serving import borrowing
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from coresident.runtime import Runtime
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -23,21 +26,26 @@ _CURRENT: ContextVar[ServedJob | None] = ContextVar("coresident_served_job", def
 class ServedJob:
     """A job that a worker runs: what was submitted, and what its handler can do with it.
 
-    Made by the workers of :meth:`coresident.Runtime.serve`, one for each attempt. It is over when the
-    handler has returned. All calls are safe from any thread.
+    Made by the workers of :meth:`coresident.Runtime.serve`, one for each attempt. It is over when
+    the handler has returned. All calls are safe from any thread.
 
     Attributes:
         device: The device that is leased for it.
         token: Raised at once when the job is cancelled, or when the server is to stop at once.
     """
 
-    def __init__(self, claim: _core.Claim, device: _core.Device, pool: _core.DevicePool) -> None:
+    def __init__(self, claim: _core.Claim, device: _core.Device, runtime: Runtime) -> None:
         self.device = device
         self.token = claim.token
         self.claim = claim
-        self.pool = pool
+        self.pool = runtime.pool
         self._job = claim.job
         self._over = False
+        self._timeline = runtime.timeline
+        self._began = time.monotonic()
+        # The stage that it is in, and since when.
+        self._stage: tuple[str, float] | None = None
+        self.record("job begins", device, f"job {self.id}")
 
     @property
     def id(self) -> int:
@@ -104,6 +112,8 @@ class ServedJob:
             ReleasedError: the job is over.
         """
         self.claim.stage(name)
+        self._end_stage()
+        self._stage = name, time.monotonic()
 
     def step(self, step: int, steps: int, preview: object = None) -> None:
         """Tells those who watch how many steps are done. Does not wait; who watches too slowly
@@ -121,6 +131,7 @@ class ServedJob:
             ReleasedError: the job is over.
         """
         self.claim.step(step, steps, preview)
+        self.record("step", self.device, self._stage_name())
 
     def on_step(self, pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> Any:
         """Tells of a step of a diffusers pipeline, and ends it when the job was told to stop::
@@ -167,7 +178,7 @@ class ServedJob:
         self.token.raise_if_cancelled()
         done = step + 1
         all_of_them = max(done, getattr(pipe, "num_timesteps", None) or done)
-        self.claim.step(done, all_of_them, None if preview is None else preview(tensors))
+        self.step(done, all_of_them, None if preview is None else preview(tensors))
         return tensors
 
     # Borrows
@@ -184,9 +195,9 @@ class ServedJob:
             with job.borrowed(affinity="t5") as device, encoder.on(device) as module:
                 embeddings = module(tokens).to("cpu")
 
-        The device is current in the block, for this library and for torch. Nobody waits for it, and it
-        goes back when the block ends; :attr:`wanted` tells a long stage that somebody waits for it
-        now. What the block makes is where it was made: move it to the host, or have
+        The device is current in the block, for this library and for torch. Nobody waits for it, and
+        it goes back when the block ends; :attr:`wanted` tells a long stage that somebody waits for
+        it now. What the block makes is where it was made: move it to the host, or have
         :meth:`run_borrowed` do it. Within a borrow it is the same device again. Does not wait.
 
         Args:
@@ -201,9 +212,8 @@ class ServedJob:
             ReleasedError: the job is over.
         """
         self._check()
-        return borrowing.stage(
-            self.pool, self.device, {"prefer": prefer, "affinity": affinity, "min_free": min_free}
-        )
+        terms = {"prefer": prefer, "affinity": affinity, "min_free": min_free}
+        return borrowing.stage(self, terms)
 
     def run_borrowed(
         self, function: Callable[..., T], /, *args: Any, to: str = "host", **kwargs: Any
@@ -281,7 +291,27 @@ class ServedJob:
 
     def end(self) -> None:
         """The handler has returned: from now on it can do nothing. Called by its worker."""
-        self._over = True
+        if not self._over:
+            self._over = True
+            self._end_stage()
+            self.record("job ends", self.device, f"job {self.id}", self._began)
+
+    def record(
+        self, kind: str, device: _core.Device, name: str, since: float | None = None
+    ) -> None:
+        """Has the runtime's timeline know. Called by workers and stages."""
+        took = None if since is None else time.monotonic() - since
+        # A forked child has none.
+        with contextlib.suppress(ForkedError):
+            self._timeline.record(kind, device, name, whom=self.user, seconds=took, job=self.id)
+
+    def _stage_name(self) -> str:
+        return f"job {self.id}" if self._stage is None else self._stage[0]
+
+    def _end_stage(self) -> None:
+        stage, self._stage = self._stage, None
+        if stage is not None:
+            self.record("stage", self.device, *stage)
 
     def _check(self) -> None:
         if self._over:
@@ -292,8 +322,8 @@ class ServedJob:
 
 
 def current_job() -> ServedJob | None:
-    """The job that this code runs for: within a handler, and in the tasks and contexts that come from
-    it, for as long as it runs. Does not wait.
+    """The job that this code runs for: within a handler, and in the tasks and contexts that come
+    from it, for as long as it runs. Does not wait.
 
     Returns:
         The job; ``None`` outside of any.

@@ -26,7 +26,7 @@ from coresident.errors import (
 )
 from coresident.serving._worker import LOG, Worker
 from coresident.serving.borrowing import runs_when_called
-from coresident.serving.idle import IdlePolicy, IdleTimer, Idleness, policies
+from coresident.serving.idle import Idleness, IdlePolicy, IdleTimer, policies
 from coresident.serving.job import ServedJob
 
 if TYPE_CHECKING:
@@ -44,19 +44,20 @@ _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
 class Server:
     """One worker for each device, which runs a handler for one job of a queue after the other.
 
-    Made by :meth:`coresident.Runtime.serve`; it serves until it is stopped, in threads of its own. A
-    worker that has no job holds nothing, so that its device can be lent. When there is a job for it,
-    it leases the device, then claims the job, and never the other way round. It sleeps until there is
-    work, and survives whatever a handler raises.
+    Made by :meth:`coresident.Runtime.serve`; it serves until it is stopped, in threads of its own.
+    A worker that has no job holds nothing, so that its device can be lent. When there is a job for
+    it, it leases the device, then claims the job, and never the other way round. It sleeps until
+    there is work, and survives whatever a handler raises.
 
-    As a context manager it ends like :meth:`stop` at the end of the block, and as ``stop("cancel")`` if
-    the block raises. An interpreter that exits stops it too.
+    As a context manager it ends like :meth:`stop` at the end of the block, and as
+    ``stop("cancel")`` if the block raises. An interpreter that exits stops it too.
 
     Attributes:
         queue: The queue.
         pool: The pool of the devices.
-        errors: What went wrong beside handlers, such as a queue's file that could not be written; the
-            latest 100, in words. They are also logged, as ``coresident.serving``.
+        runtime: The runtime.
+        errors: What went wrong beside handlers, such as a queue's file that could not be written;
+            the latest 100, in words. They are also logged, as ``coresident.serving``.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Server:
         *,
         devices: list[_core.Device],
         grad: bool,
-        idle: IdlePolicy | Mapping[object, IdlePolicy] | None,
+        idle: IdlePolicy | Mapping[Any, IdlePolicy] | None,
     ) -> None:
         self.queue = _core.JobQueue(devices=runtime.devices) if queue is None else queue
+        self.runtime = runtime
         self.pool = runtime.pool
         self.handler = handler
         self.grad = grad
@@ -82,7 +84,6 @@ class Server:
         self.hurry = _core.CancelToken()
         self._ended = _core.CancelToken()
         self._pid = os.getpid()
-        self._runtime = runtime
         self._owns_queue = queue is None
         self._lock = threading.Lock()
         self._mode: Mode | None = None
@@ -143,14 +144,14 @@ class Server:
         whose time was over.
 
         Args:
-            mode: ``'drain'``: what is queued runs first, as far as it may now. ``'finish'``: what runs
-                ends, what is queued stays. ``'cancel'``: the tokens of what runs are raised, and jobs
-                that stop for that are queued again, as if they had not been begun. ``None`` is
-                ``'finish'`` for a queue that was given to :meth:`~coresident.Runtime.serve`, which others
-                can serve later, and ``'drain'`` for the server's own; that one is closed at the end,
-                which cancels what is left.
-            timeout: Seconds to wait; ``None`` waits for ever. When they are over what runs goes on, and
-                nothing else begins.
+            mode: ``'drain'``: what is queued runs first, as far as it may now. ``'finish'``: what
+                runs ends, what is queued stays. ``'cancel'``: the tokens of what runs are raised,
+                and jobs that stop for that are queued again, as if they had not been begun.
+                ``None`` is ``'finish'`` for a queue that was given to
+                :meth:`~coresident.Runtime.serve`, which others can serve later, and ``'drain'`` for
+                the server's own; that one is closed at the end, which cancels what is left.
+            timeout: Seconds to wait; ``None`` waits for ever. When they are over what runs goes on,
+                and nothing else begins.
 
         Raises:
             WaitTimeoutError: naming what still runs.
@@ -167,7 +168,7 @@ class Server:
         self._wait(timeout)
 
     async def stop_async(self, mode: Mode | None = None, *, timeout: float | None = None) -> None:
-        """As :meth:`stop`, for asyncio: the task waits, its thread does not. Raises as that does."""
+        """As :meth:`stop`, for asyncio: the task waits, its thread does not. Raises as it does."""
         self._check()
         chosen = self._chosen(mode)
         self._refuse_own_workers()
@@ -194,7 +195,7 @@ class Server:
         self._wait(timeout)
 
     async def wait_async(self, timeout: float | None = None) -> None:
-        """As :meth:`wait`, for asyncio: the task waits, its thread does not. Raises as that does."""
+        """As :meth:`wait`, for asyncio: the task waits, its thread does not. Raises as it does."""
         import asyncio
 
         self._check()
@@ -212,13 +213,13 @@ class Server:
             raise self._late(timeout) from None
 
     def serve_forever(self, *, grace: float = 30.0) -> None:
-        """Waits until it has ended. In the main thread Ctrl-C and SIGTERM end it: no more jobs begin,
-        those that run have ``grace`` seconds to end, and then are told to stop, with as much again.
-        A second Ctrl-C stops at once.
+        """Waits until it has ended. In the main thread Ctrl-C and SIGTERM end it: no more jobs
+        begin, those that run have ``grace`` seconds to end, and then are told to stop, with as much
+        again. A second Ctrl-C stops at once.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came again; jobs that run are left to themselves, and queued again
-                by the next process if the queue is durable.
+            KeyboardInterrupt: Ctrl-C came again; jobs that run are left to themselves, and queued
+                again by the next process if the queue is durable.
             InvalidValueError: ``grace`` is negative or not finite.
             InvalidTypeError: it is no number.
         """
@@ -291,7 +292,7 @@ class Server:
     # What its workers call
 
     def offer(self, worker: Worker) -> _core.Offer | None:
-        """A job that is kept for the worker's device, waited for; ``None`` if there will be none."""
+        """A job that is kept for the worker's device, waited for; ``None`` if none will come."""
         while True:
             with self._lock:
                 mode, others = self._mode, bool(self._busy - {worker})
@@ -314,7 +315,7 @@ class Server:
             return offer
 
     def waits_for_its_device(self, worker: Worker) -> _core.CancelToken:
-        """A worker has no job in hand, and will wait for its device, at most until this is raised."""
+        """A worker has no job in hand, and waits for its device, at most until this is raised."""
         self.rests(worker)
         # Once nothing else is left to drain, only a job that no other device may run is waited for.
         return self.stopping if self._drained.cancelled else self._drained
@@ -359,7 +360,7 @@ class Server:
 
     def around(self, job: ServedJob) -> contextlib.AbstractContextManager[object]:
         """What stands around the handler: the job as planners know it."""
-        return self._runtime.job(job.needs or None, device=job.device)
+        return self.runtime.job(job.needs or None, device=job.device)
 
     def gives_back(self, job: ServedJob) -> bool:
         """Whether a job that has raised is to be queued again, because it was the server that has
@@ -477,8 +478,8 @@ def signals(wake: _core.CancelToken) -> Iterator[None]:
                 before[number] = signal.signal(number, handle)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for known, handler in before.items():
+            signal.signal(known, handler)
 
 
 def finish_all() -> None:
