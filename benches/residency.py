@@ -35,7 +35,7 @@ def queued(file: Path) -> int:
     found = json.loads(file.read_text())
     jobs = [list(job) for _, job in groupby(found["requests"], itemgetter("job"))]
     (device,) = co.virtual_devices(1)
-    planner, queue = co.Planner(device), co.JobQueue(devices=[device])
+    planner, queue = co.Planner(device), co.JobQueue(devices=[device], order="fifo", slack=0)
     connection = _core.connect(queue, [planner], [])
     for job in jobs:
         queue.submit(b"", needs=[request["component"] for request in job])

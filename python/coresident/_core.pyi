@@ -21,6 +21,7 @@ in ``coresident.errors``. What holds for every call:
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from collections.abc import Awaitable as _Awaitable
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import Context
@@ -76,12 +77,14 @@ __all__ = [
     "Occupied",
     "Offer",
     "Pins",
+    "Planner",
     "PrivateWeights",
     "QueueStatus",
     "Recording",
     "Replayed",
     "Request",
     "Reservation",
+    "RunningJob",
     "Tensor",
     "Ticket",
     "Timeline",
@@ -2847,7 +2850,8 @@ class JobQueue:
 
     **Durable.** With a ``path`` the queue is a SQLite file, and what a call has returned for has
     been written: after ``kill -9`` every job is there, those that ran are queued again. One process
-    owns the file; any may read its tables ``jobs`` and ``users``.
+    owns the file; others may read its tables ``jobs`` and ``users``. The owner itself must not open
+    it with ``sqlite3``: closing it there takes the locks of the queue away.
 
     Args:
         path: The file of a durable queue, made if it is not there; ``None`` keeps all in memory.
@@ -3760,7 +3764,7 @@ class Events:
     def __iter__(self) -> Self: ...
     def __next__(self) -> Event: ...
     def __aiter__(self) -> Self: ...
-    def __anext__(self) -> Awaitable[Event]: ...
+    def __anext__(self) -> _Awaitable[Event]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -3860,7 +3864,7 @@ class QueueStatus:
 
     @property
     def users(self) -> list[UserStatus]:
-        """Every user who has jobs or settings, by name."""
+        """Every user who ever had jobs or settings here, by name."""
 
 @final
 class UserStatus:
@@ -3939,6 +3943,9 @@ class Lane:
 
     def serve(self) -> bool:
         """Internal: makes the calling thread the lane's worker. ``False``: it came too late."""
+
+    def stay_near(self) -> None:
+        """Internal: has the calling thread run near the device from now on."""
 
     def take(
         self,

@@ -6,5 +6,11 @@ import json
 
 
 def text(value: object) -> str:
-    """What JSON says of a value, strictly: what it could not give back is refused."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    """What JSON says of a value; what JSON cannot say, as NaN, is an error."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a character, as file names have them: it is escaped, and comes back as it was.
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text

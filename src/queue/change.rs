@@ -31,8 +31,8 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
     ///
     /// # Errors
     /// [`QueueError::Journal`]: those that were queued are queued as before. [`QueueError::Forked`].
-    pub fn cancel(&self, selection: &Selection, reason: Option<String>) -> Result<u64, QueueError> {
-        self.stop(selection, reason.as_deref(), false)
+    pub fn cancel(&self, selection: &Selection, reason: Option<&str>) -> Result<u64, QueueError> {
+        self.stop(selection, reason, false)
     }
 
     /// Forgets jobs; those that are not over are cancelled first. Returns how many.
@@ -192,12 +192,12 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             |id: &u64| state.jobs.get(id).is_some_and(|record| record.phase == Phase::Queued);
         let ids: Vec<u64> = state.selected(selection).into_iter().filter(queued).collect();
         let mut writes = Vec::new();
-        let mut moves = Vec::new();
+        let mut places = Vec::new();
         for (at, id) in (0..).zip(&ids) {
             let rank = state.place(*id, front, priority, at, ids.len(), now);
             let Some(record) = state.jobs.get(id) else { continue };
             let priority = priority.unwrap_or(record.item.priority);
-            moves.push((*id, rank, priority));
+            places.push((*id, rank, priority));
             if inner.journal.is_some() {
                 let mut standing = state.standing(record);
                 (standing.rank, standing.priority) = (rank, priority);
@@ -210,7 +210,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         inner.written(entered)?;
         let mut state = inner.state.lock();
         let mut moved = 0;
-        for (id, rank, priority) in moves {
+        for (id, rank, priority) in places {
             // One that was claimed meanwhile has gone where it was to go.
             let Some(record) = state.jobs.get_mut(&id) else { continue };
             (record.item.rank, record.item.priority) = (rank, priority);

@@ -110,7 +110,7 @@ pub enum JournalError {
         /// What it is instead.
         why: String,
     },
-    /// SQLite or the file system refused.
+    /// `SQLite` or the file system refused.
     #[error("{doing} {} failed: {why}", .path.display())]
     Failed {
         /// What was being done.

@@ -66,7 +66,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
                 writes.push(Write::Stand(Box::new(standing.clone())));
             }
             let (id, ended) = (row.id, standing.finished);
-            let record = inner.record(row, standing, &mut state.order);
+            let record = inner.record(row, &standing, &mut state.order);
             if record.phase == Phase::Queued {
                 state.add(record, now, &mut aftermath);
             } else {
@@ -92,7 +92,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
 }
 
 impl<V: Send + Sync + 'static> Inner<V> {
-    fn record(&self, row: Row, standing: Standing, order: &mut super::order::Order) -> Record<V> {
+    fn record(&self, row: Row, standing: &Standing, order: &mut super::order::Order) -> Record<V> {
         let names: Option<Vec<Name>> = row
             .devices
             .as_ref()

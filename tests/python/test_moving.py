@@ -54,12 +54,12 @@ def test_threads_that_share_models_find_them_wherever_they_are(house: co.Runtime
         for turn in range(20):
             at = (number + turn) % 3
             with models[at].on(device) as module, torch.no_grad():
-                places.add(module.layers[0].weight.data_ptr())
+                places.update(tensor.data_ptr() for tensor in module.state_dict().values())
                 assert torch.equal(module(x()), expected[at])
 
-    for thread in [spawn(lambda n=n: job(n), name=f"job {n}") for n in range(3)]:
+    for thread in [spawn(lambda n=n: job(n), name=f"job {n}") for n in range(2)]:
         thread.join()
-    assert len(places) > 3
+    assert len(places) > 9, "three tensors of each come elsewhere by and by"
     status = house.analyze(device)
     assert (status.pinned, status.resident) == (0, house.vram[device].used)
 

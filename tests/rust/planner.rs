@@ -13,7 +13,7 @@ use coresident::device::{
     Stream, VirtualSpec, virtual_devices,
 };
 use coresident::pool::DevicePool;
-use coresident::queue::{self, Clock, JobQueue, ManualClock, Outcome, Settings};
+use coresident::queue::{self, Clock, JobQueue, ManualClock, Outcome, Rules, Settings};
 use coresident::residency::{
     Forecast, Needs, POLICIES, Planner, PolicyName, Request, Trace, steps,
 };
@@ -274,7 +274,9 @@ fn queued(trace: &Trace, policy: PolicyName) -> Moved {
     let mut house = House::new(trace.capacity_bytes, policy);
     let devices = virtual_devices(1, VirtualSpec::default()).unwrap();
     let clock = Arc::new(ManualClock::default());
-    let settings = Settings { clock: clock.clone(), ..Settings::default() };
+    // Placement would take jobs first whose weights are there.
+    let rules = Rules { fifo: true, slack: 0, ..Rules::default() };
+    let settings = Settings { rules, clock: clock.clone(), ..Settings::default() };
     let queue: JobQueue<()> = JobQueue::new(devices, settings).unwrap();
     let _connection =
         runtime::connect(&queue, vec![house.planner.clone()], vec![house.arena.clone()]);
@@ -359,6 +361,29 @@ fn the_rest_of_a_job_that_was_seen_before_is_known_without_a_word() {
         let all = keys(&["clip", "unet", "vae", "upscaler"]);
         assert_eq!(planner.order(&all), keys(&["clip", "unet", "upscaler", "vae"]), "{leases}");
     }
+}
+
+#[test]
+fn what_a_job_turns_out_to_use_is_what_it_is_remembered_by() {
+    let planner = planner(PolicyName::LookAhead);
+    let me = somebody("me");
+    let all = keys(&["a", "b", "c", "x"]);
+    for key in &all {
+        planner.note_use(key, 1, None, &me);
+    }
+    for _ in 0..20 {
+        // Said to use x, which it never does.
+        let _job = planner.begin(Some(&keys(&["a", "x"])), &me).unwrap();
+        for key in ["a", "b", "c"] {
+            planner.note_use(key, 1, None, &me);
+        }
+    }
+    assert_eq!(planner.order(&all)[0], "x");
+    // One that is given up is none.
+    for _ in 0..20 {
+        drop(planner.begin(Some(&keys(&["x"])), &me).unwrap());
+    }
+    assert_eq!(planner.order(&all)[0], "x");
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Job {
     #[pyo3(signature = (reason=None))]
     fn cancel(&self, py: Python<'_>, reason: Option<String>) -> Result<bool> {
         let (queue, selection) = (&self.1, Selection::job(self.0.id));
-        Ok(detached(py, || queue.cancel(&selection, reason))? == 1)
+        Ok(detached(py, || queue.cancel(&selection, reason.as_deref()))? == 1)
     }
 
     /// Waits until it is over, however it ends.

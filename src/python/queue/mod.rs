@@ -409,7 +409,7 @@ impl JobQueue {
     ) -> Result<u64> {
         let which = Which { jobs, batch, user, tag, state: None };
         let selection = which.meant(everything)?;
-        Ok(detached(py, || self.0.cancel(&selection, reason))?)
+        Ok(detached(py, || self.0.cancel(&selection, reason.as_deref()))?)
     }
 
     /// Queues jobs again that failed or were cancelled.

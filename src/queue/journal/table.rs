@@ -17,7 +17,7 @@ use crate::queue::job::{JobState, Payload};
 use crate::queue::order::{Limits, Rank};
 use crate::queue::write::{Row, Standing, UserRow, Write};
 
-/// How a file of ours is told from other files of SQLite: `coRQ`.
+/// How a file of ours is told from other files of `SQLite`: `coRQ`.
 const APPLICATION: i64 = 0x636f_5251;
 /// How long a write waits for somebody else who has locked the file.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -329,7 +329,7 @@ fn user(row: &SqlRow<'_>) -> rusqlite::Result<UserRow> {
     })
 }
 
-/// What SQLite says, as an error of ours.
+/// What `SQLite` says, as an error of ours.
 pub(super) fn failed(doing: &'static str, path: &Path, why: &rusqlite::Error) -> JournalError {
     let code = why.sqlite_error_code();
     if code == Some(ErrorCode::NotADatabase) {

@@ -7,7 +7,7 @@ use super::{Key, Place};
 use crate::queue::clock::Micros;
 
 const MINUTE: Micros = 60_000_000;
-const MINUTES: usize = 60;
+const MINUTES: i64 = 60;
 
 /// What a user may have.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +38,7 @@ pub(super) struct LastHour {
 
 impl LastHour {
     pub(super) fn forget_before(&mut self, now: Micros) {
-        let oldest = now / MINUTE - MINUTES as i64 + 1;
+        let oldest = now / MINUTE - MINUTES + 1;
         while let Some(first) = self.minutes.first_entry()
             && *first.key() < oldest
         {
@@ -53,7 +53,7 @@ impl LastHour {
     }
 
     pub(super) fn charge_minute(&mut self, minute: i64, time: Micros, now: Micros) {
-        if minute > now / MINUTE - MINUTES as i64 {
+        if minute > now / MINUTE - MINUTES {
             *self.minutes.entry(minute).or_default() += time;
             self.sum += time;
         }
@@ -76,7 +76,7 @@ impl LastHour {
             }
             left -= time;
             if left < limit {
-                return Some((minute + MINUTES as i64) * MINUTE);
+                return Some((minute + MINUTES) * MINUTE);
             }
         }
         None
@@ -110,7 +110,7 @@ pub(super) struct Account {
     pub(super) kinds: HashMap<(usize, usize), BTreeSet<Place>>,
     /// Where he stands in the lanes.
     pub(super) stands: Vec<(usize, Key)>,
-    /// What he had had when he was last put into the lanes; `None` if he stands in none.
+    /// What he had had for certain when he was last put into the lanes; `None` if he stands in none.
     pub(super) runnable: Option<Micros>,
 }
 

@@ -1,13 +1,14 @@
 //! The next job of a device.
 
-use super::account::Account;
-use super::{Holdings, Item, Key, Lane, Order, Place};
+use super::{Holdings, Item, Key, Lane, Order, Place, Rank};
 use crate::queue::clock::Micros;
 
 /// The most users that placement looks at, from the next one on.
 const MOST_USERS: usize = 32;
 /// The most kinds of jobs that placement looks for.
 const MOST_KINDS: usize = 32;
+/// The most lanes that it looks in.
+const MOST_LANES: usize = 16;
 
 /// The lanes that a device serves and in which somebody stands.
 fn served(order: &Order, device: usize) -> impl Iterator<Item = (usize, &Lane)> {
@@ -24,11 +25,9 @@ impl Order {
         }
         let (key, user) = served(self, device).filter_map(|(_, lane)| lane.users.first()).min()?;
         let (key, user) = (*key, *user);
-        let (fair, _) = self.first_of(user, device)?;
-        if let Some((_, user)) = self.runnable.first() {
-            // Who comes now is not behind for what others are only expected to take.
-            let had = self.users.get(*user).map_or(0, Account::had_for_certain);
-            self.virtual_time = self.virtual_time.max(had);
+        let fair = self.first_of(user, device)?;
+        if let Some((had, _)) = self.runnable.first() {
+            self.virtual_time = self.virtual_time.max(*had);
         }
         let placed = self.placed(device, key, user, fair, holdings, now);
         match placed {
@@ -44,12 +43,11 @@ impl Order {
         }
     }
 
-    /// The first job of a user for a device, and its lane.
-    fn first_of(&self, user: usize, device: usize) -> Option<(Place, usize)> {
+    /// The first job of a user for a device.
+    fn first_of(&self, user: usize, device: usize) -> Option<Place> {
         let lanes = &self.users.get(user)?.lanes;
-        let firsts =
-            served(self, device).filter_map(|(at, _)| Some((*lanes.get(&at)?.first()?, at)));
-        firsts.min()
+        let firsts = served(self, device).filter_map(|(at, _)| lanes.get(&at)?.first());
+        firsts.min().copied()
     }
 
     /// The job that goes before the fair one because this device holds what it needs, and whose.
@@ -88,19 +86,19 @@ impl Order {
         kinds.sort_unstable_by(|one, other| other.cmp(one));
         kinds.dedup();
         kinds.truncate(MOST_KINDS);
-        let users = self.near(device, key);
+        let lanes: Vec<usize> =
+            served(self, device).map(|(lane, _)| lane).take(MOST_LANES).collect();
+        let near = self.near(device, key).into_iter();
+        let users: Vec<(usize, Rank)> =
+            near.filter_map(|(_, user)| Some((user, self.first_of(user, device)?.0))).collect();
         for (_, kind) in kinds {
-            for &(_, user) in &users {
+            for &(user, head) in &users {
                 let Some(account) = self.users.get(user) else { continue };
-                let first = served(self, device)
-                    .filter_map(|(lane, _)| account.kinds.get(&(kind, lane))?.first())
-                    .min();
+                let firsts =
+                    lanes.iter().filter_map(|&lane| account.kinds.get(&(kind, lane))?.first());
                 // Of one user's jobs a later one goes first by no more than the slack, too.
-                let head = self.first_of(user, device).map(|(head, _)| head.0);
-                let bounded = |(rank, _): &&Place| {
-                    head.is_some_and(|head| rank.0 == head.0 && rank.1 - head.1 <= slack)
-                };
-                if let Some((_, job)) = first.filter(bounded) {
+                let near = |(rank, _): &&Place| rank.0 == head.0 && rank.1 - head.1 <= slack;
+                if let Some((_, job)) = firsts.min().filter(near) {
                     return Some((user, *job));
                 }
             }

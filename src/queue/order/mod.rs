@@ -544,8 +544,10 @@ impl Order {
         if before.is_none() {
             account.had = account.had.max(self.virtual_time);
         }
-        account.runnable = Some(account.had);
-        self.runnable.insert((account.had, user));
+        // Who comes later is not behind for what others are only expected to take.
+        let certain = account.had_for_certain();
+        account.runnable = Some(certain);
+        self.runnable.insert((certain, user));
         for (&lane, jobs) in &account.lanes {
             let Some((rank, job)) = jobs.first() else { continue };
             let key = if self.rules.fifo {

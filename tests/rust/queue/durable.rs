@@ -65,7 +65,7 @@ fn every_job_is_there_again_as_it_was() {
         .finish(Outcome::Done { value: Some(1), path: Some("/out.png".into()) })
         .unwrap();
     claimed(&queue, 0).finish(Outcome::failed("no luck")).unwrap();
-    queue.cancel(&Selection::job(4), Some("enough".into())).unwrap();
+    queue.cancel(&Selection::job(4), Some("enough")).unwrap();
     let before = queue.jobs(&Selection::default(), None).unwrap();
     drop(queue);
     let queue = open(&folder, 2);
@@ -145,7 +145,7 @@ fn what_was_told_to_stop_is_cancelled_and_not_run_again() {
     let queue = open(&folder, 2);
     queue.submit(spec("ann")).unwrap();
     let _running = claimed(&queue, 0);
-    queue.cancel(&Selection::job(1), Some("enough".into())).unwrap();
+    queue.cancel(&Selection::job(1), Some("enough")).unwrap();
     let (queue, _copy) = killed(&folder);
     let now = queue.job(1).unwrap().now();
     assert_eq!((now.state, now.error.as_deref()), (JobState::Cancelled, Some("cancelled: enough")));

@@ -29,7 +29,7 @@ fn cancelling_a_batch_ends_what_is_queued_and_tells_all_that_runs() {
     let other = queue.submit(batch("ann", "c")).unwrap();
     let claims = [claimed(&queue, 0), claimed(&queue, 1)];
     let of_b = Selection { batch: Some("b".into()), ..Selection::default() };
-    assert_eq!(queue.cancel(&of_b, Some("enough".into())).unwrap(), 4);
+    assert_eq!(queue.cancel(&of_b, Some("enough")).unwrap(), 4);
     assert_eq!(queue.cancel(&of_b, None).unwrap(), 0, "counts are of real changes");
     assert!(claims.iter().all(|claim| claim.token().is_cancelled()));
     assert_eq!(claims[0].token().reason().as_deref(), Some("enough"));
