@@ -1,6 +1,7 @@
 """What policies of residency move, beside the least possible: ``python benches/residency.py``.
 
-Replays the traces in ``benches/traces``; prints a table, and draws it where ``--out`` says.
+Replays the traces in ``benches/traces``; prints a table, and draws it where ``--out`` says. Then
+come tables of the held-out traces that ``benches/pipelines.py`` makes: no number was chosen by them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import coresident as co
+import pipelines
 from coresident import _core, trace
 
 QUEUED = "looking ahead, as the queue foretells"
@@ -83,6 +86,25 @@ def table(files: list[Path]) -> list[str]:
     return lines
 
 
+def held_out() -> list[str]:
+    """A row for each policy, of one pipeline alone and of several, as Markdown."""
+    heads = ["", "known", "mean", "9 of 10 are below", "worst", "worse than LRU"]
+    made = pipelines.traces("held-out")
+    lru = [trace.replay(one, policy="lru").multiple for one in made]
+    lines = []
+    for what, several in [("one pipeline", False), ("several", True)]:
+        these = [at for at, one in enumerate(made) if ("+" in one["name"]) is several]
+        lines += [f"| {' | '.join([what, *heads[1:]])} |", "|" + "---|" * len(heads)]
+        for policy, jobs, *_ in DRAWN:
+            done = [trace.replay(made[at], policy=policy, lookahead=jobs).multiple for at in these]
+            worse = sum(one > lru[at] + 1e-9 for one, at in zip(done, these, strict=True))
+            figures = [fmean(done), sorted(done)[len(done) * 9 // 10], max(done)]
+            cells = [policy, str(jobs), *(f"{one:.3f}" for one in figures)]
+            lines.append(f"| {' | '.join(cells)} | {worse} of {len(these)} |")
+        lines.append("")
+    return lines
+
+
 def draw(files: list[Path], out: Path) -> None:
     """A group of bars for each trace."""
     import matplotlib
@@ -119,7 +141,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the picture, as SVG")
     options = parser.parse_args()
     files = sorted(TRACES.glob("*.json"))
-    print("\n".join(table(files)))
+    print("\n".join(table(files)), "\n")
+    print("\n".join(held_out()))
     if options.out:
         draw(files, options.out)
 

@@ -1755,7 +1755,9 @@ class WeightStore:
 
     Without a budget, weights go when the last :class:`Weights` and the last tensor taken from them
     are gone. With one, every byte is reserved there, and weights that nobody uses are kept until
-    the budget needs the bytes; then those go first that are the cheapest to bring back.
+    the budget needs the bytes; then those go first that are the cheapest to bring back, by the
+    byte (:attr:`WeightsStatus.cost`), and were used the least: Greedy-Dual-Size-Frequency
+    (Cherkasova, HP Labs, 1998).
 
     A file that is replaced while it is open stays what it was for those who have it. One that is
     shortened in place takes the process with it when it is touched, as with every map: replace
@@ -1835,6 +1837,7 @@ class WeightStore:
         *,
         settings: Mapping[str, object] | None = None,
         copy: bool | None = None,
+        cost: float | None = None,
         timeout: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Weights:
@@ -1850,6 +1853,11 @@ class WeightStore:
             settings: As for :meth:`open`.
             copy: Whether to copy the elements, row-major, into sealed memory of the store's own, so
                 that nobody else can write them. ``None`` does not.
+            cost: Seconds that it took to make the tensors, such as by reading, converting,
+                dequantising or compiling, and would take again once they are gone; ``None`` if
+                that is not known. Of weights that nobody uses any more those go first that are
+                cheap to bring back. Finite, 0 or more. Weights that are there keep the cost that
+                they have.
             timeout: Seconds to wait, also for the copy of more than a few megabytes; ``None`` waits
                 for ever, 0 only looks.
             cancel: A token that ends the wait.
@@ -1954,6 +1962,16 @@ class WeightsStatus:
     @property
     def locked(self) -> int:
         """The bytes of them that are page-locked for copies to GPUs: ``pin`` of :class:`Arena`."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds that it takes to bring them back once they are gone, as far as is known.
+
+        What was copied or read into memory of the store's own: as long as that took. What is
+        mapped: as long as the slowest :meth:`Weights.prefetch` took, and at least a second for
+        each GiB, because the system is told to forget a file that is evicted. Beside that, what
+        :meth:`WeightStore.share` was told.
+        """
 
     @property
     def holders(self) -> int:
