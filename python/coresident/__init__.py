@@ -96,6 +96,7 @@ from coresident.errors import (
     WeightsNotOpenError,
 )
 from coresident.runtime import Runtime
+from coresident.serving import IdlePolicy, ServedJob, Server, borrowable, current_job
 
 __all__ = [
     "Area",
@@ -128,6 +129,7 @@ __all__ = [
     "Events",
     "ForkedError",
     "Holder",
+    "IdlePolicy",
     "InvalidDeviceError",
     "InvalidTypeError",
     "InvalidValueError",
@@ -156,6 +158,8 @@ __all__ = [
     "ResultNotKeptError",
     "RunningJob",
     "Runtime",
+    "ServedJob",
+    "Server",
     "Tensor",
     "TensorNotFoundError",
     "Ticket",
@@ -177,8 +181,10 @@ __all__ = [
     "WorkerPool",
     "WorkerStatus",
     "__version__",
+    "borrowable",
     "current_cancel_token",
     "current_device",
+    "current_job",
     "decoded",
     "devices",
     "register_provider",

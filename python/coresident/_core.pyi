@@ -4351,3 +4351,15 @@ def replay_trace(text: str, policy: str, lookahead: int) -> Replayed:
 
 def policies() -> list[str]:
     """The names of all policies, the default one first."""
+
+# What a runtime puts together.
+
+def connect(queue: JobQueue, planners: list[Planner], arenas: list[Arena]) -> Connection:
+    """Internal: has planners ask a queue which jobs come, and it ask arenas what is where."""
+
+@final
+class Connection:
+    """Internal: a queue and the devices that run its jobs."""
+
+    def end(self) -> None:
+        """Internal: ends it, again without effect."""

@@ -20,6 +20,7 @@ mod planner;
 mod pool;
 mod queue;
 mod residency;
+mod runtime;
 mod shares;
 mod torch;
 mod trace;
@@ -72,6 +73,8 @@ mod _core {
     use super::queue::{Claim, Event, Events, Job, JobQueue, Offer, QueueStatus, UserStatus};
     #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
+    #[pymodule_export]
+    use super::runtime::{Connection, connect};
     #[pymodule_export]
     use super::shares::shares;
     #[pymodule_export]

@@ -29,7 +29,7 @@ use crate::device::Name;
 use crate::queue::{self, Durability, Rules, Settings, Spec};
 use crate::wait::Parker;
 use text::{AGES, Which, micros_of};
-use value::Value;
+pub(super) use value::Value;
 
 type CoreQueue = queue::JobQueue<Value>;
 type CoreJob = queue::Job<Value>;
@@ -43,6 +43,11 @@ type CoreSubscriber = queue::Subscriber<Value>;
 pub(super) struct JobQueue(CoreQueue);
 
 impl JobQueue {
+    /// The queue, for what connects it with others.
+    pub(super) fn inner(&self) -> &CoreQueue {
+        &self.0
+    }
+
     fn of(&self, job: Arc<CoreJob>) -> Job {
         Job(job, self.0.clone())
     }

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use super::super::exit::Inside;
 
 /// An object of Python's. It goes attached, wherever the last one lets go of it.
-pub(super) struct Value {
+pub(in crate::python) struct Value {
     object: Option<Py<PyAny>>,
     /// Whether it is what a job failed with.
     pub(super) is_error: bool,

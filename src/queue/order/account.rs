@@ -90,6 +90,8 @@ pub(super) struct Account {
     pub(super) limits: Limits,
     /// GPU time had, divided by the weight: who has had least is next.
     pub(super) had: Micros,
+    /// How much of that is only expected, of jobs that run.
+    pub(super) expected: Micros,
     /// GPU time had, as it was.
     pub(super) time: Micros,
     pub(super) last_hour: LastHour,
@@ -108,7 +110,7 @@ pub(super) struct Account {
     pub(super) kinds: HashMap<(usize, usize), BTreeSet<Place>>,
     /// Where he stands in the lanes.
     pub(super) stands: Vec<(usize, Key)>,
-    /// What he had had when he was last put into the lanes; `None` if he stands in none.
+    /// What he had had for certain when he was last put into the lanes; `None` if he stands in none.
     pub(super) runnable: Option<Micros>,
 }
 
@@ -118,6 +120,7 @@ impl Account {
             name,
             limits: Limits::default(),
             had: 0,
+            expected: 0,
             time: 0,
             last_hour: LastHour::default(),
             queued: 0,
@@ -168,5 +171,16 @@ impl Account {
         self.time += time;
         self.had = self.had.saturating_add(self.share(time));
         self.last_hour.charge(began, time, now);
+    }
+
+    /// What he has had for certain, divided by the weight: without what running jobs are expected to
+    /// take.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "a share of a time; what is beyond the range is at its end"
+    )]
+    pub(super) fn had_for_certain(&self) -> Micros {
+        self.had.saturating_sub((self.expected as f64 / self.limits.weight) as Micros)
     }
 }

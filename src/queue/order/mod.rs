@@ -366,6 +366,7 @@ impl Order {
         if let Some(account) = self.users.get_mut(item.user) {
             account.running += 1;
             account.charge(now, time, now);
+            account.expected = account.expected.saturating_add(time);
             account.passed = None;
             self.refresh(item.user, now);
         }
@@ -385,6 +386,7 @@ impl Order {
         let Some(account) = self.users.get_mut(item.user) else { return };
         account.running -= 1;
         account.charge(charge.at, time - charge.time, now);
+        account.expected = account.expected.saturating_sub(charge.time);
         self.refresh(item.user, now);
     }
 
@@ -542,8 +544,10 @@ impl Order {
         if before.is_none() {
             account.had = account.had.max(self.virtual_time);
         }
-        account.runnable = Some(account.had);
-        self.runnable.insert((account.had, user));
+        // Who comes later is not behind for what others are only expected to take.
+        let certain = account.had_for_certain();
+        account.runnable = Some(certain);
+        self.runnable.insert((certain, user));
         for (&lane, jobs) in &account.lanes {
             let Some((rank, job)) = jobs.first() else { continue };
             let key = if self.rules.fifo {

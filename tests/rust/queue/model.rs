@@ -76,7 +76,11 @@ impl Model {
         let users = ready.iter();
         let users = users.filter_map(|user| Some((self.people[*user].had, *user, first(*user)?)));
         let (.., (_, id)) = users.min()?;
-        let least = ready.iter().map(|user| self.people[*user].had).min();
+        let certain = |user: usize| {
+            let expected = self.of(user, JobState::Running).map(|(_, job)| job.charged);
+            self.people[user].had - expected.sum::<Micros>()
+        };
+        let least = ready.iter().map(|user| certain(*user)).min();
         self.virtual_time = self.virtual_time.max(least.unwrap_or(0));
         Some(id)
     }
