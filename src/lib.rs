@@ -8,6 +8,7 @@ pub mod device;
 pub mod load_lock;
 pub mod pool;
 pub mod residency;
+pub mod streaming;
 pub mod sync;
 pub mod wait;
 pub mod weights;

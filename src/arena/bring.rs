@@ -15,9 +15,9 @@ use crate::wait::{Owner, Patience};
 /// Pages that are to get memory; they are given up when it is dropped, and what they have got.
 pub(super) struct Coming<'a> {
     area: &'a AreaShared,
-    missing: Vec<usize>,
+    pub(super) missing: Vec<usize>,
     /// Whether they have memory.
-    given: bool,
+    pub(super) given: bool,
 }
 
 impl Drop for Coming<'_> {
@@ -90,7 +90,7 @@ impl AreaShared {
             let patience = patience.since(began);
             let hand =
                 budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, &patience)?;
-            match self.commit(&coming.missing) {
+            match self.commit(&coming.missing, true) {
                 Ok(()) => {
                     let pages = hand.split(missing)?;
                     // Filled before the ledger says so: until then it has less, not more.
@@ -115,14 +115,17 @@ impl AreaShared {
         }
     }
 
-    /// Gives memory to pages; to all of them or none.
-    fn commit(&self, pages: &[usize]) -> Result<(), MemoryError> {
+    /// Gives memory to pages; to all of them or none. If there is too little, others may be asked to
+    /// give some back, which can take them a while.
+    pub(super) fn commit(&self, pages: &[usize], ask_others: bool) -> Result<(), MemoryError> {
         let (memory, budget) = (&self.arena.memory, &self.arena.budget);
         let mut done: Vec<(usize, usize)> = Vec::new();
         for run in runs(pages.iter().copied()) {
             let (start, length) = self.land.span(&run);
             let mut outcome = memory.commit(start, length);
-            if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome {
+            if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome
+                && ask_others
+            {
                 budget.relieve(asked.saturating_sub(free), &|| memory.free() >= asked);
                 outcome = memory.commit(start, length);
             }
@@ -138,7 +141,7 @@ impl AreaShared {
     }
 
     /// Has all content copied that is not there, or may be wrong. Returns what has to pass before it is.
-    fn fill(
+    pub(super) fn fill(
         &self,
         set: &PageSet,
         coming: &mut Coming<'_>,

@@ -82,14 +82,36 @@ impl PageSet {
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
         self.ranges.iter().cloned().flatten()
     }
+
+    /// Pages of these numbers, which ascend.
+    fn of(numbers: impl IntoIterator<Item = usize>) -> Self {
+        let ranges = runs(numbers);
+        let count = ranges.iter().map(ExactSizeIterator::len).sum();
+        Self { ranges, count }
+    }
+
+    /// Those that are not in the other one.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let in_other = |page: &usize| other.ranges.iter().any(|range| range.contains(page));
+        Self::of(self.iter().filter(|page| !in_other(page)))
+    }
+
+    /// So many of them, from the first on or after so many.
+    #[must_use]
+    pub fn part(&self, from: usize, count: usize) -> Self {
+        Self::of(self.iter().skip(from).take(count))
+    }
 }
 
 impl Layout {
-    pub(super) fn new(contents: Vec<Content>, page: usize) -> Self {
+    /// Each of `groups`, which are the places of their first tensors, begins with a page of its own.
+    pub(super) fn new(contents: Vec<Content>, groups: &[usize], page: usize) -> Self {
         let mut end = 0_usize;
         let mut places = Vec::with_capacity(contents.len());
-        for content in &contents {
-            let start = end.next_multiple_of(ALIGNMENT);
+        for (at, content) in contents.iter().enumerate() {
+            let alignment = if groups.contains(&at) { page } else { ALIGNMENT };
+            let start = end.next_multiple_of(alignment);
             places.push(start);
             end = start + content.nbytes;
         }

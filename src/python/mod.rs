@@ -18,6 +18,7 @@ mod owner;
 mod pool;
 mod residency;
 mod shares;
+mod streaming;
 mod torch;
 mod wait;
 mod weights;
@@ -54,7 +55,8 @@ mod _core {
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
     use super::device::{
-        Device, Occupied, devices, register_provider, restore_device, size, virtual_devices,
+        Device, Occupied, devices, parse_size, register_provider, restore_device, size,
+        virtual_devices,
     };
     #[pymodule_export]
     use super::exit::{LastMoment, about_to_fork, entered_child, has_forked, release_this_thread};
@@ -66,6 +68,8 @@ mod _core {
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
     use super::shares::shares;
+    #[pymodule_export]
+    use super::streaming::{Streaming, StreamingStatus};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

@@ -12,6 +12,7 @@ mod arena;
 mod budget;
 mod load_lock;
 mod pool;
+mod streaming;
 mod wait;
 mod weights;
 mod worker;
@@ -79,6 +80,12 @@ rules! {
         what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
+    }
+    streaming {
+        a_block_is_there_and_right_while_it_is_visited: RetiredWhileUsed, RetiredBytesAreLost,
+            OverStaysPinned;
+        a_block_that_comes_unexpectedly_is_right: BroughtInVainStays, RetiredBytesAreLost;
+        an_end_in_the_middle_leaves_nothing_pinned: ClosedStaysPinned;
     }
     worker {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;

@@ -20,6 +20,7 @@ mod near;
 mod pool;
 mod residency;
 mod shares;
+mod streaming;
 mod wait;
 mod weights;
 mod worker;

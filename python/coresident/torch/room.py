@@ -15,6 +15,7 @@ from coresident.torch.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
     from coresident.torch.model import Model
+    from coresident.torch.streamed import Streamed
 
 # After pages, which are as fast to bring again, and before nothing.
 _PRIORITY = 60
@@ -45,6 +46,7 @@ class Room:
         # Devices that turned out to have no pages.
         self._without_pages: set[_core.Device] = set()
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._streamed: dict[_core.Device, weakref.WeakSet[Streamed]] = {}
         self._evicted: set[_core.Device] = set()
         self._lock = threading.RLock()
 
@@ -66,6 +68,18 @@ class Room:
     def has_no_pages(self, device: _core.Device) -> None:
         """Says so of a device that was taken to have some: weights are moved by torch there."""
         self._without_pages.add(device)
+
+    def add_streamed(self, device: _core.Device, streamed: Streamed) -> None:
+        """Says that a model is streamed on a device, for as long as somebody has this."""
+        with self._lock:
+            self._streamed.setdefault(device, weakref.WeakSet()).add(streamed)
+
+    def give_up(self, device: _core.Device, nbytes: int) -> bool:
+        """Has models that are streamed on a device give up bytes of what stays there. Returns whether
+        that was something."""
+        with self._lock:
+            streamed = list(self._streamed.get(device, ()))
+        return any([each.give_up(nbytes) for each in streamed])
 
     def charge(
         self, model: Model, device: _core.Device, nbytes: int, terms: dict[str, Any]
