@@ -85,8 +85,7 @@ impl Streaming {
         let (streaming, working) = patiently(py, terms, |patience| {
             streaming::Streaming::open(placed, spec, stream, &owner, patience)
         })?;
-        let arena = this.arena_of(py);
-        let ledger = arena.get().ledger(py);
+        let ledger = this.arena_of(py).get().ledger(py);
         let working = working.map(|working| Py::new(py, Budget::reservation(&ledger, working)));
         let (area, working) = (area.clone().unbind(), working.transpose()?);
         Ok(Self { streaming, area, working, ends, page })

@@ -11,7 +11,7 @@ import torch
 from coresident import _core
 from coresident.errors import InvalidTypeError, InvalidValueError
 
-# What is no more of a model than this has its blocks in parts of its own no more.
+# Blocks of a larger share of the room are taken in parts.
 _SMALL = 1 / 8
 
 
@@ -41,8 +41,8 @@ def find(
 ) -> list[Block]:
     """The blocks of a module, in its order: its repeated layers, or what is named.
 
-    Those that are more than an eighth of the room are taken in parts, where they have some. A tensor
-    that two of them have is in none.
+    Those that are more than an eighth of the room are taken in parts, where they have some. A
+    tensor that two of them have is in none.
 
     Args:
         module: The module.
@@ -141,9 +141,7 @@ def _can_be_called(module: torch.nn.Module) -> bool:
     )
 
 
-def _named(
-    module: torch.nn.Module, named: Iterable[str]
-) -> Iterator[tuple[str, torch.nn.Module]]:
+def _named(module: torch.nn.Module, named: Iterable[str]) -> Iterator[tuple[str, torch.nn.Module]]:
     if isinstance(named, str) or not isinstance(named, Iterable):
         given = repr(named) if isinstance(named, str) else type(named).__name__
         raise InvalidTypeError(f"blocks is a list of names of parts, not {given}")

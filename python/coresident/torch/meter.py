@@ -33,8 +33,8 @@ class Meter:
         device: The device.
         told: Called with the bytes that are live whenever they become more or fewer, on a virtual
             device. Must not wait, nor raise.
-        give_up: Called with bytes that are missing on a virtual device. Gives up what can come again,
-            and tells whether that was something.
+        give_up: Called with bytes that are missing on a virtual device. Gives up what can come
+            again, and tells whether that was something.
     """
 
     def __init__(

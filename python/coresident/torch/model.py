@@ -141,8 +141,8 @@ class Model:
         A model that can never fit is streamed: what is in none of its blocks stays on the device,
         and of the blocks as much as there is room for, also while it runs. The rest comes while the
         block before it computes, and leaves after its call. A block that is called in another order
-        than before has to be waited for. Outside its call the tensors of a block are in host memory,
-        but for those that stay. Gradients cannot be computed through it. Parts of a block that are
+        than before has to be waited for. Outside its call a block's tensors are in host memory, but
+        for those that stay. Gradients cannot be computed through it. Parts of a block that are
         called by themselves, without it, use its tensors where they are: in host memory.
 
         Waits in line, for others to end theirs and for the copies.
@@ -167,7 +167,8 @@ class Model:
             InvalidTypeError: ``blocks`` is no list of names.
             InvalidValueError: ``stream`` is something else, there are no such blocks, or the device
                 has no pages to stream through.
-            BudgetExceededError: they can never fit, or not even the largest block; from a call, with what it would need in tiles.
+            BudgetExceededError: they can never fit, or not even the largest block; from a call,
+                with what it would need in tiles.
             BudgetTimeoutError: the time was over.
             CancelledError: the token was raised.
             DeadlockError: the caller has what he waits for himself, or two have each other's.

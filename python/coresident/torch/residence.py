@@ -67,8 +67,8 @@ class Residence:
                 self._plan = planned(replica, self._place, working_memory, stream, blocks)
             elif stream is True:
                 raise InvalidValueError(
-                    f"{self.device} has no memory of its own with pages, through which weights could "
-                    "be streamed: leave stream out"
+                    f"{self.device} has no memory of its own with pages, through which weights "
+                    "could be streamed: leave stream out"
                 )
             streaming = self._take(working_memory, terms)
             self._enter(streaming, terms)

@@ -75,11 +75,11 @@ class Room:
             self._streamed.setdefault(device, weakref.WeakSet()).add(streamed)
 
     def give_up(self, device: _core.Device, nbytes: int) -> bool:
-        """Has models that are streamed on a device give up bytes of what stays there. Returns whether
-        that was something."""
+        """Has models that are streamed on a device give up bytes of what stays there. Returns
+        whether that was something."""
         with self._lock:
             streamed = list(self._streamed.get(device, ()))
-        return any([each.give_up(nbytes) for each in streamed])
+        return any(each.give_up(nbytes) for each in streamed)
 
     def charge(
         self, model: Model, device: _core.Device, nbytes: int, terms: dict[str, Any]

@@ -27,8 +27,8 @@ _Tensors = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Streamed:
-    """Has each block on the device while it is called, and its tensors in host memory otherwise, but
-    for those that stay.
+    """Has each block on the device while it is called, and its tensors in host memory otherwise,
+    but for those that stay.
 
     Args:
         blocks: The blocks, in the order of ``streaming``.
@@ -145,7 +145,7 @@ class Streamed:
                 self._lower(keep)
 
     def give_up(self, nbytes: int) -> bool:
-        """Gives up so many bytes of what stays, or all of it. Returns whether that was something."""
+        """Gives up so many bytes of what stays, or all. Returns whether that was something."""
         with self._lock:
             return not self._closed and self._shrink(nbytes) > 0
 
@@ -235,8 +235,9 @@ def _evictor(streamed: weakref.ref[Streamed]) -> Callable[[int], None]:
 
 
 _NOT_IN_A_GRAPH = (
-    "the weights of this block are streamed: they come before it is called and leave after it, which "
-    "no graph around it can do. Compile the blocks, or without fullgraph=True, or use stream=False"
+    "the weights of this block are streamed: they come before it is called and leave after it, "
+    "which no graph around it can do. Compile the blocks, or without fullgraph=True, or use "
+    "stream=False"
 )
 
 
@@ -262,8 +263,8 @@ class _Around:
             streamed.leave(block)
         if torch.is_grad_enabled() and _wants_gradients(output):
             raise InvalidValueError(
-                "a streamed model cannot be differentiated: its weights are gone when gradients are "
-                "computed. Call it within torch.no_grad(), or use stream=False"
+                "a streamed model cannot be differentiated: its weights are gone when gradients "
+                "are computed. Call it within torch.no_grad(), or use stream=False"
             )
         return output
 
@@ -276,7 +277,7 @@ class _Around:
 
 def _wants_gradients(output: Any) -> bool:
     if isinstance(output, torch.Tensor):
-        return output.requires_grad
+        return bool(output.requires_grad)
     if isinstance(output, dict):
         return any(map(_wants_gradients, output.values()))
     return isinstance(output, (list, tuple)) and any(map(_wants_gradients, output))

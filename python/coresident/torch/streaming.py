@@ -45,7 +45,9 @@ class Plan:
         if not replica._writable:
             self._place = model.take_streamed(replica.device, self._key)
         if self._place is None:
-            source = replica._tensors._private if replica._writable else model.weights
+            source: _core.PrivateWeights | _core.Weights = model.weights
+            if replica._writable and replica._tensors._private is not None:
+                source = replica._tensors._private
             area = self._arena().area(source, self._order, groups=self._groups)
             self._place = Place(area, model.order)
         return self._place
@@ -92,9 +94,7 @@ class Plan:
         room, key = self._replica._model.room, self._replica._model.key
         return 0 if room is None else room.working_memory.largest(key)
 
-    def streamed(
-        self, streaming: _core.Streaming, place: Place, terms: dict[str, Any]
-    ) -> Streamed:
+    def streamed(self, streaming: _core.Streaming, place: Place, terms: dict[str, Any]) -> Streamed:
         """What has the blocks come and go."""
         replica, room = self._replica, self._replica._model.room
         made = Streamed(

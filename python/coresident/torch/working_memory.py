@@ -88,7 +88,7 @@ class WorkingMemory:
             return found.nbytes
 
     def largest(self, key: str) -> int:
-        """The most bytes that were measured of any call of a model; 0 if nothing was. Does not wait.
+        """The most bytes that were measured of any call of a model; 0 without any. Does not wait.
 
         Args:
             key: What the model's weights are called.
