@@ -272,6 +272,61 @@ mod join_line {
     }
 }
 
+/// One event, by one thread or several at once; and a push to a vector under a mutex.
+#[divan::bench_group(threads = [1, 2, 4], sample_size = 1000)]
+mod timeline {
+    use std::time::Instant;
+
+    use coresident::trace::{Cause, Event, Kind, Timeline};
+    use divan::{Bencher, black_box};
+
+    #[divan::bench]
+    fn request_coresident(bencher: Bencher) {
+        let timeline = Timeline::new(1 << 16);
+        let track = timeline.track("cuda:0", "unet");
+        let began = Instant::now();
+        bencher.bench(|| track.requested(black_box(5 << 30), 1 << 30, 20 << 30, began));
+    }
+
+    #[divan::bench]
+    fn copy_coresident(bencher: Bencher) {
+        let timeline = Timeline::new(1 << 16);
+        let track = timeline.track("cuda:0", "unet");
+        let began = Instant::now();
+        bencher.bench(|| track.copied(Cause::CameBack, black_box(5 << 30), began, began, 1));
+    }
+
+    #[divan::bench]
+    fn evict_coresident(bencher: Bencher) {
+        let timeline = Timeline::new(1 << 16);
+        let track = timeline.track("cuda:0", "unet");
+        bencher.bench(|| track.evicted(black_box(5 << 30)));
+    }
+
+    #[divan::bench]
+    fn evict_off(bencher: Bencher) {
+        let timeline = Timeline::new(1 << 16);
+        timeline.turn(false);
+        let track = timeline.track("cuda:0", "unet");
+        bencher.bench(|| track.evicted(black_box(5 << 30)));
+    }
+
+    #[divan::bench]
+    fn evict_mutex_of_vec(bencher: Bencher) {
+        let kept = parking_lot::Mutex::new(Vec::with_capacity(1 << 16));
+        let began = Instant::now();
+        bencher.bench(|| {
+            let at = u64::try_from(began.elapsed().as_nanos()).unwrap();
+            let event = Event { at, bytes: black_box(5 << 30), ..Event::of(Kind::Evict) };
+            let mut kept = kept.lock();
+            if kept.len() == 1 << 16 {
+                kept.clear();
+            }
+            kept.push(event);
+        });
+    }
+}
+
 /// What leaves next, of so many components, when each decision is the first after a job of many kinds, and
 /// when it is one more of the same job.
 #[divan::bench_group]

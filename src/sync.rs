@@ -7,7 +7,7 @@
 #[cfg(not(feature = "model"))]
 mod imp {
     pub use std::sync::MutexGuard;
-    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
     pub(super) use std::sync::Condvar as RawCondvar;
 
@@ -66,7 +66,7 @@ mod imp {
 #[cfg(feature = "model")]
 mod imp {
     pub use loom::sync::MutexGuard;
-    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
     pub(super) use loom::sync::Condvar as RawCondvar;
 
@@ -122,7 +122,7 @@ use std::time::Instant;
 
 #[cfg(feature = "model")]
 pub use imp::plant;
-pub use imp::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, planted};
+pub use imp::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence, planted};
 
 /// A condition variable that asks the system only when somebody sleeps: std's makes a call for
 /// every notification, heard or not. Notify after the mutex has been held.
@@ -243,6 +243,8 @@ pub enum Mutant {
     BroughtInVainStays,
     /// The end of a streaming leaves its pages pinned.
     ClosedStaysPinned,
+    /// What one job uses is taken for what another one uses.
+    OthersUseIsOwn,
     /// A writer is let in while readers are inside.
     WriterIgnoresReaders,
     /// New readers pass a waiting writer.
@@ -275,6 +277,10 @@ pub enum Mutant {
     EarlyWakeIsLost,
     /// A wait that was refused still stops its owner.
     RefusedWaitStillStops,
+    /// Events are taken for whole whoever writes them meanwhile.
+    TornEventIsRead,
+    /// Two record in one place at once.
+    PlaceIsNotClaimed,
     /// Waiting does not look for cycles.
     NoDeadlockCheck,
     /// A wait whose turn has come still stops its owner.

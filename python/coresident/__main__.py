@@ -1,24 +1,25 @@
-"""The command line: ``coresident demo``, ``coresident devices``, ``coresident trace replay``."""
+"""The command line: ``coresident demo``, ``coresident devices``, ``coresident trace``."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from json import dumps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import coresident as co
 from coresident import demo, trace
 
 _OTHERWISE = "else the accelerators there are, or two virtual devices"
 _MEMORY = "of each virtual device, such as 8MiB; less than needed has weights come and go"
+_FILE = "a trace, or a recorded timeline, as JSON"
 _PRESETS = "digits, or large: 400 MB of random weights"
 
 
@@ -41,22 +42,35 @@ def main(arguments: list[str] | None = None) -> int:
     traced = commands.add_parser("trace", help="what devices were asked for, and what was moved")
     actions = traced.add_subparsers(dest="action", required=True)
     again = actions.add_parser("replay", help="what a policy would have moved, beside the least")
-    again.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a trace, as JSON")
+    again.add_argument("files", nargs="+", type=Path, metavar="FILE", help=_FILE)
     names = ", ".join(trace.POLICIES)
-    again.add_argument(
-        "--policy", default=trace.POLICIES[0], metavar="NAME", help=names + ", or all"
-    )
-    again.add_argument("--lookahead", type=int, default=2, metavar="JOBS", help="jobs known: 2")
+    again.add_argument("--policy", metavar="NAME", help=names + ", or all; else the one that ran")
+    again.add_argument("--lookahead", type=int, metavar="JOBS", help="jobs known: 2 for a trace")
+    again.add_argument("--device", metavar="NAME", help="which one of a recorded timeline")
     again.add_argument("--json", action="store_true", help="an object for each line of the table")
+    told = actions.add_parser("hints", help="what would have spared copies, proved by replay")
+    told.add_argument("files", nargs="+", type=Path, metavar="FILE", help=_FILE)
+    told.add_argument("--device", metavar="NAME", help="which one of a recorded timeline")
+    told.add_argument("--policy", metavar="NAME", help="of a trace: who served it")
+    told.add_argument("--lookahead", type=int, metavar="JOBS", help="of a trace: jobs known: 2")
+    told.add_argument("--memory", metavar="BYTES", help="of a trace: what the device really has")
+    told.add_argument("--json", action="store_true", help="an object for each hint")
+    where = actions.add_parser("explain", help="where bytes and time went in a recorded timeline")
+    where.add_argument("file", type=Path, metavar="FILE", help="a recorded timeline")
+    where.add_argument("--svg", type=Path, metavar="OUT", help="a file for the picture")
     options = vars(parser.parse_args(arguments))
     try:
         command = options.pop("command")
         if command == "devices":
             return _list_devices(**options)
         if command == "trace":
-            return _replay(
-                options["files"], options["policy"], options["lookahead"], options["json"]
-            )
+            action = options.pop("action")
+            actions_by_name: dict[str, Callable[..., int]] = {
+                "replay": _replay,
+                "hints": _hints,
+                "explain": _explain,
+            }
+            return actions_by_name[action](**options)
         return _demo(demo.Options(**options))
     except (co.CoresidentError, OSError, ImportError) as error:
         print(f"coresident: {_sentence(error)}", file=sys.stderr)
@@ -115,20 +129,48 @@ def _list_devices(wanted: list[str]) -> int:
     return 0
 
 
-def _replay(files: list[Path], policy: str, lookahead: int, as_json: bool) -> int:
+def _replay(
+    files: list[Path], policy: str | None, lookahead: int | None, device: str | None, json: bool
+) -> int:
     names = trace.POLICIES if policy == "all" else [policy]
-    if not as_json:
+    if not json:
         print(f"{'trace':<24} {'policy':<16} {'moved':>11} {'least':>11} {'multiple':>9}")
     for file in files:
         for name in names:
-            done = trace.replay(file, policy=name, lookahead=lookahead)
-            if as_json:
+            done = trace.replay(file, policy=name, lookahead=lookahead, device=device)
+            if json:
                 fields = "name", "policy", "lookahead", "bytes_moved", "bound", "multiple"
-                print(json.dumps({field: getattr(done, field) for field in fields}))
+                print(dumps({field: getattr(done, field) for field in fields}))
             else:
                 moved, bound = done.bytes_moved / 2**30, done.bound / 2**30
                 row = f"{done.name:<24} {done.policy:<16} {moved:>7.1f} GiB {bound:>7.1f} GiB"
                 print(f"{row} {done.multiple:>9.3f}")
+    return 0
+
+
+def _hints(files: list[Path], json: bool, **options: Any) -> int:
+    for file in files:
+        found = trace.hints(file, **options)
+        for hint in found:
+            if json:
+                fields = (
+                    *("kind", "device", "component", "components", "copies", "bytes", "seconds"),
+                    *("share", "spared", "advice"),
+                )
+                told = {field: getattr(hint, field) for field in fields}
+                print(dumps({"file": str(file), **told, "text": str(hint)}))
+            else:
+                print(f"{file.name}: {hint}")
+        if not found and not json:
+            print(f"{file.name}: no hint: no change of one setting is known to spare copies")
+    return 0
+
+
+def _explain(file: Path, svg: Path | None) -> int:
+    explained = trace.explain(file)
+    print(explained)
+    if svg is not None:
+        explained.save_svg(svg, title=file.stem)
     return 0
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
+    ClassVar,
     Generic,
     Literal,
     ParamSpec,
@@ -58,6 +59,7 @@ __all__ = [
     "DevicePool",
     "DeviceStatus",
     "DeviceTensor",
+    "Hint",
     "Holder",
     "Lane",
     "LastMoment",
@@ -68,14 +70,18 @@ __all__ = [
     "LockUser",
     "Occupied",
     "Pins",
+    "Planner",
     "PrivateWeights",
+    "Recording",
     "Replayed",
     "Request",
     "Reservation",
+    "RunningJob",
     "Streaming",
     "StreamingStatus",
     "Tensor",
     "Ticket",
+    "Timeline",
     "Waiter",
     "Wakeups",
     "WeightStore",
@@ -90,6 +96,7 @@ __all__ = [
     "devices",
     "entered_child",
     "has_forked",
+    "hint_kinds",
     "policies",
     "register_provider",
     "release_this_thread",
@@ -97,6 +104,7 @@ __all__ = [
     "restore_device",
     "shares",
     "size",
+    "trace_hints",
     "virtual_devices",
 ]
 
@@ -278,6 +286,7 @@ def virtual_devices(
     memory: int | str | None = None,
     bandwidth: int | str | None = None,
     jitter: int | None = None,
+    moving: bool = False,
 ) -> list[Device]:
     """CPU-backed devices, for machines without an accelerator and for test suites.
 
@@ -290,6 +299,8 @@ def virtual_devices(
         bandwidth: Bytes per second of an imitated bus, as a number or a text; only with ``memory``.
         jitter: A number that random delays of everything that the device's streams do are drawn
             from, for tests; only with ``memory``. Fresh memory has garbage in it then.
+        moving: Whether memory comes to other addresses each time, as on GPUs without virtual memory
+            management; only with ``memory``. Weights come and leave in blocks there.
 
     Returns:
         ``count`` devices.
@@ -297,7 +308,7 @@ def virtual_devices(
     Raises:
         InvalidTypeError: ``count`` is no whole number, or a size is neither a number nor a text.
         InvalidValueError: ``count`` is out of range, a size is 0 or cannot be read, or
-            ``bandwidth`` or ``jitter`` is given without ``memory``.
+            ``bandwidth``, ``jitter`` or ``moving`` is given without ``memory``.
 
     Example:
         >>> co.virtual_devices(2, memory="2GiB")
@@ -2225,8 +2236,15 @@ class Arena:
     ``Model.on``; what follows is for those who place weights themselves.
 
     Whoever misses pages gets a turn, in order of arrival, and reserves all their bytes at once.
-    What is evicted first has the lowest priority, then was not used for longest; of one model the
-    last pages go first. Evicting copies nothing: the host has the weights.
+    What is evicted first has the lowest priority, then is what a planner says, or what was not used
+    for longest; of one model the last pages go first. Evicting copies nothing: the host has the
+    weights.
+
+    A GPU without virtual memory management (of some virtual machines, and old ones) gives memory no
+    address of one's choice. There the pages of a block come and leave together: whole tensors up to
+    32 MiB, or one that is larger. Tensors have addresses only while they are pinned
+    (:attr:`moving`). Everything else is the same; a block that makes room for one of as many bytes
+    becomes that, and giving back any other waits until the device is idle.
 
     Args:
         device: A device that is :attr:`~Device.paged`.
@@ -2239,11 +2257,14 @@ class Arena:
             from there, small ones together through the buffers, and so does what the system refuses
             to lock. What is locked is let go with its memory. ``'none'``: nothing. Virtual devices
             copy from anywhere.
+        planner: Who says what is evicted first, and learns what is used; of the same device. One
+            with the policy ``'always-evict'`` sets both watermarks to 0.
+        timeline: Where it records what happens; ``None`` for nowhere.
 
     Raises:
         InvalidDeviceError: there can be no pages on the device.
-        InvalidValueError: ``pin`` is something else.
-        InvalidTypeError: a budget is none.
+        InvalidValueError: ``pin`` is something else, or the planner is another device's.
+        InvalidTypeError: a budget is none, or the planner or the timeline.
         DeviceNotFoundError: this machine does not have it.
 
     Example:
@@ -2255,11 +2276,28 @@ class Arena:
     """
 
     def __new__(
-        cls, device: _DeviceLike, budget: Budget, *, ram: Budget | None = None, pin: str = "staging"
+        cls,
+        device: _DeviceLike,
+        budget: Budget,
+        *,
+        ram: Budget | None = None,
+        pin: str = "staging",
+        planner: Planner | None = None,
+        timeline: Timeline | None = None,
     ) -> Self: ...
     @property
     def device(self) -> Device:
         """The device."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether tensors come to other addresses each time they come. On CUDA it is the first use
+        of the device's memory that tells.
+
+        Raises:
+            DeviceLostError: the device cannot be used.
+            ForkedError: the arena is another process's.
+        """
 
     @property
     def budget(self) -> Budget:
@@ -2270,8 +2308,16 @@ class Arena:
         """The budget to which page-locked buffers are charged; ``None`` without one."""
 
     @property
+    def timeline(self) -> Timeline | None:
+        """Where it records what happens; ``None`` without one."""
+
+    @property
     def pin(self) -> str:
         """What of the host's memory is page-locked: ``'staging'``, ``'all'`` or ``'none'``."""
+
+    @property
+    def planner(self) -> Planner | None:
+        """Who says what is evicted first; ``None`` without one."""
 
     def area(
         self,
@@ -2333,6 +2379,143 @@ class Arena:
         Raises:
             ForkedError: the arena is another process's.
         """
+
+@final
+class Planner:
+    """Decides which weights leave a device first, so that the fewest bytes are copied there.
+
+    A :class:`~coresident.Runtime` has one for each device. It runs the same policies on a live
+    device that :func:`coresident.trace.replay` runs on traces. It knows what was used, which jobs
+    run and what they will still use, and which jobs come next, if somebody tells. Whatever it takes
+    to be so and is not costs time, and nothing else.
+
+    Args:
+        device: The device, or its name.
+        policy: One of :data:`coresident.trace.POLICIES`.
+        pool: Whose leases bound jobs that nobody has declared: what is used under one lease is one
+            job. ``None``: a job begins when what began the last one comes again.
+
+    Raises:
+        InvalidValueError: there is no such policy.
+        InvalidTypeError: an argument is of a wrong type.
+        InvalidDeviceError: a text that names no device.
+        DeviceNotFoundError: this machine does not have it.
+
+    Example:
+        >>> planner = co.Planner("virtual:0")
+        >>> with planner.job(["clip", "unet", "vae"]):
+        ...     planner.used("clip", 250 << 20)
+        ...     planner.order(["unet", "clip"])
+        ['clip', 'unet']
+    """
+
+    def __new__(
+        cls,
+        device: _DeviceLike,
+        policy: str = "look-ahead",
+        *,
+        pool: DevicePool | None = None,
+    ) -> Self: ...
+    @property
+    def device(self) -> Device:
+        """The device."""
+
+    @property
+    def policy(self) -> str:
+        """The name of its policy."""
+
+    @property
+    def forecast(self) -> Any:
+        """Which jobs come next on the device, without those that run: a list of jobs, in order,
+        each a list of the keys of the weights that it uses, in order; or a function that returns
+        one for ``(device, most)``, of ``most`` jobs at most; ``None`` if nobody knows.
+
+        The function is called from any thread, whenever the device comes to other weights or lacks
+        room, and must be quick. What it raises is shown as an unraisable exception, and nothing is
+        known then.
+
+        Raises:
+            InvalidTypeError: when it is set to something else.
+        """
+
+    @forecast.setter
+    def forecast(self, forecast: Any) -> None: ...
+    def job(self, stages: Iterable[str] | None = None) -> RunningJob:
+        """A job begins on the device. What the caller uses there, and what is used in contexts that
+        come from his, such as tasks and workers, is used by it, until it is released. Jobs may run
+        beside each other and within each other. Does not wait.
+
+        Args:
+            stages: The keys of the weights that it uses, in order, again whenever they come again;
+                ``None`` if that is not known: then what jobs used before that began like it.
+
+        Raises:
+            InvalidTypeError: ``stages`` is no list of keys.
+            ForkedError: the planner is another process's.
+        """
+
+    def used(self, key: str, nbytes: int | str) -> None:
+        """Says that weights are used now, by the job of this context or else of this thread; an
+        arena that has the planner says so itself. Waits for nothing but the forecast.
+
+        Args:
+            key: What they are called.
+            nbytes: How many bytes of the device they take.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``nbytes`` is negative, or a text that is no size.
+        """
+
+    def left(self, key: str) -> None:
+        """Says that nothing is left of weights on the device; an arena does that itself.
+
+        Raises:
+            InvalidTypeError: ``key`` is no text.
+        """
+
+    def order(self, keys: Iterable[str]) -> list[str]:
+        """Puts weights in the order in which they should leave if room was missing now. Waits for
+        nothing but the forecast.
+
+        Args:
+            keys: What they are called. None of them is in use.
+
+        Raises:
+            InvalidTypeError: ``keys`` is no list of keys.
+        """
+
+@final
+class RunningJob:
+    """A job on a device, until it is released: what a planner attributes uses to. Made by
+    :meth:`Planner.job` and :meth:`Runtime.job`, and to be used with ``with`` or released."""
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
+    @property
+    def released(self) -> bool:
+        """Whether it has ended."""
+
+    def release(self) -> None:
+        """Ends it. From any thread; again without effect. Does not wait."""
+
+    def __enter__(self) -> Self:
+        """Has this context carry it.
+
+        Raises:
+            ReleasedError: it has ended.
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Ends it."""
 
 @final
 class ArenaStatus:
@@ -2519,13 +2702,23 @@ class Area:
             CoresidentError: as :meth:`fault`.
         """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, block: Block | None = None) -> dict[str, Any]:
         """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
         somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
         resident ends the process. Does not wait.
 
+        Where tensors move (:attr:`Arena.moving`) the views are of where they are now: take them
+        once they are pinned, and let go of them before they are not. Afterwards the addresses are
+        somebody else's.
+
+        Args:
+            block: Of which tensors; ``None`` for all.
+
         Raises:
             ImportError: torch is not installed.
+            InvalidTypeError: ``block`` is none.
+            InvalidValueError: the block is of another area; or one of the tensors is nowhere,
+                because they move and it is not resident.
         """
 
     def pinned(
@@ -2868,6 +3061,9 @@ class Lane:
     def serve(self) -> bool:
         """Internal: makes the calling thread the lane's worker. ``False``: it came too late."""
 
+    def stay_near(self) -> None:
+        """Internal: has the calling thread run near the device from now on."""
+
     def take(
         self,
     ) -> (
@@ -2939,6 +3135,290 @@ class LastMoment:
     """Internal: keeps other threads out of the interpreter, which exits, from its own end on."""
 
 # Traces: see :mod:`coresident.trace`
+
+@final
+class Timeline:
+    """What happens on devices, recorded as it does: the last events, and sums that lose nothing.
+
+    A :class:`~coresident.Runtime` has one, in which its devices record. Recording takes about a
+    tenth of a microsecond, whichever thread does it, and waits for nothing.
+
+    Args:
+        events: How many events are kept; of earlier ones only the sums are. 72 bytes each, taken
+            when they are first needed.
+
+    Raises:
+        InvalidTypeError: ``events`` is no whole number.
+        InvalidValueError: ``events`` is 0, or more than 2**26.
+
+    Example:
+        >>> timeline = runtime.timeline
+        >>> timeline.save("timeline.json")
+        >>> events = timeline.recording().events
+        >>> events["bytes"][events["kind"] == timeline.recording().kinds.index("copy")].sum()
+        4802416640
+    """
+
+    def __new__(cls, events: int = 65536) -> Self: ...
+    @property
+    def enabled(self) -> bool:
+        """Whether it records; to be switched at any time. False in a forked child."""
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None: ...
+    @property
+    def capacity(self) -> int:
+        """How many events it keeps."""
+
+    def record(
+        self,
+        kind: str,
+        device: _DeviceLike | None = None,
+        component: str | None = None,
+        *,
+        whom: str | None = None,
+        nbytes: int | str | None = None,
+        beside: int | str | None = None,
+        of: int | str | None = None,
+        seconds: float | None = None,
+        cause: str | None = None,
+        job: int | None = None,
+    ) -> None:
+        """Records something that has just ended. Does not wait.
+
+        Models record what is asked for, copied and evicted by themselves: this is for what they do
+        not know, such as the stages of a job.
+
+        Args:
+            kind: One of :attr:`Recording.kinds`.
+            device: Where; ``None`` for nowhere in particular.
+            component: The key of a model, or what a job or a stage is called.
+            whom: For whom: a user, or another model.
+            nbytes: How many bytes.
+            beside: How many bytes beside them, of working memory.
+            of: How many bytes there could have been of both.
+            seconds: How long it has taken until now; ``None`` for what takes no time.
+            cause: Why, of a copy: one of :attr:`Recording.causes`.
+            job: The number of the job; ``None`` for none in particular.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: an argument has a value that cannot be meant.
+            InvalidDeviceError: ``device`` is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def set_device(
+        self,
+        device: _DeviceLike,
+        total: int,
+        limit: int,
+        headroom: int,
+        outside: int,
+        policy: str,
+    ) -> None:
+        """Says how a device is set up whose memory has no pages. Models say so themselves.
+
+        Args:
+            device: The device.
+            total: Bytes of its memory.
+            limit: Bytes of its budget.
+            headroom: Bytes that stay free.
+            outside: Bytes that others have at most.
+            policy: What decides what leaves first.
+
+        Raises:
+            InvalidDeviceError: it is the name of none.
+            ForkedError: the timeline is another process's.
+        """
+
+    def recording(self) -> Recording:
+        """All of it as it is now. Does not wait: copies that are still under way are not in it.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def clear(self) -> None:
+        """Forgets all events and sums so far. Does not wait.
+
+        Raises:
+            ForkedError: the timeline is another process's.
+        """
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes :meth:`recording` to a file, as JSON, for :func:`coresident.trace.load`.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+            ForkedError: the timeline is another process's.
+        """
+
+@final
+class Recording:
+    """A timeline as it was at one moment, or as a file has it.
+
+    Its file is JSON of version 1: an object with ``format`` (``'coresident-timeline'``),
+    ``version``, ``nanos`` (how long it lasted), ``lost``, ``names``, ``kinds``, ``causes``,
+    ``settings``, ``counters``, and ``events``: columns of one length, with the fields of
+    :attr:`events`, times in nanoseconds.
+    """
+
+    #: What kinds of events are called, by number.
+    kinds: ClassVar[list[str]]
+    #: What causes of copies are called, by number.
+    causes: ClassVar[list[str]]
+
+    @staticmethod
+    def parse(text: str) -> Recording:
+        """A recording from what is in a file of it.
+
+        Raises:
+            InvalidValueError: it is none, or one of a later version.
+        """
+
+    @staticmethod
+    def is_meant_by(text: str) -> bool:
+        """Whether a text looks as if it was to be one, rather than a trace."""
+
+    def to_json(self) -> str:
+        """What is in a file of it."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes it to a file.
+
+        Raises:
+            InvalidTypeError: ``path`` is no path.
+            OSError: the file cannot be written.
+        """
+
+    @property
+    def seconds(self) -> float:
+        """How long the timeline had lasted."""
+
+    @property
+    def lost(self) -> int:
+        """How many earlier events are not in it."""
+
+    @property
+    def names(self) -> list[str]:
+        """The texts of the numbers of devices, components and users."""
+
+    @property
+    def devices(self) -> list[str]:
+        """The names of the devices of which it has something."""
+
+    def requested(self) -> list[str]:
+        """Those on which something was wanted."""
+
+    @property
+    def events(self) -> Any:
+        """The events as a structured array of numpy, in the order in which they were over.
+
+        Its fields are ``at`` and ``took`` (seconds since the timeline began, and how long),
+        ``bytes``, ``beside``, ``of``, ``job``, ``device``, ``component``, ``whom`` (numbers of
+        :attr:`names`), ``kind`` and ``cause`` (numbers of :attr:`kinds` and :attr:`causes`).
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def counters(self) -> Any:
+        """Sums that have lost nothing, as a structured array of numpy: for each ``device``,
+        ``component``, ``kind`` and ``cause`` how many ``times``, ``bytes`` and ``seconds``.
+
+        Raises:
+            RuntimeError: numpy is not installed.
+        """
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """How devices were set up, whenever that has changed: ``at`` (seconds), ``device``,
+        ``total``, ``limit``, ``headroom``, ``outside`` (what others have had at most), ``page``,
+        ``low`` and ``high`` (watermarks; all in bytes), ``policy`` and ``lookahead`` (jobs)."""
+
+    def replay(
+        self, policy: str | None = None, lookahead: int | None = None, device: str | None = None
+    ) -> Replayed:
+        """As :func:`coresident.trace.replay`."""
+
+    def copied(self, device: str | None = None) -> int:
+        """Bytes that were really copied to a device for requests.
+
+        Raises:
+            InvalidValueError: it has no requests of the device, or of several if none is named.
+        """
+
+    def job_seconds(self, device: str | None = None) -> float:
+        """Seconds in which some job ran on a device.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def trace(self, device: str | None = None) -> str:
+        """The requests of one device as a trace, as JSON.
+
+        Raises:
+            InvalidValueError: as :meth:`copied`.
+        """
+
+    def hints_on(self, device: str) -> list[Hint]:
+        """As :func:`coresident.trace.hints`, on one device."""
+
+@final
+class Hint:
+    """That copies could have been spared, and how. ``str()`` of it is a sentence."""
+
+    @property
+    def kind(self) -> str:
+        """What stood in the way: ``'always-evict'``, ``'watermarks'``, ``'budget'``,
+        ``'working-memory'`` or ``'policy'``."""
+
+    @property
+    def device(self) -> str:
+        """The device."""
+
+    @property
+    def component(self) -> str:
+        """The key of the model of which most bytes were copied again."""
+
+    @property
+    def components(self) -> list[str]:
+        """The keys of all that were copied again, that one first."""
+
+    @property
+    def copies(self) -> int:
+        """How often one of them was."""
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes that were."""
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds it took; 0 if that is not known."""
+
+    @property
+    def share(self) -> float | None:
+        """What share of the time of jobs on the device that is, 0 to 1; ``None`` if unknown."""
+
+    @property
+    def spared(self) -> int:
+        """How many of the bytes would not have been copied."""
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What to change: ``limit`` and ``headroom`` of the device's budget (bytes), ``watermarks``
+        (``None`` for none), ``working_memory`` (bytes, by model) or ``policy``."""
+
+def hint_kinds() -> list[str]:
+    """What kinds of hints there are."""
+
+def trace_hints(text: str, policy: str, lookahead: int, memory: int | str | None) -> list[Hint]:
+    """As :func:`coresident.trace.hints`, of a text that is a trace."""
 
 @final
 class Replayed:

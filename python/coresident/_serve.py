@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -79,6 +80,8 @@ def _join(worker: _Worker) -> None:
 def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> None:
     take, succeed, fail, set_pin = lane.take, lane.succeed, lane.fail, lane.set_pin
     torch_is_ready = False
+    if "torch" not in sys.modules and find_spec("torch") is None:
+        lane.stay_near()
     broken: _Broken | None = None
     while (task := take()) is not None:
         context: Any
@@ -96,6 +99,10 @@ def _run_tasks(lane: _core.Lane, torch_threads: int | None, workers: int) -> Non
             context.run(set_pin, pin)
             if not torch_is_ready and "torch" in sys.modules:
                 torch_is_ready = _prepare_torch(lane.device, torch_threads, workers)
+                if torch_is_ready:
+                    # Not before: whoever loads torch has the process's threads counted by where he
+                    # may run.
+                    lane.stay_near()
             if prepare is not None:
                 (on_start,) = prepare
                 broken = None if on_start is None else _prepare(on_start, context, lane.device)

@@ -169,12 +169,12 @@ impl Allowance {
         pins.forget();
         let mut left = 0;
         for run in runs {
-            let (start, length) = run.land.span(&run.pages);
+            let length = self.bytes_of(run.pages.len());
             left += run.pages.len();
-            run.land.reservation.fill_less(length as u64);
-            arena.memory.decommit(start, length);
+            run.land.reservation.fill_less(length);
+            run.land.decommit(&run.pages);
             // It has at least the bytes of these pages.
-            let bytes = run.land.reservation.split(length as u64);
+            let bytes = run.land.reservation.split(length);
             let given = bytes.and_then(|bytes| {
                 if planted(Mutant::RetiredBytesAreLost) {
                     Ok(())
@@ -182,9 +182,12 @@ impl Allowance {
                     self.bytes.absorb(&bytes)
                 }
             });
-            let done = arena.state.lock().left(&run);
+            let gone = arena.state.lock().left(&run);
+            if let Some(track) = &run.land.track {
+                track.evicted(length);
+            }
             arena.left.notify_all();
-            drop(done);
+            drop(gone);
             given?;
         }
         Ok(left)

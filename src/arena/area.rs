@@ -1,48 +1,15 @@
 //! `Area`: the addresses of one model on one device, and the pages that have memory there.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::land::Land;
 use super::layout::{Content, Layout, PageSet};
 use super::mark::Mark;
 use super::{Arena, ArenaError, Shared as ArenaShared};
-use crate::budget::Reservation;
-use crate::device::{Address, DeviceMemory, Stream};
+use crate::device::{Address, Stream};
 use crate::sync::Mutex;
+use crate::trace::Acting;
 use crate::wait::{Owner, exiting};
-
-/// Addresses of the device's memory, and the bytes that are reserved for their pages.
-pub(super) struct Land {
-    memory: Arc<dyn DeviceMemory>,
-    pub(super) start: Address,
-    bytes: usize,
-    pub(super) reservation: Reservation,
-    /// Whether some of the pages could leave.
-    spare: Arc<AtomicBool>,
-}
-
-impl Land {
-    /// Says how many pages have memory, and how many are pinned; under the arena's mutex.
-    pub(super) fn count(&self, resident: usize, pinned: usize) {
-        self.spare.store(resident > pinned, Ordering::SeqCst);
-    }
-
-    /// Where some of its pages are, and their bytes.
-    pub(super) fn span(&self, pages: &Range<usize>) -> (Address, usize) {
-        let page = self.memory.page();
-        (self.start + pages.start * page, pages.len() * page)
-    }
-}
-
-impl Drop for Land {
-    fn drop(&mut self) {
-        // A forked child has none of the device's memory, and an exit takes everything.
-        if self.bytes > 0 && self.reservation.check().is_ok() && !exiting() {
-            self.memory.release(self.start, self.bytes);
-        }
-    }
-}
 
 /// What an area is made of, so that there is one for all who mean the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,6 +27,8 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     /// By which number the arena's state knows it.
     pub(super) number: usize,
+    /// By which number whoever says what leaves first knows the weights.
+    pub(super) weights: u32,
     pub(super) layout: Layout,
     pub(super) land: Arc<Land>,
 }
@@ -78,18 +47,18 @@ impl Area {
         groups: &[usize],
         owner: &Owner,
     ) -> Result<Self, ArenaError> {
-        let layout = Layout::new(contents, groups, arena.memory.page());
-        let bytes = layout.pages() * arena.memory.page();
+        // Also tells whether the device can be used at all.
+        let places = arena.memory.places()?;
+        let layout = Layout::new(contents, groups, arena.memory.page(), places);
         let reserved = arena.budget.try_reserve(0, Some(key), owner)?;
         let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
         reservation.disown();
-        let start = if bytes == 0 { 0 } else { arena.memory.reserve(bytes)? };
-        let (memory, spare) = (arena.memory.clone(), Arc::new(AtomicBool::new(false)));
-        reservation.spare_when(spare.clone());
-        let land = Arc::new(Land { memory, start, bytes, reservation, spare });
-        let number = arena.state.lock().add(land.clone(), layout.pages());
+        let track = arena.records.track(&arena.device.to_string(), key);
+        let land = Arc::new(Land::new(&arena.memory, &layout, reservation, track)?);
+        let weights = arena.number_of(key);
+        let number = arena.state.lock().add(land.clone(), weights, layout.pages());
         let (arena, key) = (arena.clone(), key.to_owned());
-        Ok(Self(Arc::new(Shared { arena, key, identity, number, layout, land })))
+        Ok(Self(Arc::new(Shared { arena, key, identity, number, weights, layout, land })))
     }
 
     /// The key of the weights.
@@ -153,10 +122,13 @@ impl Area {
         end.map_or(0, |end| set.iter().take_while(|page| *page <= end).count())
     }
 
-    /// Where a tensor is on the device, whether it has memory now or not.
+    /// Where a tensor is on the device, whether it has memory now or not. Where memory
+    /// [moves](crate::device::Places), `None` if it has none, and true for as long as it is pinned.
     #[must_use]
-    pub fn address(&self, tensor: usize) -> Address {
-        self.0.land.start + self.0.layout.places[tensor]
+    pub fn address(&self, tensor: usize) -> Option<Address> {
+        let layout = &self.0.layout;
+        let nothing = (layout.contents[tensor].nbytes == 0).then_some(0);
+        self.0.land.address(layout.places[tensor]).or(nothing)
     }
 
     /// Areas of a lower priority are evicted first; of equal ones the one that was not used for
@@ -202,6 +174,9 @@ impl Drop for Shared {
         state.areas[self.number].orphan = true;
         let done = state.take_if_done(self.number);
         drop(state);
+        if let Some(track) = &self.land.track {
+            track.gone();
+        }
         if done.is_none() && !exiting() {
             // Those that a stream still uses leave later.
             self.arena.evict_orphans();
@@ -217,6 +192,8 @@ pub struct Pins {
     /// Others that have used them.
     also: Mutex<Vec<Stream>>,
     user: Option<Owner>,
+    /// For whom, if that is recorded.
+    job: u64,
     /// Where their use has ended, if that was before they are dropped.
     ended: Option<Vec<Mark>>,
 }
@@ -230,8 +207,9 @@ impl Pins {
         user: &Owner,
     ) -> Self {
         area.land.reservation.add_user(user);
-        let (area, set, user) = (area.clone(), set.clone(), Some(user.clone()));
-        Self { area, set, stream, also: Mutex::new(Vec::new()), user, ended: None }
+        let (area, set, user, (job, _)) =
+            (area.clone(), set.clone(), Some(user.clone()), Acting::now());
+        Self { area, set, stream, also: Mutex::new(Vec::new()), user, ended: None, job }
     }
 
     /// The area.
@@ -291,7 +269,8 @@ impl Pins {
         }
         let also = Mutex::new(self.also.lock().clone());
         let (area, ended) = (self.area.clone(), self.ended.clone());
-        Self { area, set: rest, stream: self.stream, also, user: self.user.clone(), ended }
+        let (user, job) = (self.user.clone(), self.job);
+        Self { area, set: rest, stream: self.stream, also, user, job, ended }
     }
 
     /// Where the streams are now that have used them.
@@ -338,6 +317,9 @@ impl Drop for Pins {
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);
+        if let Some(track) = self.area.land.track.as_ref().filter(|_| self.area.is_all(&self.set)) {
+            track.request_ended(self.job);
+        }
         if above > 0 && !exiting() {
             arena.evict_pages(above, Some(std::time::Instant::now()));
         }

@@ -1,16 +1,20 @@
 //! Bringing pages, for whoever has the turn: their bytes, their memory, and their content.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::ArenaError;
 use super::area::{Pins, Shared as AreaShared};
 use super::fault::Beside;
 use super::layout::{PageSet, runs};
-use crate::budget::Reservation;
-use crate::device::{Event, MemoryError, Pinning, Stream};
+use super::{ArenaError, Shared as ArenaShared};
+use crate::budget::{BudgetError, Reservation};
+use crate::device::{Event, MemoryError, Pinning, Places, Stream};
 use crate::sync::{Mutant, planted, wait_until};
 use crate::wait::{Owner, Patience};
+
+/// What takes less is no wait: it takes some time to evict, too.
+const A_WAIT: Duration = Duration::from_millis(1);
 
 /// Pages that are to get memory; they are given up when it is dropped, and what they have got.
 pub(super) struct Coming<'a> {
@@ -87,10 +91,20 @@ impl AreaShared {
         let purpose = format!("working memory of {}", self.key);
         let mut in_vain = 0;
         loop {
-            let patience = patience.since(began);
-            let hand =
-                budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, &patience)?;
-            match self.commit(&coming.missing, true) {
+            let (patience, asked) = (patience.since(began), Instant::now());
+            let reserve = |patience: &Patience<'_>| {
+                budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, patience)
+            };
+            let hand = match self.arena.in_exchange(&reserve) {
+                Some(hand) => hand,
+                None => reserve(&patience)?,
+            };
+            if let Some(track) = self.land.track.as_ref().filter(|_| asked.elapsed() >= A_WAIT) {
+                track.waited(wanted, asked);
+            }
+            let committed = self.commit(&coming.missing, true);
+            self.arena.memory.clear_aside();
+            match committed {
                 Ok(()) => {
                     let pages = hand.split(missing)?;
                     // Filled before the ledger says so: until then it has less, not more.
@@ -99,7 +113,11 @@ impl AreaShared {
                     coming.given = true;
                     return Ok((beside.bytes > 0).then_some(hand));
                 }
-                Err(MemoryError::OutOfMemory { .. }) => {}
+                Err(MemoryError::OutOfMemory { .. }) => {
+                    if let Some(track) = &self.land.track {
+                        track.retried(missing);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
             drop(hand);
@@ -118,24 +136,20 @@ impl AreaShared {
     /// Gives memory to pages; to all of them or none. If there is too little, others may be asked to
     /// give some back, which can take them a while.
     pub(super) fn commit(&self, pages: &[usize], ask_others: bool) -> Result<(), MemoryError> {
-        let (memory, budget) = (&self.arena.memory, &self.arena.budget);
-        let mut done: Vec<(usize, usize)> = Vec::new();
-        for run in runs(pages.iter().copied()) {
-            let (start, length) = self.land.span(&run);
-            let mut outcome = memory.commit(start, length);
+        let (memory, budget, land) = (&self.arena.memory, &self.arena.budget, &self.land);
+        let runs = runs(pages.iter().copied());
+        for (at, run) in runs.iter().enumerate() {
+            let mut outcome = land.commit(run);
             if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome
                 && ask_others
             {
                 budget.relieve(asked.saturating_sub(free), &|| memory.free() >= asked);
-                outcome = memory.commit(start, length);
+                outcome = land.commit(run);
             }
             if let Err(error) = outcome {
-                for (start, length) in done {
-                    memory.decommit(start, length);
-                }
+                runs[..at].iter().for_each(|run| land.decommit(run));
                 return Err(error);
             }
-            done.push((start, length));
         }
         Ok(())
     }
@@ -156,20 +170,23 @@ impl AreaShared {
             }
             pages.sort_unstable();
             let how = self.arena.pinning(owner)?;
+            let began = Instant::now();
             let filled = self.copy(&pages, &stale.fences, how)?;
             // Once more, if somebody has said meanwhile that it may be wrong.
             let generation = stale.generation;
-            self.arena.state.lock().settle(self.number, &pages, generation, &filled);
+            let what = self.arena.state.lock().settle(self.number, &pages, generation, &filled);
             coming.missing.clear();
+            let (track, page) = (self.land.track.as_ref(), self.arena.memory.page());
+            self.arena.records.copying(track, &filled, began, what, page);
         }
     }
 
     /// Has pages copied, after what still uses them. Returns what has to pass before they are there.
     fn copy(&self, pages: &[usize], fences: &[Event], how: Pinning) -> Result<Event, ArenaError> {
-        let (memory, start) = (&self.arena.memory, self.land.start);
         let runs = runs(pages.iter().copied());
-        let pieces = runs.iter().flat_map(|run| self.layout.pieces(start, run)).collect();
-        Ok(memory.upload(fences, pieces, how)?)
+        let place = |offset| self.land.address(offset);
+        let pieces = runs.iter().flat_map(|run| self.layout.pieces(place, run)).collect();
+        Ok(self.arena.memory.upload(fences, pieces, how)?)
     }
 
     /// Takes the memory of pages away that will have no content.
@@ -178,8 +195,7 @@ impl AreaShared {
         let bytes = (pages.len() * self.arena.memory.page()) as u64;
         self.land.reservation.fill_less(bytes);
         for run in runs(pages.iter().copied()) {
-            let (start, length) = self.land.span(&run);
-            self.arena.memory.decommit(start, length);
+            self.land.decommit(&run);
         }
         // It has at least these.
         let _ = self.land.reservation.shrink(bytes);
@@ -190,5 +206,27 @@ impl AreaShared {
         let memory = &self.arena.memory;
         let marked = memory.copies().and_then(|stream| memory.record(stream));
         let _ = marked.and_then(|event| event.wait(None));
+    }
+}
+
+impl ArenaShared {
+    /// Reserves without waiting, where memory moves: what leaves for that is kept for who has the turn
+    /// instead of being given back, which takes long there. `None` if that needs a wait, or others wait:
+    /// then what leaves may be for them.
+    fn in_exchange(
+        &self,
+        reserve: &dyn Fn(&Patience<'_>) -> Result<Reservation, BudgetError>,
+    ) -> Option<Reservation> {
+        let moves = self.memory.places().is_ok_and(|places| places != Places::Fixed);
+        if !moves || self.budget.is_wanted() {
+            return None;
+        }
+        self.sets_aside.store(true, Ordering::SeqCst);
+        let reserved = reserve(&Patience::at_most(Duration::ZERO)).ok();
+        self.sets_aside.store(false, Ordering::SeqCst);
+        if reserved.is_none() {
+            self.memory.clear_aside();
+        }
+        reserved
     }
 }

@@ -73,6 +73,19 @@ pub enum ArenaError {
         /// The device.
         device: Name,
     },
+    /// A tensor without memory on a device where memory moves.
+    #[error(
+        "{name:?} of {key:?} is nowhere on {device} now: memory comes somewhere else each time there, so \
+         that tensors have addresses only while they are pinned"
+    )]
+    Nowhere {
+        /// The name of the tensor.
+        name: String,
+        /// The key of the area.
+        key: String,
+        /// The device.
+        device: Name,
+    },
     /// A low watermark above the high one.
     #[error(
         "the low watermark of {device} is {}, above the high one of {}: eviction begins at the high \

@@ -1,10 +1,11 @@
 //! Taking pages away: the least wanted ones, when all streams are done with them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::state::{Candidate, Run};
+use super::state::{Candidate, Left, Run};
 use crate::budget::Evictor;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
@@ -41,7 +42,8 @@ impl Shared {
     fn evict_some(&self, most: usize, of_all: bool, until: Option<Instant>) -> usize {
         let mut gone = 0;
         loop {
-            let candidates = self.state.lock().candidates(most - gone, of_all);
+            let order = if of_all { self.order() } else { Vec::new() };
+            let candidates = self.state.lock().candidates(most - gone, of_all, &order);
             if candidates.is_empty() {
                 return gone;
             }
@@ -75,17 +77,27 @@ impl Shared {
     }
 
     fn take_memory(&self, run: &Run) {
-        let (start, length) = run.land.span(&run.pages);
+        let length = run.pages.len() * self.memory.page();
         // In this order, so that a look at the memory meanwhile finds less than there is, not more, and
         // whoever finds that the pages have left finds their bytes given back.
         run.land.reservation.fill_less(length as u64);
-        self.memory.decommit(start, length);
+        if self.sets_aside.load(Ordering::SeqCst) {
+            run.land.set_aside(&run.pages);
+        } else {
+            run.land.decommit(&run.pages);
+        }
         let bytes = if planted(Mutant::LeavingKeepsBytes) { 0 } else { length };
         // It has at least the bytes of these pages.
         let _ = run.land.reservation.shrink(bytes as u64);
-        let done = self.state.lock().left(run);
+        let Left { weights, done } = self.state.lock().left(run);
+        if let Some(track) = &run.land.track {
+            track.evicted(length as u64);
+        }
         self.left.notify_all();
         drop(done);
+        if let (Some(order), Some(weights)) = (&self.order, weights) {
+            order.left(weights);
+        }
     }
 }
 

@@ -36,10 +36,15 @@ impl Area {
         self.0.arena.birth.check("arena")?;
         let pinned = self.0.arena.state.lock().pin(self.0.number, set);
         let Some(filled) = pinned else { return Ok(None) };
-        let pins = Pins::new(&self.0, set, stream, owner);
+        self.0.note_use(owner);
+        let _acting = self.0.acting(owner);
+        let (pins, began) = (Pins::new(&self.0, set, stream, owner), Instant::now());
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
-            Ok(()) => Ok(Some(pins)),
+            Ok(()) => {
+                self.0.requested(set, 0, began);
+                Ok(Some(pins))
+            }
             Err(ArenaError::Wait(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -61,11 +66,15 @@ impl Area {
         let arena = &self.0.arena;
         arena.birth.check("arena")?;
         let began = Instant::now();
+        // Who leaves meanwhile leaves for this one.
+        let _acting = self.0.acting(owner);
         self.check_size(set, beside)?;
+        self.0.note_use(owner);
         let pinned = arena.state.lock().pin(self.0.number, set);
         if let Some(filled) = pinned {
             let pins = Pins::new(&self.0, set, stream, owner);
             if let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)? {
+                self.0.requested(set, beside.bytes, began);
                 self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
                 return Ok((pins, working));
             }
@@ -75,6 +84,8 @@ impl Area {
         let (pins, coming) = self.0.claim(set, stream, owner);
         let (filled, working) =
             self.0.bring(&pins, coming, beside, owner, &patience.since(began))?;
+        // With the turn, so that requests are in the order in which they were served.
+        self.0.requested(set, beside.bytes, began);
         drop(turn);
         self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
         Ok((pins, working))
@@ -96,6 +107,14 @@ impl Area {
 }
 
 impl AreaShared {
+    /// Says that the weights are used, before anything leaves for that.
+    fn note_use(&self, owner: &Owner) {
+        if let Some(order) = &self.arena.order {
+            let bytes = self.layout.pages() * self.arena.memory.page();
+            order.used(self.weights, bytes as u64, owner);
+        }
+    }
+
     /// Has `stream` go on only when the content of pages is there.
     pub(super) fn content_is_there(
         &self,
@@ -133,6 +152,7 @@ impl AreaShared {
         }
         if !passed.is_empty() {
             arena.state.lock().seen(self.number, pins.set(), &passed);
+            arena.records.settle();
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::device::{Address, HostBytes, PageLocks, Piece};
+use crate::device::{Address, HostBytes, PageLocks, Piece, Places};
 use crate::weights::{ElementType, Tensor};
 
 /// Where tensors begin: as torch's own allocator has it on the CPU, or better.
@@ -48,11 +48,13 @@ impl HostBytes for Tensor {
     }
 }
 
-/// Tensors one after the other, so that only the last page has room to spare.
+/// Tensors one after the other, so that only the last page has room to spare; or that of each block.
 pub(super) struct Layout {
     pub(super) contents: Vec<Content>,
     /// Where each of them begins.
     pub(super) places: Vec<usize>,
+    /// The pages of each block, where memory comes in blocks.
+    pub(super) blocks: Option<Vec<Range<usize>>>,
     by_name: HashMap<String, usize>,
     page: usize,
     end: usize,
@@ -106,18 +108,36 @@ impl PageSet {
 
 impl Layout {
     /// Each of `groups`, which are the places of their first tensors, begins with a page of its own.
-    pub(super) fn new(contents: Vec<Content>, groups: &[usize], page: usize) -> Self {
-        let mut end = 0_usize;
+    pub(super) fn new(
+        contents: Vec<Content>,
+        groups: &[usize],
+        page: usize,
+        memory: Places,
+    ) -> Self {
+        let (mut end, mut begun) = (0_usize, vec![0]);
         let mut places = Vec::with_capacity(contents.len());
         for (at, content) in contents.iter().enumerate() {
             let alignment = if groups.contains(&at) { page } else { ALIGNMENT };
-            let start = end.next_multiple_of(alignment);
+            let mut start = end.next_multiple_of(alignment);
+            if let (Places::Moving { block }, Some(last)) = (memory, begun.last()) {
+                // What the last page has to spare is filled whatever lies before.
+                let most = (last + block).max(end.next_multiple_of(page));
+                if start + content.nbytes > most && end > *last {
+                    start = end.next_multiple_of(page);
+                    begun.push(start);
+                }
+            }
             places.push(start);
             end = start + content.nbytes;
         }
         let named = contents.iter().enumerate();
         let by_name = named.map(|(at, content)| (content.name.clone(), at)).collect();
-        Self { contents, places, by_name, page, end }
+        let blocks = matches!(memory, Places::Moving { .. }).then(|| {
+            let ends = begun.iter().skip(1).copied().chain([end.next_multiple_of(page)]);
+            let blocks = begun.iter().zip(ends).map(|(start, end)| start / page..end / page);
+            blocks.filter(|pages| !pages.is_empty()).collect()
+        });
+        Self { contents, places, blocks, by_name, page, end }
     }
 
     /// Bytes of the tensors, with what lies between them.
@@ -134,11 +154,18 @@ impl Layout {
         self.by_name.get(name).copied()
     }
 
-    /// The pages that these tensors lie in.
+    /// The block that a page is in.
+    fn block(&self, page: usize) -> Option<&Range<usize>> {
+        let blocks = self.blocks.as_ref()?;
+        blocks.get(blocks.partition_point(|block| block.end <= page))
+    }
+
+    /// The pages that these tensors lie in, or their blocks.
     pub(super) fn set(&self, tensors: impl IntoIterator<Item = usize>) -> PageSet {
         let range = |at: usize| {
             let (start, nbytes) = (self.places[at], self.contents[at].nbytes);
-            start / self.page..(start + nbytes).div_ceil(self.page)
+            let pages = start / self.page..(start + nbytes).div_ceil(self.page);
+            self.block(pages.start).cloned().unwrap_or(pages)
         };
         let bytes = |at: &usize| self.contents[*at].nbytes > 0;
         let mut all: Vec<Range<usize>> = tensors.into_iter().filter(bytes).map(range).collect();
@@ -154,8 +181,12 @@ impl Layout {
         PageSet { ranges, count }
     }
 
-    /// What is copied to fill these pages, which begin at `start` in the device's memory.
-    pub(super) fn pieces(&self, start: Address, pages: &Range<usize>) -> Vec<Piece> {
+    /// What is copied to fill these pages, each of whose bytes is where `place` says.
+    pub(super) fn pieces(
+        &self,
+        place: impl Fn(usize) -> Option<Address>,
+        pages: &Range<usize>,
+    ) -> Vec<Piece> {
         let bytes = pages.start * self.page..(pages.end * self.page).min(self.end);
         let end_of = |at: usize| self.places[at] + self.contents[at].nbytes;
         // The last one that begins there or before; those without bytes do no harm.
@@ -166,11 +197,13 @@ impl Layout {
             if self.places[at] >= bytes.end {
                 break;
             }
-            if begin < end {
+            if begin < end
+                && let Some(to) = place(begin)
+            {
                 pieces.push(Piece {
                     source: self.contents[at].bytes.clone(),
                     from: begin - self.places[at],
-                    to: start + begin,
+                    to,
                     length: end - begin,
                 });
             }

@@ -6,7 +6,12 @@
 //!
 //! **Order.** Whoever misses pages gets a turn, first come, first served, and in it reserves all their
 //! bytes at once: nobody who is in line for bytes has pages that others wait for. What leaves first is
-//! what has the lowest priority, then what was not used for longest; of one area the last pages.
+//! what has the lowest priority, then what an [`EvictionOrder`] says, else what was not used for
+//! longest; of one area the last pages.
+//!
+//! Where a device's memory comes to no address of one's choice ([`Places::Moving`](crate::device::Places)),
+//! the pages of a block, which has whole tensors, come and leave together, and tensors have addresses
+//! only while they are pinned. Everything else is the same.
 //!
 //! **Invariants.** A pinned page does not leave. A page leaves, or is written again, only after all
 //! streams that have used it are done ([`Stream`], [`Event`]); its content is used only after its copy
@@ -14,8 +19,8 @@
 //! are on their way. Pins, and what is given up half-way, are undone however it ends. Nothing is shared
 //! between devices.
 //!
-//! **Order of locks.** The arena's mutex is held for nothing but its books: no driver, budget or waker
-//! is called under it.
+//! **Order of locks.** The arena's mutex is held for nothing but its books: no driver, budget, waker or
+//! order is called under it.
 //!
 //! **Errors.** [`ArenaError`].
 //!
@@ -55,13 +60,17 @@ mod bring;
 mod error;
 mod evict;
 mod fault;
+mod land;
 mod layout;
 mod mark;
+mod order;
+mod record;
 mod state;
 mod status;
 mod tensor;
 
 use std::any::Any;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -70,6 +79,7 @@ pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
 pub use layout::{Content, PageSet};
+pub use order::{About, Evictable, EvictionOrder};
 pub use status::{AreaStatus, ArenaStatus};
 pub use tensor::{PinnedTensor, RangeView};
 
@@ -77,9 +87,10 @@ pub use tensor::{PinnedTensor, RangeView};
 use crate::device::{Event, Stream};
 
 use crate::budget::{Budget, BudgetError};
-use crate::device::{Charge, Device, DeviceMemory, Name, Pinning};
+use crate::device::{Charge, Device, DeviceMemory, Name, Pinning, Places};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
+use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 
@@ -107,13 +118,18 @@ pub(crate) struct Shared {
     memory: Arc<dyn DeviceMemory>,
     budget: Budget,
     host: HostSide,
+    /// Says what leaves first, if anybody does.
+    order: Option<Arc<dyn EvictionOrder>>,
     /// Keeps the buffers for copies, once there have been some.
     staged: Mutex<Option<Box<dyn Any + Send>>>,
     /// By which number the budget knows it.
     evictor: u64,
     /// Whoever brings pages has it.
     turn: LoadLock,
+    /// Whether what leaves now makes room for whoever has it.
+    sets_aside: AtomicBool,
     state: Mutex<State>,
+    records: record::Records,
     /// Grows with every mark in a stream, before it is made and after.
     marks: AtomicU64,
     /// Pages have left.
@@ -126,9 +142,22 @@ impl Arena {
     /// # Errors
     /// [`ArenaError::NoPages`] if there can be none on the device.
     pub fn new(device: &Device, budget: &Budget, host: HostSide) -> Result<Self, ArenaError> {
-        let name = device.name();
-        let memory = device.driver().memory().ok_or(ArenaError::NoPages { device: name })?;
-        Ok(Self::over(name, memory, budget, host))
+        let memory = memory_of(device)?;
+        Ok(Self::over(device.name(), memory, budget, host))
+    }
+
+    /// The same, whose weights leave in an order of somebody's choice.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn with_order(
+        device: &Device,
+        budget: &Budget,
+        host: HostSide,
+        order: Arc<dyn EvictionOrder>,
+    ) -> Result<Self, ArenaError> {
+        let memory = memory_of(device)?;
+        Ok(Self::made(device.name(), memory, budget, host, Some(order)))
     }
 
     /// The same of any memory.
@@ -139,6 +168,28 @@ impl Arena {
         budget: &Budget,
         host: HostSide,
     ) -> Self {
+        Self::made(device, memory, budget, host, None)
+    }
+
+    /// As [`Arena::with_order`], of any memory.
+    #[must_use]
+    pub fn over_with_order(
+        device: Name,
+        memory: Arc<dyn DeviceMemory>,
+        budget: &Budget,
+        host: HostSide,
+        order: Arc<dyn EvictionOrder>,
+    ) -> Self {
+        Self::made(device, memory, budget, host, Some(order))
+    }
+
+    fn made(
+        device: Name,
+        memory: Arc<dyn DeviceMemory>,
+        budget: &Budget,
+        host: HostSide,
+        order: Option<Arc<dyn EvictionOrder>>,
+    ) -> Self {
         Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
             let evictor = Arc::new(evict::Pages(arena.clone()));
             Shared {
@@ -147,14 +198,23 @@ impl Arena {
                 memory,
                 budget: budget.clone(),
                 host,
+                order,
                 staged: Mutex::new(None),
                 evictor: budget.add_evictor(PRIORITY, evictor),
                 turn: LoadLock::called(format!("a turn to place weights on {device}")),
+                sets_aside: AtomicBool::new(false),
                 state: Mutex::new(State::default()),
+                records: record::Records::default(),
                 marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
         }))
+    }
+
+    /// Records in a timeline from now on what happens to areas that are made from now on. Whatever
+    /// timeline it records in already, it stays with.
+    pub fn record_in(&self, timeline: &Timeline) {
+        self.0.records.begin(timeline);
     }
 
     /// The area of what has this identity: the one that somebody has, or a new one with these contents.
@@ -205,6 +265,15 @@ impl Arena {
     #[must_use]
     pub fn device(&self) -> Name {
         self.0.device
+    }
+
+    /// Whether tensors come to other addresses each time they come, so that these are true only while
+    /// they are pinned.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn moves(&self) -> Result<bool, ArenaError> {
+        Ok(self.0.memory.places()? != Places::Fixed)
     }
 
     /// What its copies have of the host's memory.
@@ -309,6 +378,10 @@ impl Shared {
     }
 }
 
+fn memory_of(device: &Device) -> Result<Arc<dyn DeviceMemory>, ArenaError> {
+    device.driver().memory().ok_or(ArenaError::NoPages { device: device.name() })
+}
+
 /// How long the last one to have an arena waits for streams that still use its pages.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -318,6 +391,7 @@ impl Drop for Shared {
             // Nobody else will come to do it.
             self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
         }
+        self.records.settle();
         self.budget.remove_evictor(self.evictor);
     }
 }

@@ -7,9 +7,11 @@ use std::sync::{Arc, Weak};
 
 use slab::Slab;
 
-use super::area::{Identity, Land, Shared as AreaShared};
+use super::area::{Identity, Shared as AreaShared};
+use super::land::Land;
 use super::layout::{PageSet, runs};
 use super::mark::Mark;
+use super::order::Evictable;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
 
@@ -62,6 +64,8 @@ impl Page {
 /// What the arena knows of one area.
 pub(super) struct AreaState {
     pub(super) land: Arc<Land>,
+    /// By which number whoever says what leaves first knows the weights.
+    pub(super) weights: u32,
     pub(super) pages: Vec<Page>,
     /// What its content is now; pages of another one have to be filled again.
     pub(super) generation: u64,
@@ -76,13 +80,16 @@ pub(super) struct AreaState {
     pub(super) orphan: bool,
     /// Live pinned tensors, by their place in the layout.
     pub(super) tensors: HashMap<usize, usize>,
+    /// Whether pages have ever had content.
+    ever: Vec<bool>,
 }
 
-impl AreaState {
-    /// By what areas are sorted when something has to leave.
-    pub(super) fn eviction_order(&self) -> (bool, i64, u64) {
-        (!self.orphan, self.priority, self.used_at)
-    }
+/// How many pages are filled: those that never were before, that were and have left, and that are there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Filled {
+    pub(super) first: usize,
+    pub(super) back: usize,
+    pub(super) renewed: usize,
 }
 
 /// Pages that are one after the other.
@@ -98,6 +105,14 @@ pub(super) struct Candidate {
     page: usize,
     stamp: u64,
     pub(super) fences: Vec<Event>,
+}
+
+/// What came of a run of pages that has left.
+pub(super) struct Left {
+    /// The number of the weights, if nothing is left of them.
+    pub(super) weights: Option<u32>,
+    /// The area, if it was the last of one that nobody has: dropped after the lock.
+    pub(super) done: Option<AreaState>,
 }
 
 /// Pages that have memory, but perhaps not their content.
@@ -124,9 +139,10 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn add(&mut self, land: Arc<Land>, pages: usize) -> usize {
+    pub(super) fn add(&mut self, land: Arc<Land>, weights: u32, pages: usize) -> usize {
         self.areas.insert(AreaState {
             land,
+            weights,
             pages: (0..pages).map(|_| Page::new()).collect(),
             generation: 1,
             priority: 0,
@@ -135,6 +151,7 @@ impl State {
             pinned: 0,
             orphan: false,
             tensors: HashMap::new(),
+            ever: vec![false; pages],
         })
     }
 
@@ -211,14 +228,27 @@ impl State {
     }
 
     /// Pages have memory now, and will have content of this generation when `filled` has passed.
-    pub(super) fn settle(&mut self, area: usize, pages: &[usize], generation: u64, filled: &Event) {
+    /// Returns what they were before.
+    pub(super) fn settle(
+        &mut self,
+        area: usize,
+        pages: &[usize],
+        generation: u64,
+        filled: &Event,
+    ) -> Filled {
         self.filled += pages.len() as u64;
+        let (mut before, area) = (Filled::default(), &mut self.areas[area]);
         for at in pages {
-            let page = &mut self.areas[area].pages[*at];
+            let page = &mut area.pages[*at];
+            let known = std::mem::replace(&mut area.ever[*at], true);
+            before.renewed += usize::from(page.place == Place::Resident);
+            before.back += usize::from(page.place == Place::Coming && known);
+            before.first += usize::from(page.place == Place::Coming && !known);
             page.place = Place::Resident;
             page.generation = generation;
             page.filled = Some(filled.clone());
         }
+        before
     }
 
     /// What has to pass before the content of pages is there.
@@ -351,19 +381,43 @@ impl State {
         self.areas.iter().any(|(_, area)| area.orphan)
     }
 
-    /// Pages that could leave, so many or all that there are; the least wanted first. Of an area the
-    /// last ones go first. Of all areas, or only of those that nobody has any more.
-    pub(super) fn candidates(&self, most: usize, of_all: bool) -> Vec<Candidate> {
-        let mut areas: Vec<(usize, &AreaState)> =
-            self.areas.iter().filter(|(_, area)| of_all || area.orphan).collect();
-        areas.sort_by_key(|(_, area)| area.eviction_order());
+    /// The areas some pages of which could leave.
+    pub(super) fn evictable(&self) -> Vec<Evictable> {
+        let can_give = |area: &AreaState| {
+            area.resident > area.pinned || (area.resident > 0 && planted(Mutant::PinnedPageLeaves))
+        };
+        let areas = self.areas.iter().filter(|(_, area)| can_give(area));
+        let evictable = areas.map(|(area, &AreaState { weights, used_at, pinned, .. })| {
+            Evictable { area, weights, used_at, in_use: pinned > 0 }
+        });
+        evictable.collect()
+    }
+
+    /// All areas, those that leave first in front: what nobody has, then the lowest priority, then in
+    /// this order, then what was not used for longest.
+    pub(super) fn sorted(&self, order: &[usize]) -> Vec<(usize, &AreaState)> {
+        let mut rank = vec![usize::MAX; self.areas.capacity()];
+        for (at, area) in order.iter().enumerate() {
+            if let Some(rank) = rank.get_mut(*area) {
+                *rank = at;
+            }
+        }
+        let mut areas: Vec<(usize, &AreaState)> = self.areas.iter().collect();
+        areas.sort_by_key(|(at, area)| (!area.orphan, area.priority, rank[*at], area.used_at));
+        areas
+    }
+
+    /// Pages that could leave, so many or all that there are, and of a block all; the least wanted first.
+    /// Of an area the last ones go first. Of all areas, or only of those that nobody has any more.
+    pub(super) fn candidates(&self, most: usize, of_all: bool, order: &[usize]) -> Vec<Candidate> {
+        let areas = self.sorted(order).into_iter().filter(|(_, area)| of_all || area.orphan);
         let mut candidates = Vec::new();
         for (key, area) in areas {
             if area.resident == area.pinned && !planted(Mutant::PinnedPageLeaves) {
                 continue;
             }
             for (at, page) in area.pages.iter().enumerate().rev() {
-                if candidates.len() == most {
+                if candidates.len() >= most && area.land.parts_at(at + 1) {
                     return candidates;
                 }
                 if can_leave(page) {
@@ -400,8 +454,8 @@ impl State {
         all
     }
 
-    /// The pages of a run have left. Returns the area, if it was the last of one that nobody has.
-    pub(super) fn left(&mut self, run: &Run) -> Option<AreaState> {
+    /// The pages of a run have left.
+    pub(super) fn left(&mut self, run: &Run) -> Left {
         self.evicted += run.pages.len() as u64;
         let area = &mut self.areas[run.area];
         for page in &mut area.pages[run.pages.clone()] {
@@ -409,7 +463,11 @@ impl State {
         }
         area.resident -= run.pages.len();
         area.land.count(area.resident, area.pinned);
-        self.take_if_done(run.area)
+        let weights = area.weights;
+        // Others may have the same weights in another order, or as they were before.
+        let mut same = self.areas.iter().filter(|(_, other)| other.weights == weights);
+        let gone = same.all(|(_, other)| other.resident == 0);
+        Left { weights: gone.then_some(weights), done: self.take_if_done(run.area) }
     }
 
     /// An area that nobody has and that has no page left.

@@ -66,13 +66,11 @@ impl Arena {
         self.0.birth.check("arena")?;
         self.0.evict_orphans();
         let page = self.0.memory.page() as u64;
-        let areas = self.areas();
+        let (areas, order) = (self.areas(), self.0.order());
         let state = self.0.state.lock();
         let bytes = |pages: usize| pages as u64 * page;
-        let mut order: Vec<(usize, &AreaState)> = state.areas.iter().collect();
-        order.sort_by_key(|(_, area)| area.eviction_order());
         let mut all = Vec::new();
-        for (number, area) in order {
+        for (number, area) in state.sorted(&order) {
             // One that nobody has any more is only waiting for streams.
             let Some(known) = areas.iter().find(|known| known.0.number == number) else { continue };
             let mut tensors: Vec<usize> = area.tensors.keys().copied().collect();

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use super::ArenaError;
-use super::area::{Area, Land, Pins, Shared};
+use super::area::{Area, Pins, Shared};
 use super::fault::Beside;
+use super::land::Land;
 use crate::device::{Address, Name, Stream};
 use crate::wait::{Owner, Patience};
 use crate::weights::ElementType;
 
 /// A tensor where it is when its pages have memory. Keeps the addresses, and pins nothing: whoever has
-/// it pins the pages while it is used, or else it cannot be touched.
+/// it pins the pages while it is used, or else it cannot be touched. Where memory
+/// [moves](crate::device::Places) it must have been taken within that.
 #[derive(Clone)]
 pub struct RangeView {
     _land: Arc<Land>,
@@ -31,18 +33,25 @@ pub struct PinnedTensor {
 
 impl Area {
     /// A view of a tensor's addresses, by its place in [`Area::contents`].
-    #[must_use]
-    pub fn view(&self, tensor: usize) -> RangeView {
-        let Shared { arena, land, layout, .. } = &*self.0;
+    ///
+    /// # Errors
+    /// [`ArenaError::Nowhere`] where memory moves, if it has none now.
+    pub fn view(&self, tensor: usize) -> Result<RangeView, ArenaError> {
+        let Shared { arena, land, layout, key, .. } = &*self.0;
         let content = &layout.contents[tensor];
-        RangeView {
+        let address = self.address(tensor).ok_or_else(|| ArenaError::Nowhere {
+            name: content.name.clone(),
+            key: key.clone(),
+            device: arena.device,
+        })?;
+        Ok(RangeView {
             _land: land.clone(),
             device: arena.device,
-            address: land.start + layout.places[tensor],
+            address,
             element: content.element,
             shape: content.shape.clone(),
             nbytes: content.nbytes,
-        }
+        })
     }
 
     /// A tensor that is there, and stays; waits as [`Area::fault`].
@@ -60,10 +69,11 @@ impl Area {
         let (mut pins, _) = self.fault(&set, Beside::default(), stream, owner, patience)?;
         // It goes wherever other libraries take it.
         pins.disown();
+        let view = self.view(tensor)?;
         let mut state = self.0.arena.state.lock();
         *state.areas[self.0.number].tensors.entry(tensor).or_default() += 1;
         drop(state);
-        Ok(PinnedTensor { view: self.view(tensor), tensor, pins })
+        Ok(PinnedTensor { view, tensor, pins })
     }
 }
 

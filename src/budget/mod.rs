@@ -114,6 +114,23 @@ pub struct BudgetUser {
     pub lasted: Duration,
 }
 
+/// What a budget has to give, and has given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of the memory, if they are known.
+    pub total: Option<u64>,
+    /// Most bytes that can be reserved.
+    pub limit: u64,
+    /// Bytes of the memory that stay free.
+    pub headroom: u64,
+    /// Bytes that reservations can have in all, beside what others outside have now.
+    pub reach: u64,
+    /// Bytes that others outside have, by the last look at the memory.
+    pub outside: u64,
+    /// Bytes reserved.
+    pub used: u64,
+}
+
 /// A budget at a glance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BudgetStatus {
@@ -344,6 +361,12 @@ impl Budget {
     #[must_use]
     pub fn most(&self) -> u64 {
         self.0.state.lock().most()
+    }
+
+    /// What it has to give and has given, all of one moment.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.0.state.lock().bounds()
     }
 
     /// Blocks the thread until `asked`, which asked for so many bytes, is settled.

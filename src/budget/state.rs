@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::{BudgetError, BudgetStatus, BudgetUser, Figures};
+use super::{Bounds, BudgetError, BudgetStatus, BudgetUser, Figures};
 use crate::device::ByteSize;
 use crate::sync::{Mutant, planted};
 use crate::wait::{Blockers, Description, Owner, WaitError, Wake, WakeList};
@@ -109,6 +109,12 @@ impl State {
     /// Bytes that could be reserved if nobody had any.
     pub(super) fn most(&self) -> u64 {
         self.limit.min(self.total.unwrap_or(u64::MAX).saturating_sub(self.headroom))
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        let Self { total, limit, headroom, used, .. } = *self;
+        let outside = total.zip(self.reach).map_or(0, |(total, reach)| total.saturating_sub(reach));
+        Bounds { total, limit, headroom, reach: self.within_reach(0), outside, used }
     }
 
     fn fits(&self, wish: &Wish) -> bool {

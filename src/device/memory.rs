@@ -35,6 +35,14 @@ pub trait Fence: Any + Send + Sync {
     /// As [`Fence::has_passed`].
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError>;
 
+    /// Says that somebody will want to know when it has passed.
+    fn watch(&self) {}
+
+    /// When it has passed, as far as that was seen: whoever looks now sees it later.
+    fn passed_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// Whether streams can be told to wait for it by now: work that is still on its way to its own
     /// stream cannot be waited for by others.
     fn has_begun(&self) -> bool {
@@ -81,6 +89,19 @@ pub enum Pinning {
     Nothing,
 }
 
+/// Where a device's memory comes when it is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// To addresses that were reserved before, page by page.
+    Fixed,
+    /// Wherever it does, somewhere else each time. Tensors share a block up to so many bytes, and lie
+    /// in one as a whole; a larger one has its own.
+    Moving {
+        /// The bytes, a multiple of a page.
+        block: usize,
+    },
+}
+
 /// What is charged for page-locked buffers, for as long as they are there.
 pub type Charge = Box<dyn Any + Send>;
 
@@ -104,6 +125,15 @@ pub trait DeviceMemory: Send + Sync {
     /// Bytes that nobody has now.
     fn free(&self) -> u64;
 
+    /// Where its memory comes. Where it moves it is [allocated](DeviceMemory::allocate), and not
+    /// committed.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn places(&self) -> Result<Places, MemoryError> {
+        Ok(Places::Fixed)
+    }
+
     /// Reserves addresses, of which none has memory: so many bytes, a multiple of a page.
     ///
     /// # Errors
@@ -121,6 +151,31 @@ pub trait DeviceMemory: Send + Sync {
 
     /// Takes the memory of addresses away. No stream may use it any more.
     fn decommit(&self, start: Address, bytes: usize);
+
+    /// Memory of whatever content, somewhere: so many bytes, a multiple of a page.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::reserve`] and [`DeviceMemory::commit`].
+    fn allocate(&self, bytes: usize) -> Result<Address, MemoryError> {
+        let start = self.reserve(bytes)?;
+        let committed = self.commit(start, bytes);
+        committed.inspect_err(|_| self.release(start, bytes)).map(|()| start)
+    }
+
+    /// Gives such memory back, all that was allocated at once. No stream may use it any more.
+    fn deallocate(&self, start: Address, bytes: usize) {
+        self.decommit(start, bytes);
+        self.release(start, bytes);
+    }
+
+    /// As [`DeviceMemory::deallocate`], but may keep it for who allocates as many bytes next, where that
+    /// is faster. It counts as free.
+    fn set_aside(&self, start: Address, bytes: usize) {
+        self.deallocate(start, bytes);
+    }
+
+    /// Gives back what was set aside and nobody has allocated since.
+    fn clear_aside(&self) {}
 
     /// The stream for copies to the device.
     ///
@@ -197,14 +252,6 @@ pub enum MemoryError {
         device: Name,
         /// The first such address.
         address: Address,
-    },
-    /// It can have no pages.
-    #[error("{device} has no memory in which pages can be placed: {why}")]
-    NoPages {
-        /// The device.
-        device: Name,
-        /// What it lacks.
-        why: String,
     },
     /// Work has failed, and is over.
     #[error("{device} has not done what it was told: {why}")]

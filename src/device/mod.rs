@@ -42,7 +42,8 @@ pub use driver::Driver;
 pub use host::{Host, host_memory};
 pub use inventory::{Choice, Found, Inventory, Provider, Selection};
 pub use memory::{
-    Address, Charge, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Pinning, Stream,
+    Address, Charge, DeviceMemory, Event, Fence, HostBytes, MemoryError, Piece, Pinning, Places,
+    Stream,
 };
 pub use name::{DeviceType, Name, NameError};
 pub use near::{Near, near_card};
@@ -195,8 +196,8 @@ pub enum DeviceError {
         /// Which figure.
         what: &'static str,
     },
-    /// Something of an imitated bus for a device that copies nothing.
-    #[error("{what} needs memory: a unified virtual device copies nothing, so it has no bus")]
+    /// Something of memory of its own for a device that has none.
+    #[error("{what} needs memory: a unified virtual device copies nothing")]
     NeedsMemory {
         /// Which figure.
         what: &'static str,

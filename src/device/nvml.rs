@@ -33,7 +33,8 @@ struct Card {
 
 impl Driver for Card {
     fn free_memory(&self) -> Option<u64> {
-        card(nvml()?, &self.uuid)?.memory_info().ok().map(|memory| memory.free)
+        let free = card(nvml()?, &self.uuid)?.memory_info().ok()?.free;
+        Some(free.saturating_add(self.memory.kept()))
     }
 
     fn near(&self) -> Option<Near> {

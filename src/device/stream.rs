@@ -98,13 +98,15 @@ fn obey(order: Order, broken: &mut Option<MemoryError>) {
 /// A fence of a virtual device.
 #[derive(Default)]
 pub(super) struct Passing {
-    passed: Mutex<Option<Result<(), MemoryError>>>,
+    /// What came of it, and when.
+    passed: Mutex<Option<(Result<(), MemoryError>, Instant)>>,
     changed: Condvar,
 }
 
 impl Passing {
     fn pass(&self, outcome: Result<(), MemoryError>) {
-        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        let passed = Some((outcome, Instant::now()));
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = passed;
         self.changed.notify_all();
     }
 }
@@ -112,13 +114,18 @@ impl Passing {
 impl Fence for Passing {
     fn has_passed(&self) -> Result<bool, MemoryError> {
         let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        passed.map_or(Ok(false), |outcome| outcome.map(|()| true))
+        passed.map_or(Ok(false), |(outcome, _)| outcome.map(|()| true))
+    }
+
+    fn passed_at(&self) -> Option<Instant> {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.as_ref().map(|(_, when)| *when)
     }
 
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError> {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(outcome) = &*passed {
+            if let Some((outcome, _)) = &*passed {
                 return outcome.clone().map(|()| true);
             }
             let Some(until) = until else {

@@ -19,6 +19,9 @@ pub struct VirtualSpec {
     /// Seed of random delays of everything that a stream does, for tests; only with `memory`. Fresh
     /// memory has garbage in it then.
     pub jitter: Option<u64>,
+    /// Whether memory comes to other addresses each time, as on GPUs without virtual memory
+    /// management; only with `memory`.
+    pub moving: bool,
 }
 
 /// A virtual device with memory of its own.
@@ -50,8 +53,12 @@ pub fn virtual_devices(count: u64, spec: VirtualSpec) -> Result<Vec<Device>, Dev
             return Err(DeviceError::Zero { what });
         }
     }
-    let of_a_bus = [("bandwidth", spec.bandwidth), ("jitter", spec.jitter)];
-    if let (None, Some((what, _))) = (spec.memory, of_a_bus.iter().find(|(_, it)| it.is_some())) {
+    let of_a_bus = [
+        ("bandwidth", spec.bandwidth.is_some()),
+        ("jitter", spec.jitter.is_some()),
+        ("moving", spec.moving),
+    ];
+    if let (None, Some((what, _))) = (spec.memory, of_a_bus.iter().find(|(_, given)| *given)) {
         return Err(DeviceError::NeedsMemory { what });
     }
     (0..count).map(|index| virtual_device(index, spec, count > 1)).collect()
@@ -61,7 +68,7 @@ fn virtual_device(index: u32, spec: VirtualSpec, numbered: bool) -> Result<Devic
     let name = Name::new(DeviceType::Virtual, index)?;
     let driver: Arc<dyn Driver> = match spec.memory {
         Some(memory) => {
-            let memory = VirtualMemory::new(name, memory, spec.bandwidth, spec.jitter);
+            let memory = VirtualMemory::new(name, memory, spec);
             Arc::new(Bounded(Arc::new(memory)))
         }
         None => Arc::new(Host),

@@ -1,19 +1,22 @@
 //! The memory of a virtual device: pages of host memory that behave like a GPU's. They are bounded, those
 //! that are not committed cannot be touched, and copies are done later by streams out of step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use super::memory::{Address, DeviceMemory, Event, MemoryError, Piece, Pinning, Stream};
+use super::memory::{Address, DeviceMemory, Event, MemoryError, Piece, Pinning, Places, Stream};
 use super::stream::{Order, Streams};
+use super::virtual_device::VirtualSpec;
 use super::{Name, addresses};
 
 /// As on CUDA.
 const PAGE: usize = 2 << 20;
 /// What fresh memory has in it where a test wants to see what is not copied.
 const GARBAGE: u8 = 0xA5;
+/// How many released stretches of addresses are kept from use where memory moves.
+const RELEASED: usize = 64;
 
 /// The memory of one virtual device.
 pub struct VirtualMemory {
@@ -27,6 +30,9 @@ pub struct VirtualMemory {
     copies: Mutex<Option<Stream>>,
     bus: Bus,
     jitter: Option<u64>,
+    /// Where memory moves, addresses that were released: nobody gets them for a while, so that memory
+    /// comes elsewhere.
+    released: Option<Mutex<VecDeque<(Address, usize)>>>,
 }
 
 /// What carries copies to the device: all of its streams share it.
@@ -53,12 +59,8 @@ impl Bus {
 }
 
 impl VirtualMemory {
-    pub(super) fn new(
-        device: Name,
-        bytes: u64,
-        bandwidth: Option<u64>,
-        jitter: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(device: Name, bytes: u64, spec: VirtualSpec) -> Self {
+        let VirtualSpec { bandwidth, jitter, moving, .. } = spec;
         Self {
             device,
             bytes,
@@ -68,6 +70,7 @@ impl VirtualMemory {
             copies: Mutex::default(),
             bus: Bus { bandwidth, free_at: Mutex::default() },
             jitter,
+            released: moving.then(Mutex::default),
         }
     }
 
@@ -215,6 +218,11 @@ impl DeviceMemory for Arc<VirtualMemory> {
         VirtualMemory::free(self)
     }
 
+    fn places(&self) -> Result<Places, MemoryError> {
+        // So small that tests see several.
+        Ok(self.released.as_ref().map_or(Places::Fixed, |_| Places::Moving { block: PAGE }))
+    }
+
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
         let start = addresses::reserve(bytes).map_err(|why| MemoryError::NoAddresses {
             device: self.device,
@@ -230,7 +238,14 @@ impl DeviceMemory for Arc<VirtualMemory> {
         let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
         let left = pages.remove(&start);
         debug_assert!(left.is_some_and(|left| !left.contains(&true)));
-        addresses::release(start, bytes);
+        let Some(released) = &self.released else { return addresses::release(start, bytes) };
+        let mut released = released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.push_back((start, bytes));
+        if released.len() > RELEASED
+            && let Some((start, bytes)) = released.pop_front()
+        {
+            addresses::release(start, bytes);
+        }
     }
 
     fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError> {

@@ -227,6 +227,13 @@ impl DevicePool {
         Ok(self.0.state.lock().devices().cloned().collect())
     }
 
+    /// A number of the lease under which a device is held, which no other lease has; `None` if it is
+    /// idle. Does not wait.
+    #[must_use]
+    pub fn lease_of(&self, device: Name) -> Option<u64> {
+        self.0.birth.is_here().then(|| self.0.state.lock().lease_of(device)).flatten()
+    }
+
     /// Who holds what since when, and who waits.
     ///
     /// # Errors

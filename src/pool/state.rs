@@ -103,6 +103,12 @@ impl State {
             .position(|slot| slot.held.as_ref().is_some_and(|held| held.hold.id == lease))
     }
 
+    /// The lease of a device.
+    pub(super) fn lease_of(&self, device: Name) -> Option<u64> {
+        let slot = self.slots.get(self.slot(device)?)?;
+        slot.held.as_ref().map(|held| held.hold.id)
+    }
+
     /// Where a ticket stands in the line. Tickets only grow, so that the line is sorted.
     pub(super) fn place(&self, ticket: u64) -> Option<usize> {
         self.line.binary_search_by_key(&ticket, |waiter| waiter.ticket).ok()

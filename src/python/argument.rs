@@ -156,6 +156,21 @@ pub(super) fn timeout(value: Option<&Bound<'_, PyAny>>) -> Result<Option<Duratio
     Ok(Duration::try_from_secs_f64(seconds).ok())
 }
 
+/// Seconds that something took; none, if they are left out.
+pub(super) fn seconds(what: &str, value: Option<&Bound<'_, PyAny>>) -> Result<Duration> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(Duration::ZERO) };
+    let is_number = !value.is_instance_of::<PyBool>() && !value.is_instance_of::<PyString>();
+    let seconds = unless_interrupted(value.py(), value.extract::<f64>())?.filter(|_| is_number);
+    let Some(seconds) = seconds else {
+        let given = type_name(value);
+        return Err(invalid_type(&format!("{what} is a number of seconds, not {given}")));
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        let given = shown(value);
+        invalid_value(&format!("{what} must be 0 or more seconds, and finite, not {given}"))
+    })
+}
+
 /// A count: a whole number of 0 or more.
 pub(super) fn whole_number(what: &str, value: &Bound<'_, PyAny>) -> Result<u64> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
 
+use super::callback::call;
 use super::error::{Error, Result, invalid_type, raise};
 use super::exit::{Inside, detached};
 use super::guard::{released, warn_forgotten};
 use super::pool::since;
-use super::wait::{Terms, caller, interrupt_this_thread, patiently};
+use super::wait::{Terms, caller, patiently};
 use super::{argument, device};
 use crate::budget::{self, BudgetError, Evictor, Figures, Limit, Probe, Spec, default_host_limit};
 use crate::device::{ByteSize, Driver, Host, host_memory};
@@ -60,26 +60,6 @@ impl Evictor for PythonEvictor {
     fn evict(&self, bytes: u64) {
         call(&self.0, |function| function.call1((bytes,)).map(drop));
     }
-}
-
-/// Calls a user's function from wherever we are. What it raises is shown as what a finaliser raises:
-/// there is nobody above who has called it.
-fn call<T>(function: &Py<PyAny>, with: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> Option<T> {
-    // A thread that has left the interpreter may be too late to come back.
-    let _inside = Inside::try_enter()?;
-    Python::attach(|py| {
-        let function = function.bind(py);
-        with(function)
-            .map_err(|error| {
-                if error.is_instance_of::<PyException>(py) {
-                    error.write_unraisable(py, Some(function));
-                } else {
-                    // Ctrl-C, or an exit: whoever wants the bytes hears of it.
-                    interrupt_this_thread(error);
-                }
-            })
-            .ok()
-    })
 }
 
 /// Bytes, or a share of the memory.

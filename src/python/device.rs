@@ -198,7 +198,7 @@ pub(super) fn restore_device(
 ) -> Result<Device> {
     let name: Name = name.parse()?;
     if memory.is_some() {
-        let spec = VirtualSpec { memory, bandwidth, jitter: None };
+        let spec = VirtualSpec { memory, bandwidth, ..VirtualSpec::default() };
         let mut all = device::virtual_devices(u64::from(name.index()) + 1, spec)?;
         return Ok(Device(all.swap_remove(name.index() as usize)));
     }
@@ -329,12 +329,13 @@ pub(super) fn devices(py: Python<'_>, wanted: Option<&Bound<'_, PyAny>>) -> Resu
 
 /// CPU-backed devices for machines without an accelerator.
 #[pyfunction]
-#[pyo3(signature = (count, *, memory=None, bandwidth=None, jitter=None))]
+#[pyo3(signature = (count, *, memory=None, bandwidth=None, jitter=None, moving=false))]
 pub(super) fn virtual_devices(
     count: &Bound<'_, PyAny>,
     memory: Option<&Bound<'_, PyAny>>,
     bandwidth: Option<&Bound<'_, PyAny>>,
     jitter: Option<&Bound<'_, PyAny>>,
+    moving: bool,
 ) -> Result<Vec<Device>> {
     let given = |value: Option<&Bound<'_, PyAny>>, what| {
         value.filter(|value| !value.is_none()).map(|value| argument::bytes(what, value)).transpose()
@@ -342,7 +343,7 @@ pub(super) fn virtual_devices(
     let jitter = jitter.filter(|jitter| !jitter.is_none());
     let jitter = jitter.map(|seed| argument::whole_number("jitter", seed)).transpose()?;
     let (memory, bandwidth) = (given(memory, "memory")?, given(bandwidth, "bandwidth")?);
-    let spec = VirtualSpec { memory, bandwidth, jitter };
+    let spec = VirtualSpec { memory, bandwidth, jitter, moving };
     let count = argument::whole_number("the number of virtual devices", count)?;
     let devices = device::virtual_devices(count, spec)?;
     Ok(devices.into_iter().map(Device).collect())

@@ -7,6 +7,7 @@ mod aio;
 mod arena;
 mod argument;
 mod budget;
+mod callback;
 mod context;
 mod device;
 mod dlpack;
@@ -15,11 +16,13 @@ mod exit;
 mod guard;
 mod load_lock;
 mod owner;
+mod planner;
 mod pool;
 mod residency;
 mod shares;
 mod streaming;
 mod torch;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -63,6 +66,8 @@ mod _core {
     #[pymodule_export]
     use super::load_lock::{LoadLock, LockGuard, LockStatus, LockUser};
     #[pymodule_export]
+    use super::planner::{Planner, RunningJob};
+    #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
@@ -70,6 +75,8 @@ mod _core {
     use super::shares::shares;
     #[pymodule_export]
     use super::streaming::{Streaming, StreamingStatus};
+    #[pymodule_export]
+    use super::trace::{Hint, Recording, Timeline, hint_kinds, trace_hints};
     #[pymodule_export]
     use super::wait::CancelToken;
     #[pymodule_export]

@@ -21,6 +21,11 @@ impl Policy for LookAhead {
         self.prediction = None;
     }
 
+    fn corrected(&mut self, said: &[Component], job: &[Component]) {
+        self.history.correct(said, job);
+        self.prediction = None;
+    }
+
     fn used(&mut self, component: Component, bytes: u64, outlook: &Outlook) {
         self.lru.used(component, bytes, outlook);
         self.history.weigh(component, bytes);

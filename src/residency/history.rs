@@ -56,6 +56,17 @@ impl History {
         }
     }
 
+    /// The last job that was noted to use these uses others, or was none.
+    pub(super) fn correct(&mut self, said: &[Component], job: &[Component]) {
+        let before = self.by_content.get(said);
+        let Some(at) = self.jobs.iter().rposition(|kind| Some(kind) == before) else { return };
+        if job.is_empty() {
+            self.jobs.remove(at);
+        } else {
+            self.jobs[at] = self.kind(job);
+        }
+    }
+
     fn kind(&mut self, job: &[Component]) -> usize {
         if let Some(known) = self.by_content.get(job) {
             return *known;

@@ -10,7 +10,12 @@
 //! **Replay.** [`replay()`] runs a recorded [`Trace`] through the same policies on an imagined device,
 //! and [`least_bytes`] tells what somebody would have moved who had known all of it.
 //!
-//! What decides on a live device is the arena's own order so far; the planner decides in replay.
+//! **Live.** A [`Planner`] runs the same policy on a device: it is what an arena asks which weights leave
+//! first. It learns from [`Planner::begin`] that a job begins, from the arena what is used, and from a
+//! [`Forecast`] what comes next. A job that does other things than it was to do costs time only.
+//!
+//! **Order of locks.** Neither the forecast nor the bounds are asked under the planner's mutex, and a
+//! policy calls nothing.
 //!
 //! **Errors.** [`TraceError`] and [`NoPolicy`].
 //!
@@ -27,19 +32,28 @@
 //! ```
 
 mod ahead;
+mod forecast;
 mod gdsf;
+mod hints;
 mod history;
 mod oracle;
+mod planner;
 mod policy;
+mod recorded;
 mod replay;
+mod running;
 mod simple;
 mod trace;
 
 use std::collections::HashMap;
 
+pub use forecast::{Bounds, Forecast, Needs};
+pub use hints::{Advice, Hint, HintKind, hints};
 pub use oracle::least_bytes;
+pub use planner::{Job, Planner};
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
-pub use replay::{Replayed, Step, replay, steps};
+pub use recorded::Recorded;
+pub use replay::{Conditions, Replayed, Step, multiple, replay, steps, steps_under};
 pub use trace::{Request, Trace, TraceError};
 
 /// A model, or a part of one, by its number.

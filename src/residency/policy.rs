@@ -13,6 +13,10 @@ pub trait Policy: Send {
     /// A job begins that will use these, in this order.
     fn begin(&mut self, _job: &[Component]) {}
 
+    /// A job that began turns out to use these, and not what was said; nothing, if it was given up. Jobs
+    /// of which nothing is known are said to use what they have used so far.
+    fn corrected(&mut self, _said: &[Component], _job: &[Component]) {}
+
     /// A component is used, which has so many bytes; `outlook` is what is known to come after it.
     fn used(&mut self, component: Component, bytes: u64, outlook: &Outlook);
 
@@ -66,10 +70,17 @@ impl PolicyName {
     }
 }
 
+impl PolicyName {
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        POLICIES.iter().find(|(_, policy)| *policy == self).map_or("", |(name, _)| name)
+    }
+}
+
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = POLICIES.iter().find(|(_, policy)| policy == self);
-        f.write_str(known.map_or("", |(name, _)| name))
+        f.write_str(self.name())
     }
 }
 

@@ -2,10 +2,17 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Component, Outlook, Policy, PolicyName, Trace, TraceError, least_bytes};
+use super::{
+    Bounds, Component, Forecast, Outlook, Planner, Policy, PolicyName, Trace, TraceError,
+    least_bytes,
+};
+use crate::device::Name;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::wait::{Kind, Owner};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,10 +47,17 @@ pub struct Step {
 pub fn replay(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Replayed, TraceError> {
     let moved = steps(trace, policy, lookahead)?.iter().map(|step| step.moved).sum();
     let bound = least_bytes(trace);
-    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let multiple = if bound == 0 { 1.0 } else { moved as f64 / bound as f64 };
+    let multiple = multiple(moved, bound);
     let (name, policy) = (trace.name.clone(), policy.to_string());
     Ok(Replayed { name, policy, lookahead, bytes_moved: moved, bound, multiple })
+}
+
+/// How many times the bound was moved; once, if there was nothing to move.
+#[must_use]
+pub fn multiple(moved: u64, bound: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let multiple = if bound == 0 { 1.0 } else { moved as f64 / bound as f64 };
+    multiple
 }
 
 /// The same, request by request.
@@ -51,25 +65,61 @@ pub fn replay(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Rep
 /// # Errors
 /// [`TraceError::TooLarge`].
 pub fn steps(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Vec<Step>, TraceError> {
+    steps_under(trace, policy, lookahead, &Conditions::default())
+}
+
+/// What else holds on a device than what a trace says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Whose planner decides, which has to find out by itself what the rest of a job is, if nobody
+    /// tells; `None` where the policy is told.
+    pub observed: Option<Name>,
+    /// By request, what bounds the job there, if anything does; nothing, if it is empty.
+    pub bounds: Vec<Option<u64>>,
+    /// Weights leave without anybody asking until there are as few bytes as the first, when there are
+    /// more than the second.
+    pub watermarks: Option<(u64, u64)>,
+    /// Whether components leave whole, where devices have no pages.
+    pub whole: bool,
+    /// By request, what else is in use then and cannot leave; none if it is empty.
+    pub held: Vec<Vec<Component>>,
+}
+
+/// The same as [`steps`], where something else holds too.
+///
+/// # Errors
+/// [`TraceError::TooLarge`].
+pub fn steps_under(
+    trace: &Trace,
+    policy: PolicyName,
+    lookahead: usize,
+    conditions: &Conditions,
+) -> Result<Vec<Step>, TraceError> {
     trace.check()?;
     let (components, names) = trace.components();
     let jobs = trace.jobs();
-    let mut device = Device {
-        policy: policy.make(),
-        always_evicts: policy == PolicyName::AlwaysEvict,
-        resident: HashMap::new(),
+    let decider: Box<dyn Decider + '_> = match conditions.observed {
+        Some(device) => Box::new(Observing::new(device, &names, policy)),
+        None => Box::new(Told { policy: policy.make(), outlook: Outlook::default() }),
     };
+    let always_evicts = policy == PolicyName::AlwaysEvict;
+    let (whole, resident) = (conditions.whole, HashMap::new());
+    let mut device = Device { decider, always_evicts, whole, resident };
     let mut all = Vec::with_capacity(components.len());
     for (number, job) in jobs.iter().enumerate() {
         let of = |job: &Range<usize>| components[job.clone()].to_vec();
-        let next: Vec<_> = jobs[number + 1..].iter().take(lookahead).map(of).collect();
-        device.policy.begin(&components[job.clone()]);
-        let mut outlook = Outlook { rest: Vec::new(), next };
+        let next = jobs[number + 1..].iter().take(lookahead).map(of).collect();
+        device.decider.begin(&components[job.clone()], next);
         for at in job.clone() {
-            outlook.rest = components[at + 1..job.end].to_vec();
+            let bounds = conditions.bounds.get(at).copied().flatten();
+            device.decider.goes_on(&components[at + 1..job.end], bounds);
             let request = &trace.requests[at];
             let room = trace.capacity_bytes - request.working_bytes;
-            let (moved, evicted) = device.serve(components[at], request.bytes, room, &outlook);
+            let held = conditions.held.get(at).map_or(&[][..], Vec::as_slice);
+            let (moved, evicted) = device.serve(components[at], request.bytes, room, held);
+            if let Some((low, high)) = conditions.watermarks {
+                device.lower(low, high, held);
+            }
             let by_name = |(component, bytes): (Component, u64)| {
                 (names[component as usize].to_owned(), bytes)
             };
@@ -79,50 +129,171 @@ pub fn steps(trace: &Trace, policy: PolicyName, lookahead: usize) -> Result<Vec<
     Ok(all)
 }
 
-/// An imagined one.
-struct Device {
+/// Who says what leaves first.
+trait Decider {
+    /// A job begins, after which these come.
+    fn begin(&mut self, job: &[Component], next: Vec<Vec<Component>>);
+    /// It has these left after the next use, which is within these bounds.
+    fn goes_on(&mut self, rest: &[Component], bounds: Option<u64>);
+    fn used(&mut self, component: Component, bytes: u64);
+    fn order(&mut self, candidates: &mut [Component]);
+    fn left(&mut self, component: Component);
+}
+
+/// A policy that is told what comes.
+struct Told {
     policy: Box<dyn Policy>,
+    outlook: Outlook,
+}
+
+impl Decider for Told {
+    fn begin(&mut self, job: &[Component], next: Vec<Vec<Component>>) {
+        self.policy.begin(job);
+        self.outlook.next = next;
+    }
+
+    fn goes_on(&mut self, rest: &[Component], _bounds: Option<u64>) {
+        self.outlook.rest = rest.to_vec();
+    }
+
+    fn used(&mut self, component: Component, bytes: u64) {
+        self.policy.used(component, bytes, &self.outlook);
+    }
+
+    fn order(&mut self, candidates: &mut [Component]) {
+        self.policy.order(candidates, &self.outlook);
+    }
+
+    fn left(&mut self, component: Component) {
+        self.policy.left(component);
+    }
+}
+
+/// A planner as live devices have one, which only knows what jobs come next.
+struct Observing<'a> {
+    names: &'a [&'a str],
+    planner: Planner,
+    owner: Owner,
+    job: Arc<Current>,
+    coming: Arc<Coming>,
+}
+
+/// What bounds the running job, plus one.
+struct Current(AtomicU64);
+
+impl Bounds for Current {
+    fn current(&self, _device: Name) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
+    }
+}
+
+/// What comes next.
+#[derive(Default)]
+struct Coming(Mutex<Vec<Arc<[String]>>>);
+
+impl Forecast for Coming {
+    fn coming(&self, _device: Name, jobs: usize) -> Vec<Arc<[String]>> {
+        self.0.lock().iter().take(jobs).cloned().collect()
+    }
+}
+
+impl<'a> Observing<'a> {
+    fn new(device: Name, names: &'a [&'a str], policy: PolicyName) -> Self {
+        let job = Arc::new(Current(AtomicU64::new(0)));
+        let planner = Planner::new(device, policy, Some(job.clone()));
+        let coming = Arc::new(Coming::default());
+        planner.set_forecast(Some(coming.clone()));
+        let owner = Owner::with_thread(Kind::Thread, 0, "replay".to_owned());
+        Self { names, planner, owner, job, coming }
+    }
+
+    fn name(&self, component: Component) -> String {
+        self.names[component as usize].to_owned()
+    }
+}
+
+impl Decider for Observing<'_> {
+    fn begin(&mut self, _job: &[Component], next: Vec<Vec<Component>>) {
+        let named = |job: Vec<Component>| job.into_iter().map(|it| self.name(it)).collect();
+        *self.coming.0.lock() = next.into_iter().map(named).collect();
+    }
+
+    fn goes_on(&mut self, _rest: &[Component], bounds: Option<u64>) {
+        self.job.0.store(bounds.map_or(0, |bounds| bounds.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    fn used(&mut self, component: Component, bytes: u64) {
+        self.planner.note_use(self.names[component as usize], bytes, None, &self.owner);
+    }
+
+    fn order(&mut self, candidates: &mut [Component]) {
+        let numbers: HashMap<String, Component> =
+            candidates.iter().map(|component| (self.name(*component), *component)).collect();
+        let names: Vec<String> = candidates.iter().map(|it| self.name(*it)).collect();
+        for (place, name) in candidates.iter_mut().zip(self.planner.order(&names)) {
+            *place = numbers.get(&name).copied().unwrap_or(*place);
+        }
+    }
+
+    fn left(&mut self, component: Component) {
+        self.planner.note_left(self.names[component as usize]);
+    }
+}
+
+/// An imagined one.
+struct Device<'a> {
+    decider: Box<dyn Decider + 'a>,
     always_evicts: bool,
+    whole: bool,
     /// Bytes of components that are there.
     resident: HashMap<Component, u64>,
 }
 
-impl Device {
+impl Device<'_> {
     /// Makes a component resident, within so much room. Returns the bytes copied, and what left.
     fn serve(
         &mut self,
         component: Component,
         bytes: u64,
         room: u64,
-        outlook: &Outlook,
+        held: &[Component],
     ) -> (u64, Vec<(Component, u64)>) {
-        self.policy.used(component, bytes, outlook);
+        self.decider.used(component, bytes);
         let own = self.resident.remove(&component).unwrap_or(0);
         let others: u64 = self.resident.values().sum();
         let missing =
             if self.always_evicts { others } else { (others + bytes).saturating_sub(room) };
-        let evicted = if missing > 0 { self.evict(missing, outlook) } else { Vec::new() };
+        let evicted = if missing > 0 { self.evict(missing, held) } else { Vec::new() };
         self.resident.insert(component, bytes);
         (bytes.saturating_sub(own), evicted)
     }
 
-    fn evict(&mut self, mut missing: u64, outlook: &Outlook) -> Vec<(Component, u64)> {
-        let mut candidates: Vec<Component> = self.resident.keys().copied().collect();
+    /// Has weights leave until there are as few bytes as `low`, if there are more than `high`.
+    fn lower(&mut self, low: u64, high: u64, held: &[Component]) {
+        let all: u64 = self.resident.values().sum();
+        if all > high {
+            self.evict(all - low.min(all), held);
+        }
+    }
+
+    fn evict(&mut self, mut missing: u64, held: &[Component]) -> Vec<(Component, u64)> {
+        let idle = self.resident.keys().copied().filter(|component| !held.contains(component));
+        let mut candidates: Vec<Component> = idle.collect();
         // In an order that is the same each time.
         candidates.sort_unstable();
-        self.policy.order(&mut candidates, outlook);
+        self.decider.order(&mut candidates);
         let mut evicted = Vec::new();
         for victim in candidates {
             if missing == 0 {
                 break;
             }
             let Some(has) = self.resident.get_mut(&victim) else { continue };
-            let leaves = missing.min(*has);
-            (*has, missing) = (*has - leaves, missing - leaves);
+            let leaves = if self.whole { *has } else { missing.min(*has) };
+            (*has, missing) = (*has - leaves, missing.saturating_sub(leaves));
             evicted.push((victim, leaves));
             if *has == 0 {
                 self.resident.remove(&victim);
-                self.policy.left(victim);
+                self.decider.left(victim);
             }
         }
         evicted

@@ -41,6 +41,14 @@ pub enum TraceError {
         /// What the parser says.
         why: String,
     },
+    /// A recorded timeline has requests of several devices, or none of the one that is meant.
+    #[error("{}", which(.given.as_deref(), .known))]
+    Device {
+        /// What was given.
+        given: Option<String>,
+        /// Those that it has requests of.
+        known: Vec<String>,
+    },
     /// Something that could not be served on the device even alone.
     #[error(
         "request {at} can never be served: {component:?} needs {} and {} beside, and the device has {}",
@@ -58,6 +66,19 @@ pub enum TraceError {
         /// Bytes of the device.
         capacity: u64,
     },
+}
+
+fn which(given: Option<&str>, known: &[String]) -> String {
+    let has = if known.is_empty() {
+        "this timeline has no requests of any device".to_owned()
+    } else {
+        format!("this timeline has requests of {}", known.join(", "))
+    };
+    match given {
+        None if known.is_empty() => has,
+        None => format!("{has}: name one of them"),
+        Some(given) => format!("{has}, and none of {given}"),
+    }
 }
 
 impl Trace {

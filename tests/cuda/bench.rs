@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 
 use coresident::device::{
@@ -15,30 +16,60 @@ pub(crate) const PAGE: u64 = 2 << 20;
 /// What errors call the device: whichever test has it, a number follows.
 pub(crate) const NAME: &str = "cuda:0";
 
+/// Whether memory comes to other addresses each time.
+pub(crate) const MOVES: bool = false;
+
 /// One device, and what only tests do with it.
 pub(crate) struct Bench {
     pub(crate) name: Name,
     pub(crate) pages: Arc<dyn DeviceMemory>,
     memory: Arc<CudaMemory>,
+    free: &'static Free,
     ordinal: u32,
     taken: u64,
 }
 
 /// Those that no test has; each test has one at a time of its own.
-static FREE: Mutex<Option<Vec<u32>>> = Mutex::new(None);
-static CAME_FREE: Condvar = Condvar::new();
+struct Free {
+    ordinals: Mutex<Option<Vec<u32>>>,
+    came: Condvar,
+    all: Range<u32>,
+}
+
+static PAGED: Free = Free::new(0..pretend::DEVICES);
+static MOVING: Free = Free::new(pretend::MOVING);
+
+impl Free {
+    const fn new(all: Range<u32>) -> Self {
+        Self { ordinals: Mutex::new(None), came: Condvar::new(), all }
+    }
+
+    fn take(&self) -> u32 {
+        let mut free = self.ordinals.lock().unwrap();
+        loop {
+            match free.get_or_insert_with(|| self.all.clone().collect()).pop() {
+                Some(ordinal) => return ordinal,
+                None => free = self.came.wait(free).unwrap(),
+            }
+        }
+    }
+
+    fn give_back(&self, ordinal: u32) {
+        self.ordinals.lock().unwrap().get_or_insert_default().push(ordinal);
+        self.came.notify_one();
+    }
+}
 
 /// A device of so many pages, whose streams are late.
 pub(crate) fn bench(pages: u64, _jitter: Option<u64>) -> Arc<Bench> {
+    bench_with(pages, false)
+}
+
+/// The same, with virtual memory management or without.
+pub(crate) fn bench_with(pages: u64, moving: bool) -> Arc<Bench> {
     pretend::library();
-    let mut free = FREE.lock().unwrap();
-    let ordinal = loop {
-        match free.get_or_insert_with(|| (0..pretend::DEVICES).collect()).pop() {
-            Some(ordinal) => break ordinal,
-            None => free = CAME_FREE.wait(free).unwrap(),
-        }
-    };
-    drop(free);
+    let free = if moving { &MOVING } else { &PAGED };
+    let ordinal = free.take();
     let device = Name::new(DeviceType::Cuda, ordinal).unwrap();
     let memory = CudaMemory::of(device);
     // Begins the driver.
@@ -46,13 +77,12 @@ pub(crate) fn bench(pages: u64, _jitter: Option<u64>) -> Arc<Bench> {
     let taken = pretend::BYTES - pages * PAGE;
     pretend::set_taken(ordinal, taken);
     let name = Name::new(DeviceType::Cuda, 0).unwrap();
-    Arc::new(Bench { name, pages: memory.clone(), memory, ordinal, taken })
+    Arc::new(Bench { name, pages: memory.clone(), memory, free, ordinal, taken })
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        FREE.lock().unwrap().get_or_insert_default().push(self.ordinal);
-        CAME_FREE.notify_one();
+        self.free.give_back(self.ordinal);
     }
 }
 
@@ -71,8 +101,7 @@ impl Drop for Taken {
 impl Bench {
     /// Bytes of pages that have memory.
     pub(crate) fn committed(&self) -> u64 {
-        let mappings = pretend::count("mappings", self.ordinal.cast_signed());
-        mappings.cast_unsigned() * PAGE
+        pretend::count("used_bytes", self.ordinal.cast_signed()).cast_unsigned()
     }
 
     /// As the pretended library counts devices.

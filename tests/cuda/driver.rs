@@ -202,13 +202,6 @@ fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
 }
 
 #[test]
-fn a_device_without_virtual_memory_management_says_so() {
-    pretend::library();
-    let told = refusal(device(pretend::WITHOUT_PAGES).reserve(BYTES));
-    assert!(told.ends_with("pages can be placed: it has no virtual memory management"), "{told}");
-}
-
-#[test]
 fn a_device_that_is_not_there_says_so() {
     pretend::library();
     let told = refusal(device(99).copies());

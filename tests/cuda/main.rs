@@ -8,12 +8,15 @@
     clippy::panic,
     reason = "that is how a test fails"
 )]
+#![allow(clippy::duplicate_mod, reason = "one suite, asked of two kinds of devices")]
 
 #[path = "../rust/arena.rs"]
 mod arena;
 mod bench;
+mod blocks;
 mod driver;
 #[path = "../rust/helpers.rs"]
 mod helpers;
+mod moving;
 mod pinning;
 mod pretend;

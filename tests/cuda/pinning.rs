@@ -82,7 +82,8 @@ impl House {
         let (pins, _) = area.fault(&block, Beside::default(), Stream::Host, &me, &patience)?;
         for tensor in tensors {
             let mut bytes = vec![0; area.contents()[*tensor].nbytes];
-            self.device.read_at(area.address(*tensor), &mut bytes).unwrap();
+            let at = area.address(*tensor).unwrap();
+            self.device.read_at(at, &mut bytes).unwrap();
             assert!(bytes.iter().all(|byte| *byte == number(*tensor)), "tensor {tensor}");
         }
         drop(pins);

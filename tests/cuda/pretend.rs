@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "functions of a library")]
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -10,21 +11,21 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 /// How many devices there are, and bytes of each.
 pub(crate) const DEVICES: u32 = 32;
 pub(crate) const BYTES: u64 = 64 << 20;
-/// The last ones are for what leaves a device unusable, or cannot page.
+/// One more is for what leaves a device unusable.
 pub(crate) const LOST: u32 = DEVICES;
-pub(crate) const WITHOUT_PAGES: u32 = DEVICES + 1;
+/// The last ones have no virtual memory management.
+pub(crate) const MOVING: Range<u32> = DEVICES + 1..DEVICES + 17;
 
 /// The library. cudarc finds it by its name, because it is loaded already.
 pub(crate) fn library() -> &'static Library {
     static LOADED: OnceLock<Library> = OnceLock::new();
     LOADED.get_or_init(|| {
-        let devices = (0..=DEVICES).map(|_| "Pretended:64MiB,").collect::<String>();
+        let paged = (0..=DEVICES).map(|_| "Pretended:64MiB,");
+        let moving = MOVING.map(|_| "Pretended:64MiB:no-vmm,");
+        let devices = paged.chain(moving).collect::<String>();
         // SAFETY: no other thread of this process reads the environment before the library does.
         unsafe {
-            std::env::set_var(
-                "PRETEND_CUDA",
-                format!("{devices}Pretended:64MiB:no-vmm,delay:300us"),
-            );
+            std::env::set_var("PRETEND_CUDA", format!("{devices}delay:300us"));
         }
         // Where cargo has built it, beside this test.
         let test = std::env::current_exe().unwrap();

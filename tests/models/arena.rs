@@ -245,13 +245,13 @@ pub(crate) fn a_page_stays_and_is_right_while_it_is_pinned() {
         move || {
             let area = house.area(10, 1);
             let pins = fault(&area, &[0], Stream::Host, 1);
-            house.late.sees(area.address(0), 10);
+            house.late.sees(area.address(0).unwrap(), 10);
             drop(pins);
         }
     });
     let area = house.area(20, 1);
     let pins = fault(&area, &[0], Stream::Host, 0);
-    house.late.sees(area.address(0), 20);
+    house.late.sees(area.address(0).unwrap(), 20);
     drop(pins);
     other.join().unwrap();
     assert!(house.is_right());
@@ -264,7 +264,7 @@ pub(crate) fn a_page_leaves_after_the_streams_that_use_it() {
         move || {
             let area = house.area(10, 1);
             let pins = fault(&area, &[0], COMPUTE, 1);
-            house.late.submit(COMPUTE, Order::See(area.address(0), 10));
+            house.late.submit(COMPUTE, Order::See(area.address(0).unwrap(), 10));
             drop(pins);
             area
         }
@@ -281,7 +281,7 @@ pub(crate) fn a_page_leaves_after_all_who_use_it_on_one_stream() {
     drop(fault(&area, &[0], Stream::Host, 0));
     let use_it = |house: &House, area: &Area, thread| {
         let pins = fault(area, &[0], COMPUTE, thread);
-        house.late.submit(COMPUTE, Order::See(area.address(0), 10));
+        house.late.submit(COMPUTE, Order::See(area.address(0).unwrap(), 10));
         drop(pins);
     };
     let other = thread::spawn({
@@ -298,18 +298,18 @@ pub(crate) fn what_may_be_wrong_is_filled_again_before_anybody_uses_it() {
     let house = house(1);
     let area = house.area(10, 1);
     drop(fault(&area, &[0], Stream::Host, 0));
-    house.late.pages.lock().unwrap().insert(area.address(0), 99);
+    house.late.pages.lock().unwrap().insert(area.address(0).unwrap(), 99);
     area.renew();
     let other = thread::spawn({
         let (house, area) = (house.clone(), area.clone());
         move || {
             let pins = fault(&area, &[0], Stream::Host, 1);
-            house.late.sees(area.address(0), 10);
+            house.late.sees(area.address(0).unwrap(), 10);
             drop(pins);
         }
     });
     let pins = fault(&area, &[0], Stream::Host, 0);
-    house.late.sees(area.address(0), 10);
+    house.late.sees(area.address(0).unwrap(), 10);
     drop(pins);
     other.join().unwrap();
     assert!(house.is_right());
@@ -322,7 +322,7 @@ pub(crate) fn pages_and_ledger_agree_when_faults_and_evictions_race() {
         let (house, area) = (house.clone(), area.clone());
         move || {
             let pins = fault(&area, &[0, 1], Stream::Host, 1);
-            house.late.sees(area.address(1), 11);
+            house.late.sees(area.address(1).unwrap(), 11);
             drop(pins);
         }
     });

@@ -12,7 +12,9 @@ mod arena;
 mod budget;
 mod load_lock;
 mod pool;
+mod residency;
 mod streaming;
+mod trace;
 mod wait;
 mod weights;
 mod worker;
@@ -80,6 +82,13 @@ rules! {
         what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
+    }
+    residency by 4 {
+        what_a_job_uses_is_noted_whatever_others_use: OthersUseIsOwn;
+    }
+    trace by 4 {
+        an_event_is_read_whole_or_not_at_all: TornEventIsRead;
+        of_two_who_record_in_one_place_one_is_kept_whole: PlaceIsNotClaimed;
     }
     streaming by 2 {
         a_block_is_there_and_right_while_it_is_visited: RetiredWhileUsed, RetiredBytesAreLost,

@@ -1,12 +1,18 @@
 """Pages on CUDA devices: the real path through cudarc, against a pretended driver (tests/pretend_cuda).
 
 torch cannot be asked here, because it would want the rest of CUDA too: bytes are looked at.
+
+What only a GPU can show, because torch must touch its memory: `test_residence.py`, models on a device,
+which runs on virtual devices here and by `tests/gpu` there; and of `test_arena.py` what is marked so.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import pretended, run_script
+from placed import CARDS
 
 PAGE = 2 << 20
 PRELUDE = """
@@ -77,6 +84,21 @@ def ask_cuda(tmp_path: Path) -> Ask:
     """The same where there is no NVML."""
     folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
     return lambda source, driver: ask_at(folder, source, driver)
+
+
+@pytest.mark.timeout(240)
+def test_arenas_are_on_cards_what_they_are_on_virtual_devices(tmp_path: Path) -> None:
+    folder = pretended("pretend_cuda", "libcuda.so.1", tmp_path)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+    folders = [str(folder), *filter(None, [env.get("LD_LIBRARY_PATH")])]
+    env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders), "CORESIDENT_TEST_DEVICE": "pretended"}
+    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_arena.py"))]
+    done = subprocess.run(
+        command, env=env | {"PRETEND_CUDA": CARDS}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|skipped)", done.stdout)}
+    assert counts["passed"] > 3 * counts["skipped"] > 0
 
 
 def test_a_context_is_made_when_a_devices_memory_is_used_and_not_before(ask: Ask) -> None:
@@ -190,7 +212,6 @@ def test_without_a_driver_the_device_has_no_pages(ask: Ask, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("driver", "why"),
     [
-        ("A 3090:64MiB:no-vmm", "it has no virtual memory management"),
         ("A 3090:64MiB,version:11000", "its driver knows CUDA 11.0, and 11.2 is needed"),
         ("A 3090:64MiB,fail:cuInit=100", "cuInit says CUDA_ERROR_NO_DEVICE"),
         ("A 3090:64MiB,lost:0", "CUDA_ERROR_DEVICE_UNAVAILABLE"),
@@ -538,7 +559,7 @@ def test_integrated_memory_is_the_hosts(ask_cuda: Ask) -> None:
     assert told == [True, 0]
 
 
-def test_a_card_without_pages_tells_what_is_free_of_it(ask_cuda: Ask) -> None:
+def test_a_card_that_somebody_else_uses_tells_what_is_free_of_it(ask_cuda: Ask) -> None:
     told = ask_cuda(
         """
         [device] = co.devices("auto")

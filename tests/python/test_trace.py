@@ -57,7 +57,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ({"trace": 3}, co.InvalidTypeError, "path of a file, or what is in one, not int"),
+        (
+            {"trace": 3},
+            co.InvalidTypeError,
+            "path of a file, what is in one, or a timeline, not int",
+        ),
         ({"trace": {}}, co.InvalidValueError, "this is no trace: missing field"),
         ({"trace": TWO | {"capacity_bytes": 5}}, co.InvalidValueError, "can never be served"),
         ({"trace": TWO, "policy": "best"}, co.InvalidValueError, "there is no policy"),

@@ -12,6 +12,9 @@ pub(crate) const PAGE: u64 = 2 << 20;
 /// What the device is called.
 pub(crate) const NAME: &str = "virtual:0";
 
+/// Whether memory comes to other addresses each time.
+pub(crate) const MOVES: bool = false;
+
 /// One device, and what only tests do with it.
 pub(crate) struct Bench {
     pub(crate) name: Name,
@@ -21,7 +24,13 @@ pub(crate) struct Bench {
 
 /// A device of so many pages, whose streams are late.
 pub(crate) fn bench(pages: u64, jitter: Option<u64>) -> Arc<Bench> {
-    let spec = VirtualSpec { memory: Some(pages * PAGE), jitter, ..VirtualSpec::default() };
+    bench_with(pages, jitter, false)
+}
+
+/// The same, of which memory moves or not.
+pub(crate) fn bench_with(pages: u64, jitter: Option<u64>, moving: bool) -> Arc<Bench> {
+    let memory = Some(pages * PAGE);
+    let spec = VirtualSpec { memory, jitter, moving, ..VirtualSpec::default() };
     let device = virtual_devices(1, spec).unwrap().remove(0);
     let driver = device.driver();
     let (pages, memory) = (driver.memory().unwrap(), driver.virtual_memory().unwrap());

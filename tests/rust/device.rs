@@ -237,7 +237,8 @@ fn virtual_devices_are_unified_or_have_memory_of_their_own() {
 #[test]
 fn virtual_devices_that_cannot_be_meant_are_refused() {
     let refused = |count, memory, bandwidth| {
-        virtual_devices(count, VirtualSpec { memory, bandwidth, jitter: None }).unwrap_err()
+        virtual_devices(count, VirtualSpec { memory, bandwidth, ..VirtualSpec::default() })
+            .unwrap_err()
     };
     for given in [0, 1025, u64::MAX] {
         assert_eq!(refused(given, None, None), DeviceError::Count { given });

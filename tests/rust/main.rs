@@ -9,18 +9,23 @@
     clippy::panic,
     reason = "that is how a test fails"
 )]
+#![allow(clippy::duplicate_mod, reason = "one suite, asked of two kinds of devices")]
 
 mod arena;
 mod bench;
 mod budget;
 mod device;
 mod helpers;
+mod hints;
 mod load_lock;
+mod moving;
 mod near;
+mod planner;
 mod pool;
 mod residency;
 mod shares;
 mod streaming;
+mod trace;
 mod wait;
 mod weights;
 mod worker;

@@ -43,7 +43,7 @@ fn pipelines(seed: u64) -> Trace {
     trace(28, &jobs)
 }
 
-fn recorded() -> Vec<Trace> {
+pub(crate) fn recorded() -> Vec<Trace> {
     let read = |path| Trace::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/traces");
     let mut files: Vec<_> =

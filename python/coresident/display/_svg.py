@@ -21,9 +21,9 @@ LETTER = 6.2
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def escape(text: str) -> str:
-    """The text as XML has it, whatever is in it."""
-    return escape_markup(UNWRITABLE.sub("\ufffd", text))
+def escape(words: str) -> str:
+    """The words as XML has them, whatever is in them."""
+    return escape_markup(UNWRITABLE.sub("\ufffd", words))
 
 
 def draw(
@@ -48,14 +48,14 @@ def draw(
         "patternTransform='rotate(45)'><rect width='2' height='7' fill='#000' opacity='.28'/>"
         "</pattern></defs>",
         f"<rect width='{WIDTH}' height='{foot + 34}' rx='8' fill='#fff'/>",
-        _text(20, 27, title, 15, weight=600),
+        text(20, 27, title, 15, weight=600),
         *_legend(users, stages, any(span.borrowed for span in spans)),
         *_axis(seconds, scale, foot),
     ]
     for row, (device, busy, own) in enumerate(lanes):
         top = TOP + LANE * row + (LANE - BAR) / 2
-        parts.append(_text(20, top + 18, device, 13, weight=600))
-        parts.append(_text(20, top + 34, f"{busy:.0%} busy", 11, INK))
+        parts.append(text(20, top + 18, device, 13, weight=600))
+        parts.append(text(20, top + 34, f"{busy:.0%} busy", 11, INK))
         for span in own:
             left = LEFT + (span.start - start) * scale
             wide = max((span.end - span.start) * scale, 1.5)
@@ -73,9 +73,9 @@ def _bar(span: Span, left: float, top: float, wide: float, user: int, stage: int
     shape = f"<rect {place} fill='{fill}' stroke='#fff' stroke-width='.6'/>"
     if span.borrowed:
         shape += f"<rect {place} fill='url(#lent)'/>"
-    for line, text in enumerate((span.user, span.job)):
-        if len(text) * LETTER < wide - 4:
-            shape += _text(left + wide / 2, top + 17 + 14 * line, text, 11, ink, anchor="middle")
+    for line, words in enumerate((span.user, span.job)):
+        if len(words) * LETTER < wide - 4:
+            shape += text(left + wide / 2, top + 17 + 14 * line, words, 11, ink, anchor="middle")
     return f"<g><title>{escape(about)}</title>{shape}</g>"
 
 
@@ -89,7 +89,7 @@ def _axis(seconds: float, scale: float, foot: float) -> list[str]:
         parts.append(
             f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{TOP - 4}' y2='{foot + 4}' stroke='#e5e7eb'/>"
         )
-        parts.append(_text(x, foot + 20, f"{number * tick:g} s", 11, FAINT, anchor="middle"))
+        parts.append(text(x, foot + 20, f"{number * tick:g} s", 11, FAINT, anchor="middle"))
     return parts
 
 
@@ -98,10 +98,10 @@ def _legend(users: list[str], stages: list[str], lent: bool) -> list[str]:
     entries += [(f"hsl(0,0%,{_lightness(n)}%)", stage) for n, stage in enumerate(stages)]
     entries += [("url(#lent)", "borrowed device")] if lent else []
     parts, x = [], 20.0
-    for fill, text in entries:
+    for fill, words in entries:
         parts.append(f"<rect x='{x:.0f}' y='39' width='12' height='12' rx='2' fill='{fill}'/>")
-        parts.append(_text(x + 17, 49, text, 12))
-        x += 17 + len(text) * 7 + 14
+        parts.append(text(x + 17, 49, words, 12))
+        x += 17 + len(words) * 7 + 14
     return parts
 
 
@@ -109,17 +109,18 @@ def _lightness(stage: int) -> int:
     return LIGHTNESS[stage % len(LIGHTNESS)]
 
 
-def _text(
+def text(
     x: float,
     y: float,
-    text: str,
+    words: str,
     size: int,
     fill: str = INK,
     *,
     weight: int = 400,
     anchor: str = "start",
 ) -> str:
+    """Words in a picture."""
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' font-weight='{weight}' "
-        f"text-anchor='{anchor}' fill='{fill}'>{escape(text)}</text>"
+        f"text-anchor='{anchor}' fill='{fill}'>{escape(words)}</text>"
     )

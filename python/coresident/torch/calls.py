@@ -90,6 +90,8 @@ class Calls:
         self._fixed = fixed
         self._terms = terms
         self._closed = False
+        # The most that was seen to be needed; None once that was not measured.
+        self._peak: int | None = 0
         self._meter = Meter(self._device, self._fill, self._give_up)
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
         for part, module in (("", self._module), *self._module.named_children()):
@@ -118,6 +120,8 @@ class Calls:
                 if before is not None:
                     module.forward = before
         self._wrapped = []
+        if self._peak:
+            self._record("peak", beside=self._peak)
         for reservation in self._held:
             reservation.release()
 
@@ -150,6 +154,7 @@ class Calls:
                 raise self._full(str(error), need, part, args, kwargs) from error
         # What failed was freed with its traceback.
         before.restore()
+        self._record("retry", nbytes=need or 0)
         with self._all_that_can_be():
             try:
                 return self._once(part, alike, measured, forward, args, kwargs)
@@ -170,8 +175,14 @@ class Calls:
             used = self._pins if self._streamed is None else self._streamed.streaming
             if used is not None:
                 used.also_on(torch.cuda.current_stream(self._device.index).cuda_stream)
+        live = self._meter.live
         with self._meter.measure(self._module, known) as measured:
             output = owned(forward(*args, **kwargs), self._place)
+        peak = known if measured.peak is None else measured.peak
+        if peak is None or self._peak is None:
+            self._peak = None
+        else:
+            self._peak = max(self._peak, live + peak)
         if measured.peak is not None:
             self._room.working_memory.learn(self._key, part, alike, measured.peak)
         return output
@@ -205,6 +216,11 @@ class Calls:
                 more = self._budget.reserve(missing, purpose=self._purpose, **self._terms)
         if more is not None:
             self._hold(more)
+            self._record("working memory", beside=self.reserved)
+
+    def _record(self, kind: str, **figures: Any) -> None:
+        if (timeline := self._room.timeline) is not None and timeline.enabled:
+            timeline.record(kind, self._device, self._key, **figures)
 
     def _hold(self, reservation: _core.Reservation) -> None:
         self._held.append(reservation)

@@ -96,16 +96,13 @@ class Model:
             self.used_at = next(_CLOCK)
             idle = self._idle.get(device)
             tensors, state = (idle.pop() if idle else None), self._state
+        paged = device.paged
+        if not paged and self.room is not None:
+            self.room.note_use(self, device)
         if tensors is None:
             terms = {"timeout": timeout, "cancel": cancel}
-            tensors = Tensors(self, state, device, self._has_pages(device), terms)
+            tensors = Tensors(self, state, device, paged, terms)
         return Replica(self, tensors)
-
-    def _has_pages(self, device: _core.Device) -> bool:
-        if self.room is None or device not in self.room.arenas:
-            return device.paged
-        # Only its driver knows, when it is used.
-        return self.place(device) is not None
 
     def on(
         self,
@@ -124,7 +121,7 @@ class Model:
                 image = module(latents)
 
         What is there already stays, and is not copied again. For what is missing, those pages of
-        others leave that nobody uses and that were not used for longest. When it ends nothing
+        others leave that nobody uses, in the order of the runtime's policy. When it ends nothing
         moves. On a device that uses host memory it is a replica there.
 
         A call of the module that meets a full device is made once more after everything has left
@@ -207,11 +204,7 @@ class Model:
         with self._lock:
             self._check()
             if device not in self._places:
-                try:
-                    area = arena.area(self.weights, self.order)
-                except InvalidDeviceError:
-                    room.has_no_pages(device)
-                    return None
+                area = arena.area(self.weights, self.order)
                 self._places[device] = Place(area, self.order)
             return self._places[device]
 
@@ -232,7 +225,10 @@ class Model:
         """Lets go of copies on a device that no replica uses. Returns their bytes."""
         with self._lock:
             idle = self._idle.pop(device, [])
-        return sum(tensors.drop() for tensors in idle)
+        dropped = sum(tensors.drop() for tensors in idle)
+        if dropped and self.room is not None and device in self.room.planners:
+            self.room.planners[device].left(self.key)
+        return dropped
 
     def _device(self, device: Any) -> _core.Device:
         """A device by its name: of virtual ones of the same name, the runtime's."""
@@ -246,8 +242,9 @@ class Model:
 
     def give_back(self, tensors: Tensors) -> None:
         """Keeps the weights of a replica for the next one."""
+        keeps = self.room is None or tensors.on_host or self.room.keeps_copies(tensors.device)
         with self._lock:
-            if not self._closed:
+            if not self._closed and keeps:
                 self._idle.setdefault(tensors.device, []).append(tensors)
                 return
         tensors.drop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable
 from types import TracebackType
@@ -53,10 +54,14 @@ class Tensors:
                 self.all = [own[name] for name in model.order]
                 counted = model.copies
             else:
+                nbytes = model.weights.nbytes
                 if model.room is not None:
-                    nbytes = model.weights.nbytes
                     self._charged = model.room.charge(model, device, nbytes, terms)
+                began = time.perf_counter()
                 self.all = [state[name].to(self.target) for name in model.order]
+                if model.room is not None and self._charged is not None:
+                    took = time.perf_counter() - began
+                    model.room.copies.copied(device, model.key, nbytes, took)
                 counted = list(range(len(self.all)))
         # Of what is no part of a map, only torch tells whether it was written.
         self._versions = {at: self.all[at]._version for at in counted}
@@ -69,6 +74,11 @@ class Tensors:
             written |= {at for at, name in enumerate(self._model.order) if name in changed}
         return [self._model.structure.names[at][0] for at in sorted(written)]
 
+    @property
+    def on_host(self) -> bool:
+        """Whether they are in host memory, and no copy of it."""
+        return self._private is not None
+
     def drop(self) -> int:
         """Lets go of what is charged for a copy. Returns its bytes."""
         charged, self._charged, self.all = self._charged, None, []
@@ -76,6 +86,8 @@ class Tensors:
             return 0
         nbytes = charged.nbytes
         charged.release()
+        if (room := self._model.room) is not None:
+            room.copies.dropped(self.device, self._model.key, nbytes)
         return nbytes
 
     def __del__(self) -> None:
@@ -177,6 +189,8 @@ class Replica:
             if self._residing:
                 raise InvalidValueError(f"{self!r} is on its device already: end that first")
             self._residing = True
+        if self._model.room is not None:
+            self._model.room.note_use(self._model, self.device)
         resident = Residence(
             *(self, working_memory),
             stream=stream,

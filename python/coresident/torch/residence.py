@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -60,6 +61,8 @@ class Residence:
         self._versions: list[int] = []
         # What has come to the module beside its weights, such as adapters, and where it was.
         self._moved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # On a device without pages, where nobody else records it.
+        self._recorded = False
         terms: dict[str, Any] = {"timeout": timeout, "cancel": cancel}
         try:
             self._place = replica._place()
@@ -123,12 +126,14 @@ class Residence:
         :class:`StrayWriteWarning`, and filled again; within ``writable`` all that differs is copied
         to the replica's own host memory instead.
         """
-        self._release()
+        if self._release() and (room := self._replica._model.room) is not None:
+            room.used(self.device)
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
+        """Whether it had not ended before."""
         with self._lock:
             if self._released:
-                return
+                return False
             self._released = True
         area = None if self._place is None else self._place.area
         try:
@@ -145,6 +150,7 @@ class Residence:
             self._replica._warn_of(
                 written, "whoever has used the model there meanwhile has seen it, and nobody will"
             )
+        return True
 
     def _take(
         self, working_memory: int | str | None, terms: dict[str, Any]
@@ -166,11 +172,18 @@ class Residence:
                 working_memory=working_memory, stream=stream, **terms
             )
             self._reserved = self._pins.working_memory
+            self._place.look()
             return None
-        budget = self._replica._budget()
+        budget, began = self._replica._budget(), time.perf_counter()
         if working_memory is not None and budget is not None:
             purpose = f"working memory of {self._replica._model.key}"
             self._reserved = budget.reserve(working_memory, purpose=purpose, **terms)
+        if (room := self._replica._model.room) is not None:
+            weights = self._replica._model.weights
+            working = 0 if self._reserved is None else self._reserved.nbytes
+            took = time.perf_counter() - began
+            room.copies.requested(self.device, weights.key, weights.nbytes, working, took)
+            self._recorded = True
         return None
 
     def _enter(self, streaming: _core.Streaming | None, terms: dict[str, Any]) -> None:
@@ -234,6 +247,9 @@ class Residence:
             self._pins.release()
         if self._reserved is not None:
             self._reserved.release()
+        if (room := self._replica._model.room) is not None and self._recorded:
+            room.copies.ended(self.device, self._replica._model.key)
+            self._recorded = False
         # A private place ends with this.
         self._place = self._calls = None
         self._replica._resident, self._replica._residing = None, False
@@ -251,7 +267,7 @@ class Residence:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._release()
+        self.release()
 
     def __del__(self) -> None:
         if not getattr(self, "_released", True):

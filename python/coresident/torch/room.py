@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coresident import _core, _torch_memory
 from coresident.errors import InvalidDeviceError
+from coresident.torch.copies import Copies
 from coresident.torch.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ class Room:
         arenas: The arena of each device that has one.
         vram: The budget of each device that has memory of its own.
         working_memory: What is known of how much calls need beside the weights.
+        planners: What decides which weights leave each device first.
         pins_weights: Whether weights are to lie where they can be page-locked.
+        timeline: Where what happens is recorded, if it is.
+        copies: What is recorded of copies on devices without pages.
+        used: Called when a model was used on a device.
     """
 
     def __init__(
@@ -37,14 +42,19 @@ class Room:
         vram: Mapping[_core.Device, _core.Budget],
         working_memory: WorkingMemory,
         *,
+        planners: Mapping[_core.Device, _core.Planner] | None = None,
         pins_weights: bool = False,
+        timeline: _core.Timeline | None = None,
+        used: Callable[[_core.Device], None] | None = None,
     ) -> None:
         self.pins_weights = pins_weights
+        self.planners = planners or {}
+        self.timeline = timeline
+        self.copies = Copies(timeline, vram, self.planners)
+        self.used = used or (lambda _device: None)
         self.arenas = arenas
         self.vram = vram
         self.working_memory = working_memory
-        # Devices that turned out to have no pages.
-        self._without_pages: set[_core.Device] = set()
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
         self._streamed: dict[_core.Device, weakref.WeakSet[Streamed]] = {}
         self._evicted: set[_core.Device] = set()
@@ -63,11 +73,17 @@ class Room:
                 f"the memory of {device} is a runtime's, and this model's has that of {known}: "
                 "load the model with Runtime.load, of a runtime that has the device"
             )
-        return None if device in self._without_pages else found
+        return found
 
-    def has_no_pages(self, device: _core.Device) -> None:
-        """Says so of a device that was taken to have some: weights are moved by torch there."""
-        self._without_pages.add(device)
+    def note_use(self, model: Model, device: _core.Device) -> None:
+        """Says that a model is used on a device, before room is made for it there."""
+        if (planner := self.planners.get(device)) is not None:
+            planner.used(model.key, model.weights.nbytes)
+
+    def keeps_copies(self, device: _core.Device) -> bool:
+        """Whether copies stay on a device that nobody uses."""
+        planner = self.planners.get(device)
+        return planner is None or planner.policy != "always-evict"
 
     def add_streamed(self, device: _core.Device, streamed: Streamed) -> None:
         """Says that a model is streamed on a device, for as long as somebody has this."""
@@ -107,6 +123,9 @@ class Room:
     def _drop_copies(self, device: _core.Device, missing: int) -> None:
         with self._lock:
             models = sorted(self._models, key=lambda model: model.used_at)
+        if (planner := self.planners.get(device)) is not None:
+            order = planner.order([model.key for model in models])
+            models.sort(key=lambda model: order.index(model.key))
         for model in models:
             if missing <= 0:
                 break
@@ -125,13 +144,27 @@ class Place:
         area: The same.
         nbytes: Bytes of all its pages.
         views: The tensors, of addresses: they can be touched only while their pages are pinned.
+            Where these move, they are those of the last :meth:`look`.
     """
 
     def __init__(self, area: _core.Area, order: list[str]) -> None:
         self.area = area
         self.nbytes = area.pages * area.arena.status().page
-        views = area.state_dict()
-        self.views: list[torch.Tensor] = [views[name] for name in order]
+        self._order = order
+        self.views: list[torch.Tensor] = []
+        self._starts: set[int] = set()
+        if not area.arena.moving:
+            self._find()
+
+    def look(self) -> None:
+        """Finds the tensors where they are now, if they move: to be called once all are pinned.
+        Others who have them pinned have the same."""
+        if self.area.arena.moving:
+            self._find()
+
+    def _find(self) -> None:
+        views = self.area.state_dict()
+        self.views = [views[name] for name in self._order]
         self._starts = {view.untyped_storage().data_ptr() for view in self.views}
 
     def has(self, tensor: torch.Tensor) -> bool:

@@ -23,7 +23,7 @@ struct Card {
 impl Driver for Card {
     fn free_memory(&self) -> Option<u64> {
         if self.integrated {
-            return Host.free_memory();
+            return Some(Host.free_memory()?.saturating_add(self.memory.kept()));
         }
         // Only a context tells, and none is made to ask.
         self.has_context().then(|| self.memory.known_free()).flatten()

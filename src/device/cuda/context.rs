@@ -75,6 +75,15 @@ impl Primary {
         }
     }
 
+    /// All of the device's memory in bytes; 0 if the driver does not tell.
+    pub(super) fn memory(&self) -> usize {
+        let mut bytes = 0;
+        // SAFETY: it writes to where it is told.
+        #[expect(unsafe_code, reason = "a function of a library")]
+        let code = unsafe { self.library.total_memory(&raw mut bytes, self.device) };
+        if code == 0 { bytes } else { 0 }
+    }
+
     /// One of the device's attributes; 0 for one that the driver does not know.
     pub(super) fn attribute(&self, attribute: c_int) -> c_int {
         let mut value = 0;

@@ -86,6 +86,8 @@ calls! {
     pop = cuCtxPopCurrent_v2(context: *mut CUcontext);
     exchange_capture_mode = cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
     memory_info = cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+    allocate = cuMemAlloc_v2(start: *mut CUdeviceptr, bytes: usize);
+    free = cuMemFree_v2(start: CUdeviceptr);
     granularity = cuMemGetAllocationGranularity(
         bytes: *mut usize, properties: *const CUmemAllocationProp, option: c_int
     );

@@ -13,6 +13,7 @@
 //!
 //! Has never run on a real GPU: its tests run on a library with the driver's face (`tests/pretend_cuda`).
 
+mod blocks;
 mod cards;
 mod context;
 mod direct;
@@ -30,9 +31,10 @@ use std::time::Instant;
 use crate::wait::PerProcess;
 
 use super::memory::{
-    Address, Charge, DeviceMemory, Event, Fence, MemoryError, Piece, Pinning, Stream,
+    Address, Charge, DeviceMemory, Event, Fence, MemoryError, Piece, Pinning, Places, Stream,
 };
 use super::{DeviceType, Driver, Host, Name};
+use blocks::Blocks;
 pub(super) use cards::found;
 use context::Primary;
 use cudarc::driver::sys::CUdevice_attribute;
@@ -42,7 +44,7 @@ use uploads::{Promised, Uploads};
 /// The memory of one CUDA device, opened when it is first used.
 pub struct CudaMemory {
     name: Name,
-    opened: OnceLock<Result<State, &'static str>>,
+    opened: OnceLock<State>,
     /// To ask how much is free of a device that is not opened.
     primary: OnceLock<Primary>,
 }
@@ -50,6 +52,7 @@ pub struct CudaMemory {
 struct State {
     device: Arc<Opened>,
     page: usize,
+    places: Places,
     integrated: bool,
     uploads: Mutex<Option<Arc<Uploads>>>,
 }
@@ -91,36 +94,36 @@ impl CudaMemory {
     }
 
     fn state(&self) -> Result<&State, MemoryError> {
-        let opened = match self.opened.get() {
+        let state = match self.opened.get() {
             Some(opened) => opened,
             None => {
-                // What fails may go well the next time, but for what the device cannot do.
+                // What fails may go well the next time.
                 let opened = self.open()?;
                 self.opened.get_or_init(|| opened)
             }
         };
-        let state = opened
-            .as_ref()
-            .map_err(|why| MemoryError::NoPages { device: self.name, why: (*why).to_owned() })?;
         // A forked child has what its parent opened, and must not use it.
         library::library().map_err(|why| self.without_cuda(&why))?;
         Ok(state)
     }
 
-    fn open(&self) -> Result<Result<State, &'static str>, MemoryError> {
+    fn open(&self) -> Result<State, MemoryError> {
         let lost = |why: String| self.without_cuda(&why);
         let primary = Primary::retain(self.name.index()).map_err(lost)?;
-        if !pages::are_here(&primary) {
-            return Ok(Err("it has no virtual memory management"));
-        }
         let page = {
             let _entered = primary.enter().map_err(lost)?;
             pages::size(&primary)
         };
         let integrated =
             primary.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED as i32);
-        let device = Arc::new(Opened { name: self.name, primary });
-        Ok(Ok(State { device, page, integrated: integrated != 0, uploads: Mutex::default() }))
+        let places = if pages::are_here(&primary) {
+            Places::Fixed
+        } else {
+            Places::Moving { block: blocks::size(primary.memory(), page) }
+        };
+        let device = Arc::new(Opened { name: self.name, primary, blocks: Blocks::default() });
+        let uploads = Mutex::default();
+        Ok(State { device, page, places, integrated: integrated != 0, uploads })
     }
 
     /// A new stream.
@@ -131,10 +134,18 @@ impl CudaMemory {
         Ok(Stream::Device(self.state()?.device.stream()?))
     }
 
-    /// Bytes that nobody has, also of a device that has no pages; `None` if it does not tell.
+    /// Bytes that are kept for whoever wants memory, so that others do not count them as free.
+    pub(super) fn kept(&self) -> u64 {
+        self.opened.get().map_or(0, |state| state.device.blocks.kept_bytes())
+    }
+
+    /// Bytes that nobody has, also of a device that is not opened; `None` if it does not tell.
     fn known_free(&self) -> Option<u64> {
         match self.opened.get() {
-            Some(Ok(state)) => free_of(&state.device.primary),
+            Some(state) => {
+                let free = free_of(&state.device.primary)?;
+                Some(free.saturating_add(state.device.blocks.kept_bytes()))
+            }
             _ => {
                 let retained = match self.primary.get() {
                     Some(primary) => primary,
@@ -165,11 +176,17 @@ impl DeviceMemory for CudaMemory {
 
     fn free(&self) -> u64 {
         let Ok(state) = self.state() else { return 0 };
-        if state.integrated {
+        let free = if state.integrated {
             // Its memory is the host's, of which the driver calls only what nobody has cached free.
-            return Host.free_memory().unwrap_or(0);
-        }
-        free_of(&state.device.primary).unwrap_or(0)
+            Host.free_memory()
+        } else {
+            free_of(&state.device.primary)
+        };
+        free.unwrap_or(0).saturating_add(self.kept())
+    }
+
+    fn places(&self) -> Result<Places, MemoryError> {
+        self.state().map(|state| state.places)
     }
 
     fn reserve(&self, bytes: usize) -> Result<Address, MemoryError> {
@@ -210,6 +227,38 @@ impl DeviceMemory for CudaMemory {
                 pages::decommit(primary, start, bytes, *page);
                 Ok(())
             });
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, MemoryError> {
+        let State { device, .. } = self.state()?;
+        let outcome = device.enter(|primary| device.blocks.allocate(primary, bytes))?;
+        outcome.map_err(|code| match code {
+            library::OUT_OF_MEMORY => self.out_of_memory(bytes),
+            code => device.lost(device.told("cuMemAlloc", code)),
+        })
+    }
+
+    fn deallocate(&self, start: Address, _bytes: usize) {
+        if let Ok(State { device, .. }) = self.state() {
+            let _ = device.within("cuMemFree", |primary| {
+                device.blocks.free(primary, start);
+                Ok(())
+            });
+        }
+    }
+
+    fn set_aside(&self, start: Address, bytes: usize) {
+        if let Ok(State { device, .. }) = self.state() {
+            device.blocks.keep(start, bytes);
+        }
+    }
+
+    fn clear_aside(&self) {
+        if let Ok(State { device, .. }) = self.state()
+            && device.blocks.kept_bytes() > 0
+        {
+            let _ = device.within("cuMemFree", |primary| Ok(device.blocks.give_back(primary)));
         }
     }
 

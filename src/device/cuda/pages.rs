@@ -141,6 +141,6 @@ fn properties(primary: &Primary) -> CUmemAllocationProp {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "CUDA is there on machines of 64 bits alone")]
-fn address(start: CUdeviceptr) -> Address {
+pub(super) fn address(start: CUdeviceptr) -> Address {
     start as Address
 }

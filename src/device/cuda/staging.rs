@@ -59,7 +59,7 @@ impl Ring {
     /// ones cost no call each.
     pub(super) fn upload(&self, stream: usize, pieces: Vec<Piece>) -> Result<(), MemoryError> {
         let mut buffers = self.buffers.borrow_mut();
-        for batch in batches(pieces) {
+        for batch in batches(pieces, |to| self.device.blocks.begin_at(to)) {
             if exiting() {
                 break;
             }
@@ -207,8 +207,9 @@ impl Part<'_> {
     }
 }
 
-/// Pieces together that lie side by side, as much as a buffer holds.
-fn batches(pieces: Vec<Piece>) -> Vec<Batch> {
+/// Pieces together that lie side by side, as much as a buffer holds; none across the beginning of
+/// another block.
+fn batches(pieces: Vec<Piece>, begins: impl Fn(Address) -> bool) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     for piece in pieces {
         let mut from = 0;
@@ -216,7 +217,7 @@ fn batches(pieces: Vec<Piece>) -> Vec<Batch> {
             let to = piece.to + from;
             let last = batches.last_mut().filter(|last| {
                 let end = last.to + last.length;
-                (end..end + GAP).contains(&to) && to - last.to < BUFFER
+                (end..end + GAP).contains(&to) && to - last.to < BUFFER && !begins(to)
             });
             let batch = match last {
                 Some(batch) => batch,

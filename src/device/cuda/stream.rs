@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUevent, CUstream};
 
+use super::blocks::Blocks;
 use super::context::Primary;
 use super::library::{Code, NOT_READY};
 use crate::device::{Address, Fence, MemoryError, Name, near_card};
@@ -46,6 +47,8 @@ pub(super) fn once_ready(call: impl Fn() -> Code) -> Code {
 pub(super) struct Opened {
     pub(super) name: Name,
     pub(super) primary: Primary,
+    /// Its plain allocations.
+    pub(super) blocks: Blocks,
 }
 
 impl Opened {

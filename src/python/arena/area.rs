@@ -32,6 +32,7 @@ pub(in crate::python) struct Area {
 pub(in crate::python) struct Block {
     area: arena::Area,
     set: Arc<PageSet>,
+    tensors: Vec<usize>,
 }
 
 #[pymethods]
@@ -62,16 +63,19 @@ impl Area {
     }
 
     fn set(&self, block: Option<&Bound<'_, PyAny>>) -> Result<Arc<PageSet>> {
-        let Some(block) = block.filter(|block| !block.is_none()) else {
-            return Ok(self.all.clone());
-        };
+        Ok(self.own(block)?.map_or_else(|| self.all.clone(), |block| block.set.clone()))
+    }
+
+    /// A block of this area; `None` for everything.
+    fn own<'a>(&self, block: Option<&'a Bound<'_, PyAny>>) -> Result<Option<&'a Block>> {
+        let Some(block) = block.filter(|block| !block.is_none()) else { return Ok(None) };
         let block = block.cast::<Block>().map_err(|_| no_block(block))?.get();
         if !block.area.is(&self.placed) {
             let (key, other) = (self.placed.key(), block.area.key());
             let message = format!("this block is of another area, of {other:?}, not of {key:?}'s");
             return Err(invalid_value(&message));
         }
-        Ok(block.set.clone())
+        Ok(Some(block))
     }
 
     /// The stream of this handle; without one the default stream, or whoever calls on a device that is
@@ -162,7 +166,7 @@ impl Area {
         for name in strings("names", names)? {
             tensors.push(self.placed.find(&name)?);
         }
-        Ok(Block { area: self.placed.clone(), set: self.placed.block(&tensors) })
+        Ok(Block { area: self.placed.clone(), set: self.placed.block(&tensors), tensors })
     }
 
     /// Makes pages resident and pins them.
@@ -221,10 +225,20 @@ impl Area {
     }
 
     /// Views of the tensors' addresses, for a module whose pages somebody pins.
-    fn state_dict<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+    #[pyo3(signature = (block=None))]
+    fn state_dict<'py>(
+        &self,
+        py: Python<'py>,
+        block: Option<&Bound<'py, PyAny>>,
+    ) -> Result<Bound<'py, PyDict>> {
         let contents = self.placed.contents();
-        let names: Vec<&str> = contents.iter().map(|content| content.name.as_str()).collect();
-        let views: Vec<_> = (0..contents.len()).map(|at| self.placed.view(at)).collect();
+        let tensors = match self.own(block)? {
+            Some(block) => block.tensors.clone(),
+            None => (0..contents.len()).collect(),
+        };
+        let names: Vec<&str> = tensors.iter().map(|at| contents[*at].name.as_str()).collect();
+        let views = tensors.iter().map(|at| self.placed.view(*at));
+        let views = views.collect::<std::result::Result<Vec<_>, _>>()?;
         state_dict::make(py, &names, &views, |view| {
             Ok(Bound::new(py, DeviceTensor::view(view))?.into_any())
         })

@@ -20,11 +20,14 @@ pub(super) use tensor::DeviceTensor;
 use super::budget::Budget;
 use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
+use super::planner::Planner;
+use super::trace::Timeline;
 use super::wait::caller;
 use super::weights::{PrivateWeights, Weights, strings};
 use super::{argument, device};
 use crate::arena::{self, ArenaError, Content, HostSide, Identity};
 use crate::device::{ByteSize, MemoryError, Pinning};
+use crate::runtime;
 use crate::weights::Tensor;
 
 /// One device's memory in pages, and the models that have some of it.
@@ -34,20 +37,24 @@ pub(super) struct Arena {
     device: Py<device::Device>,
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,
+    planner: Option<Py<Planner>>,
+    timeline: Option<Py<Timeline>>,
 }
 
 #[pymethods]
 impl Arena {
     #[new]
     #[pyo3(
-        signature = (device, budget, *, ram=None, pin=None),
-        text_signature = "(device, budget, *, ram=None, pin='staging')"
+        signature = (device, budget, *, ram=None, pin=None, planner=None, timeline=None),
+        text_signature = "(device, budget, *, ram=None, pin='staging', planner=None, timeline=None)"
     )]
     fn new(
         device: &Bound<'_, PyAny>,
         budget: &Bound<'_, PyAny>,
         ram: Option<&Bound<'_, PyAny>>,
         pin: Option<&Bound<'_, PyAny>>,
+        planner: Option<&Bound<'_, PyAny>>,
+        timeline: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let py = device.py();
         let pinning = pin.map_or(Ok(Pinning::default()), pinning)?;
@@ -57,15 +64,34 @@ impl Arena {
         let ram = ram.transpose()?;
         let device = device::select_one("an arena", device)?;
         let host = HostSide { pinning, budget: ram.as_ref().map(|ram| ram.get().ledger()) };
-        let pages = arena::Arena::new(&device, &budget.get().ledger(), host)?;
+        let planner = planner.filter(|planner| !planner.is_none());
+        let planner = planner.map(|planner| planned(&device, planner)).transpose()?;
+        let timeline = timeline.filter(|timeline| !timeline.is_none()).map(recorder).transpose()?;
+        let ledger = budget.get().ledger();
+        let pages = match &planner {
+            None => arena::Arena::new(&device, &ledger, host)?,
+            Some(planner) => runtime::arena(&device, &ledger, host, &planner.get().plans)?,
+        };
+        if let Some(timeline) = &timeline {
+            pages.record_in(timeline.get().inner());
+        }
         let device = Py::new(py, device::Device::of(device))?;
-        Ok(Self { pages, device, budget: budget.unbind(), ram: ram.map(Bound::unbind) })
+        let (ram, planner) = (ram.map(Bound::unbind), planner.map(Bound::unbind));
+        let (budget, timeline) = (budget.unbind(), timeline.map(Bound::unbind));
+        Ok(Self { pages, device, budget, ram, planner, timeline })
     }
 
     /// The device.
     #[getter]
     fn device(&self, py: Python<'_>) -> Py<device::Device> {
         self.device.clone_ref(py)
+    }
+
+    /// Whether tensors have addresses only while they are pinned.
+    #[getter]
+    fn moving(&self) -> Result<bool> {
+        self.pages.check()?;
+        Ok(self.pages.moves()?)
     }
 
     /// What the pages are charged to.
@@ -78,6 +104,18 @@ impl Arena {
     #[getter]
     fn ram(&self, py: Python<'_>) -> Option<Py<Budget>> {
         self.ram.as_ref().map(|ram| ram.clone_ref(py))
+    }
+
+    /// Who says what leaves first.
+    #[getter]
+    fn planner(&self, py: Python<'_>) -> Option<Py<Planner>> {
+        self.planner.as_ref().map(|planner| planner.clone_ref(py))
+    }
+
+    /// Where it records what happens.
+    #[getter]
+    fn timeline(&self, py: Python<'_>) -> Option<Py<Timeline>> {
+        self.timeline.as_ref().map(|timeline| timeline.clone_ref(py))
     }
 
     /// What of the host's memory is page-locked for copies.
@@ -168,7 +206,8 @@ impl Arena {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
         visit.call(&self.budget)?;
-        self.ram.as_ref().map_or(Ok(()), |ram| visit.call(ram))
+        self.ram.as_ref().map_or(Ok(()), |ram| visit.call(ram))?;
+        self.planner.as_ref().map_or(Ok(()), |planner| visit.call(planner))
     }
 }
 
@@ -195,6 +234,30 @@ fn charged<'py>(what: &str, budget: &Bound<'py, PyAny>) -> Result<Bound<'py, Bud
         invalid_type(&format!("{what} charged to a Budget, not to {given}"))
     })?;
     Ok(budget.clone())
+}
+
+/// The planner of a device's arena.
+fn planned<'py>(
+    device: &crate::device::Device,
+    planner: &Bound<'py, PyAny>,
+) -> Result<Bound<'py, Planner>> {
+    let planner = planner.cast::<Planner>().map_err(|_| {
+        let given = argument::type_name(planner);
+        invalid_type(&format!("planner is a Planner or None, not {given}"))
+    })?;
+    let (own, other) = (device.name(), planner.get().plans.device());
+    if own != other {
+        return Err(invalid_value(&format!("a planner of {other} cannot decide on {own}")));
+    }
+    Ok(planner.clone())
+}
+
+fn recorder<'py>(timeline: &Bound<'py, PyAny>) -> Result<Bound<'py, Timeline>> {
+    let timeline = timeline.cast::<Timeline>().map_err(|_| {
+        let given = argument::type_name(timeline);
+        invalid_type(&format!("an arena records in a Timeline, not in {given}"))
+    })?;
+    Ok(timeline.clone())
 }
 
 /// The key, the identity and the tensors of what has weights.
@@ -247,7 +310,7 @@ impl From<ArenaError> for Error {
                     fields.set_item("key", key)
                 })
             }
-            ArenaError::Watermarks { .. } => super::error::invalid_value(&message),
+            ArenaError::Watermarks { .. } | ArenaError::Nowhere { .. } => invalid_value(&message),
         }
     }
 }
@@ -262,7 +325,6 @@ impl From<MemoryError> for Error {
             MemoryError::NoAddresses { device, asked, .. } => {
                 out_of_memory(&message, &device.to_string(), asked, 0)
             }
-            MemoryError::NoPages { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             MemoryError::Unmapped { device, .. }
             | MemoryError::Failed { device, .. }
             | MemoryError::Lost { device, .. } => raise("DeviceLostError", &message, |fields| {

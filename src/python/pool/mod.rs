@@ -22,6 +22,12 @@ use crate::wait::Parker;
 #[pyclass(frozen, weakref, module = "coresident", name = "DevicePool")]
 pub(super) struct DevicePool(pool::DevicePool);
 
+impl DevicePool {
+    pub(super) fn inner(&self) -> &pool::DevicePool {
+        &self.0
+    }
+}
+
 #[pymethods]
 impl DevicePool {
     #[new]

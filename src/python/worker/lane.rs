@@ -161,8 +161,12 @@ impl Lane {
         // A new thread has nothing of what the start hook has set.
         self.post.unprepared.store(true, Ordering::Release);
         self.post.lane.serve(worker);
-        detached(py, || self.post.device.stay_near());
         Ok(true)
+    }
+
+    /// Has the calling thread run near the device from now on.
+    fn stay_near(&self, py: Python<'_>) {
+        detached(py, || self.post.device.stay_near());
     }
 
     /// The next task, and the pin that makes the device current in its context; waits for it.
