@@ -7,8 +7,9 @@ use super::ArenaError;
 use super::area::{Area, Pins, Shared as AreaShared};
 use super::layout::PageSet;
 use crate::budget::{BudgetError, Reservation};
-use crate::device::{Event, MemoryError, Stream};
+use crate::device::{Event, MemoryError, Places, Stream};
 use crate::sync::{Mutant, planted};
+use crate::trace::Cause;
 use crate::wait::{Owner, Patience};
 
 /// How often a wait for a stream looks whether it is over.
@@ -70,6 +71,14 @@ impl Area {
         patience: &Patience<'_>,
     ) -> Result<(), ArenaError> {
         self.0.content_is_there(pins, filled, stream, patience)
+    }
+
+    /// Whether its pages have addresses of their own, and can come and go each by itself.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`] of a lost device.
+    pub fn is_paged(&self) -> Result<bool, ArenaError> {
+        Ok(matches!(self.0.arena.memory.places()?, Places::Fixed))
     }
 
     /// Bytes of one of its pages.
@@ -140,7 +149,7 @@ impl Allowance {
         area.land.reservation.absorb(&taken)?;
         area.land.reservation.fill_more(bytes);
         coming.given = true;
-        let filled = area.fill(pins.set(), &mut coming, owner)?;
+        let filled = area.fill(pins.set(), &mut coming, owner, Cause::Streamed)?;
         Ok(Some(Brought { pins, fresh, filled }))
     }
 

@@ -11,6 +11,7 @@ use super::{ArenaError, Shared as ArenaShared};
 use crate::budget::{BudgetError, Reservation};
 use crate::device::{Event, MemoryError, Pinning, Places, Stream};
 use crate::sync::{Mutant, planted, wait_until};
+use crate::trace::Cause;
 use crate::wait::{Owner, Patience};
 
 /// What takes less is no wait: it takes some time to evict, too.
@@ -67,7 +68,7 @@ impl AreaShared {
     ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
         let there = pins.set().len() - coming.missing.len();
         let working = self.give_memory(&mut coming, there, beside, owner, patience)?;
-        let filled = self.fill(pins.set(), &mut coming, owner)?;
+        let filled = self.fill(pins.set(), &mut coming, owner, Cause::CameBack)?;
         Ok((filled, working))
     }
 
@@ -154,12 +155,14 @@ impl AreaShared {
         Ok(())
     }
 
-    /// Has all content copied that is not there, or may be wrong. Returns what has to pass before it is.
+    /// Has all content copied that is not there, or may be wrong; why what had left comes back is told.
+    /// Returns what has to pass before it is there.
     pub(super) fn fill(
         &self,
         set: &PageSet,
         coming: &mut Coming<'_>,
         owner: &Owner,
+        back: Cause,
     ) -> Result<Vec<Event>, ArenaError> {
         loop {
             let stale = self.arena.state.lock().stale(self.number, set);
@@ -177,7 +180,7 @@ impl AreaShared {
             let what = self.arena.state.lock().settle(self.number, &pages, generation, &filled);
             coming.missing.clear();
             let (track, page) = (self.land.track.as_ref(), self.arena.memory.page());
-            self.arena.records.copying(track, &filled, began, what, page);
+            self.arena.records.copying(track, &filled, began, (what, back), page);
         }
     }
 

@@ -22,7 +22,7 @@ use crate::wait::Patience;
 /// A model that is larger than its device: some of its pages stay, the others come block by block.
 #[pyclass(frozen, weakref, module = "coresident", name = "Streaming")]
 pub(super) struct Streaming {
-    streaming: streaming::Streaming,
+    runs: streaming::Streaming,
     area: Py<Area>,
     working: Option<Py<Reservation>>,
     /// Of each block's tensors, how many of its pages have to stay so that it stays.
@@ -88,7 +88,7 @@ impl Streaming {
         let ledger = this.arena_of(py).get().ledger(py);
         let working = working.map(|working| Py::new(py, Budget::reservation(&ledger, working)));
         let (area, working) = (area.clone().unbind(), working.transpose()?);
-        Ok(Self { streaming, area, working, ends, page })
+        Ok(Self { runs: streaming, area, working, ends, page })
     }
 
     fn pages(&self, bytes: u64) -> usize {
@@ -125,7 +125,7 @@ impl Streaming {
 
     /// How many pages each block has.
     fn pages_of_blocks(&self) -> Vec<usize> {
-        self.streaming.pages()
+        self.runs.pages()
     }
 
     /// Has a block's pages there until `leave`.
@@ -146,12 +146,12 @@ impl Streaming {
         let owner = caller(py)?;
         let terms = Terms::of(timeout, cancel)?;
         terms.check("a block of a streamed model")?;
-        if self.streaming.enter_at_once(block, stream, &owner)? {
+        if self.runs.enter_at_once(block, stream, &owner)? {
             return Ok(());
         }
         let entered = patiently(py, terms, |patience| {
-            self.streaming.enter(block, stream, &owner, patience).map(|()| Entered {
-                streaming: &self.streaming,
+            self.runs.enter(block, stream, &owner, patience).map(|()| Entered {
+                streaming: &self.runs,
                 block,
                 kept: false,
             })
@@ -162,43 +162,43 @@ impl Streaming {
 
     /// Ends a visit of a block, of which so many pages stay.
     fn leave(&self, block: usize, keep: usize) -> Result<()> {
-        self.streaming.leave(self.block(block)?, keep);
+        self.runs.leave(self.block(block)?, keep);
         Ok(())
     }
 
     /// Has another stream of CUDA's use what stays, too.
     fn also_on(&self, py: Python<'_>, stream: &Bound<'_, PyAny>) -> Result<()> {
         let stream = self.area.get().stream(Some(stream))?;
-        Ok(detached(py, || self.streaming.also_on(stream))?)
+        Ok(detached(py, || self.runs.also_on(stream))?)
     }
 
     /// What should stay of each block, with room for so many bytes in all.
     #[pyo3(signature = (nbytes=None))]
     fn plan(&self, nbytes: Option<u64>) -> Option<Vec<usize>> {
         let room = nbytes.map_or_else(
-            || self.streaming.allotted(),
+            || self.runs.allotted(),
             |bytes| usize::try_from(bytes / self.page).unwrap_or(usize::MAX),
         );
-        self.streaming.plan(room).map(|plan| plan.kept)
+        self.runs.plan(room).map(|plan| plan.kept)
     }
 
     /// Lets a block keep no more than so many pages.
     fn keep_at_most(&self, block: usize, keep: usize) -> Result<bool> {
-        Ok(self.streaming.keep_at_most(self.block(block)?, keep))
+        Ok(self.runs.keep_at_most(self.block(block)?, keep))
     }
 
     /// Takes as much as nobody uses, but for so many bytes. Returns the bytes.
     #[pyo3(signature = (leave=0))]
     fn grow(&self, py: Python<'_>, leave: u64) -> Result<u64> {
         let owner = caller(py)?;
-        let pages = detached(py, || self.streaming.grow(leave, &owner))?;
+        let pages = detached(py, || self.runs.grow(leave, &owner))?;
         Ok(pages as u64 * self.page)
     }
 
     /// Gives bytes back to the budget. Returns how many.
     fn shrink(&self, py: Python<'_>, nbytes: u64) -> Result<u64> {
         let (owner, pages) = (caller(py)?, self.pages(nbytes));
-        let given = detached(py, || self.streaming.shrink(pages, &owner, &Patience::FOREVER))?;
+        let given = detached(py, || self.runs.shrink(pages, &owner, &Patience::FOREVER))?;
         Ok(given as u64 * self.page)
     }
 
@@ -214,7 +214,7 @@ impl Streaming {
             late,
             stalled,
             copying,
-        } = self.streaming.status()?;
+        } = self.runs.status()?;
         let status = StreamingStatus {
             resident,
             blocks,
@@ -232,7 +232,7 @@ impl Streaming {
     /// Ends it. Again without effect.
     fn close(&self, py: Python<'_>) -> Result<()> {
         let owner = caller(py)?;
-        detached(py, || self.streaming.close(&owner));
+        detached(py, || self.runs.close(&owner));
         Ok(())
     }
 
@@ -310,6 +310,7 @@ impl From<StreamingError> for Error {
             StreamingError::Wait(error) => error.into(),
             StreamingError::Forked(error) => error.into(),
             StreamingError::Closed { .. } => raise("ReleasedError", &message, |_| Ok(())),
+            StreamingError::Moves { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             StreamingError::NoRoom { device, asked, free, .. } => {
                 raise("DeviceMemoryError", &message, |fields| {
                     fields.set_item("device", device.to_string())?;

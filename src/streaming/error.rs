@@ -37,6 +37,17 @@ pub enum StreamingError {
         /// Bytes that could be reserved then.
         free: u64,
     },
+    /// Its memory comes in blocks of which nobody says where.
+    #[error(
+        "{key:?} cannot be streamed on {device}, which has no virtual memory management: addresses \
+         change there whenever weights come back"
+    )]
+    Moves {
+        /// The device.
+        device: Name,
+        /// What was to be streamed.
+        key: String,
+    },
     /// A block has no room beside what is in use.
     #[error(
         "a block of {key:?} has no room on {device}: {} of it is missing, {} is left of what it \

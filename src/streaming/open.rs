@@ -62,6 +62,10 @@ impl Streaming {
         let began = Instant::now();
         let Spec { resident, blocks, working_memory, leave } = spec;
         let page = area.page() as u64;
+        if !area.is_paged()? {
+            let (device, key) = (area.arena().device(), area.key().to_owned());
+            return Err(StreamingError::Moves { device, key });
+        }
         let largest = blocks.iter().map(|block| block.len()).max().unwrap_or(0);
         let least = (resident.len() + largest) as u64 * page + working_memory;
         let budget = area.arena().budget().clone();

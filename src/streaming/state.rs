@@ -72,10 +72,9 @@ impl State {
         }
         self.visits.note(block);
         let mut twice = Vec::new();
-        if let Some(at) = self.ahead.iter().position(|ahead| ahead.block == block) {
-            if let Some(ahead) = self.ahead.remove(at) {
-                twice = ahead.pins;
-            }
+        let at = self.ahead.iter().position(|ahead| ahead.block == block);
+        if let Some(ahead) = at.and_then(|at| self.ahead.remove(at)) {
+            twice = ahead.pins;
         }
         // What comes in another order than it was thought is brought in that order.
         let comes = |block: &usize| self.kept[*block].pages < self.blocks[*block].len();

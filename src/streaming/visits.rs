@@ -70,7 +70,9 @@ mod tests {
 
     fn after(visited: &[usize]) -> Vec<usize> {
         let mut visits = Visits::new(4);
-        visited.iter().for_each(|block| visits.note(*block));
+        for block in visited {
+            visits.note(*block);
+        }
         visits.to_come().collect()
     }
 

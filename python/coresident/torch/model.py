@@ -160,7 +160,8 @@ class Model:
             What holds it, to be used with ``with``, which gives the module, or released.
 
         Raises:
-            InvalidDeviceError: there is no such device, or it is none of the runtime's.
+            InvalidDeviceError: there is no such device, it is none of the runtime's, or it is one
+                without virtual memory management, through which nothing can be streamed.
             InvalidTypeError: ``blocks`` is no list of names.
             InvalidValueError: ``stream`` is something else, there are no such blocks, or the device
                 has no pages to stream through.

@@ -133,7 +133,7 @@ def planned(
         beside = _bytes(working_memory)
     elif (room := replica._model.room) is not None:
         beside = room.working_memory.largest(replica._model.key)
-    if stream == "auto" and place.nbytes + beside <= most:
+    if stream == "auto" and (place.area.arena.moving or place.nbytes + beside <= most):
         return None
     made, model = replica._made, replica._model
     places = {id(tensor): at for at, tensor in enumerate(made)}
