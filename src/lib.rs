@@ -10,6 +10,7 @@ pub mod pool;
 pub mod queue;
 pub mod residency;
 pub mod runtime;
+pub mod streaming;
 pub mod sync;
 pub mod trace;
 pub mod wait;

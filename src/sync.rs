@@ -233,6 +233,16 @@ pub enum Mutant {
     LeavingKeepsBytes,
     /// Who gives up a fault leaves the pages as if they still came.
     GivenUpStaysClaimed,
+    /// A page's memory is taken away while a stream still uses it.
+    RetiredWhileUsed,
+    /// The bytes of pages that leave for others of their model are lost to both.
+    RetiredBytesAreLost,
+    /// What a visit of a block leaves behind stays pinned.
+    OverStaysPinned,
+    /// What was brought for a visit that has not come stays pinned.
+    BroughtInVainStays,
+    /// The end of a streaming leaves its pages pinned.
+    ClosedStaysPinned,
     /// What one job uses is taken for what another one uses.
     OthersUseIsOwn,
     /// A writer is let in while readers are inside.

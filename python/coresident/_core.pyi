@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable as _Awaitable
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
@@ -85,6 +85,8 @@ __all__ = [
     "Request",
     "Reservation",
     "RunningJob",
+    "Streaming",
+    "StreamingStatus",
     "Tensor",
     "Ticket",
     "Timeline",
@@ -2344,7 +2346,13 @@ class Arena:
     def planner(self) -> Planner | None:
         """Who says what is evicted first; ``None`` without one."""
 
-    def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
+    def area(
+        self,
+        weights: Weights | PrivateWeights,
+        order: Iterable[str] | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+    ) -> Area:
         """The place of some weights on the device: the one that somebody has, or a new one,
         of which nothing is resident. Does not wait.
 
@@ -2352,6 +2360,8 @@ class Arena:
             weights: What its pages are filled from.
             order: The names of the tensors that it has, in the order in which they are to lie;
                 ``None`` for all, in the order of the file. Of no effect on one that is there.
+            groups: Where in the order groups of tensors begin that share no page, as for
+                :meth:`Area.stream_blocks`. The area is a new one then, that nobody else gets.
 
         Raises:
             InvalidTypeError: ``weights`` are no weights, or ``order`` is no list of names.
@@ -2689,6 +2699,36 @@ class Area:
             ForkedError: the arena is another process's.
         """
 
+    def stream_blocks(
+        self,
+        blocks: list[list[str]],
+        *,
+        working_memory: int | str | None = None,
+        leave: int | str | None = None,
+        stream: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Streaming:
+        """Streams the area, which has to be one of its own, made with ``groups``: tensors that are
+        in no block stay resident. Waits in line for the bytes of these and of the largest block;
+        takes more if there are some.
+
+        Args:
+            blocks: The names of each block's tensors; no two blocks have a page in common.
+            working_memory: Bytes to be reserved beside, or a text such as ``'3GiB'``.
+            leave: Bytes to be left to others.
+            stream: As for :meth:`fault`.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Raises:
+            InvalidTypeError: ``blocks`` is no list of lists of names.
+            InvalidValueError: there are none, one has no bytes, or two share a page.
+            TensorNotFoundError: there is no tensor of one of the names.
+            BudgetExceededError: not even the largest block fits.
+            CoresidentError: as :meth:`fault`.
+        """
+
     def state_dict(self, block: Block | None = None) -> dict[str, Any]:
         """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
         somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
@@ -2741,6 +2781,172 @@ class Area:
         """
 
     def __len__(self) -> int: ...
+
+@final
+class Streaming:
+    """A model that is larger than its device: of each block some pages stay, the others come before
+    it is visited, by a thread of its own, and leave after that. Made by :meth:`Area.stream_blocks`.
+
+    From the beginning it has the bytes for all it does, so that it never waits for anybody's.
+    """
+
+    @property
+    def area(self) -> Area:
+        """The area."""
+
+    @property
+    def working_memory(self) -> Reservation | None:
+        """The working memory that was reserved with it; ``None`` without any."""
+
+    def ends(self) -> list[list[int]]:
+        """Of each block's tensors, as they were named, how many of the block's pages have to stay
+        so that the tensor stays."""
+
+    def pages_of_blocks(self) -> list[int]:
+        """How many pages each block has."""
+
+    def enter(
+        self,
+        block: int,
+        *,
+        stream: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Has a block's pages there until :meth:`leave`. Waits for what is still missing.
+
+        Args:
+            block: Its number.
+            stream: On CUDA, the handle of the stream that uses them, as :meth:`Area.fault` has it.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Raises:
+            InvalidValueError: there is no such block.
+            DeviceMemoryError: the device is full, or too much is visited at once.
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised.
+            DeviceLostError: a copy has failed.
+            ReleasedError: it has ended.
+            ForkedError: it is another process's.
+        """
+
+    def leave(self, block: int, keep: int) -> None:
+        """Ends a visit of a block, of which so many pages stay, the first ones. Does not wait.
+
+        Raises:
+            InvalidValueError: there is no such block.
+        """
+
+    def plan(self, nbytes: int | None = None) -> list[int] | None:
+        """How many pages of each block should stay, by the times that were measured. Does not wait.
+
+        Args:
+            nbytes: Bytes that all blocks may have on the device; ``None`` for what they may now.
+
+        Returns:
+            The pages by block; ``None`` if not even the largest one fits.
+        """
+
+    def keep_at_most(self, block: int, keep: int) -> bool:
+        """Has no more than so many pages of a block stay from now on. Does not wait.
+
+        Returns:
+            Whether that was less, and nobody uses the block or is about to.
+
+        Raises:
+            InvalidValueError: there is no such block.
+        """
+
+    def grow(self, leave: int = 0) -> int:
+        """Takes as many bytes more as nobody uses, but for so many, up to what all blocks have.
+        Waits for nobody.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ForkedError: it is another process's.
+        """
+
+    def shrink(self, nbytes: int) -> int:
+        """Gives bytes back to the budget that are neither visited nor stay; waits for the streams
+        that have used them.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            DeviceLostError: the device does not answer.
+            ForkedError: it is another process's.
+        """
+
+    def also_on(self, stream: int) -> None:
+        """Has another stream of CUDA's use what is in no block, as :meth:`Pins.also_on`.
+
+        Raises:
+            InvalidValueError: it is no handle of a stream.
+            DeviceLostError: the device does not answer.
+        """
+
+    def status(self) -> StreamingStatus:
+        """What it has and has done. Does not wait.
+
+        Raises:
+            ForkedError: it is another process's.
+        """
+
+    def close(self) -> None:
+        """Ends it: nothing stays pinned. Waits for what its thread does. Again without effect."""
+
+@final
+class StreamingStatus:
+    """A streaming at a glance."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of what is in no block: it stays."""
+
+    @property
+    def blocks(self) -> int:
+        """Bytes of all blocks."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the blocks that stay."""
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of the blocks that come anew at each visit."""
+
+    @property
+    def allotted(self) -> int:
+        """Bytes that the blocks may have on the device in all."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of pages that have been copied since it began."""
+
+    @property
+    def visits(self) -> int:
+        """How often a block was visited."""
+
+    @property
+    def late(self) -> int:
+        """How many of the visits have waited for a copy."""
+
+    @property
+    def stalled(self) -> float:
+        """Seconds in which visits have waited."""
+
+    @property
+    def copying(self) -> float:
+        """Seconds in which something was copied ahead."""
+
+    @property
+    def hidden(self) -> float:
+        """The share of ``copying`` in which nobody waited, from 0 to 1. On CUDA who visits a block
+        does not wait for copies, its stream does, and this tells nothing."""
 
 @final
 class Block:
@@ -4012,6 +4218,9 @@ class Lane:
 
 def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Device:
     """Internal: the device that was pickled."""
+
+def parse_size(size: int | str) -> int:
+    """Internal: the bytes of a number, or of a text such as ``'3GiB'``."""
 
 def size(nbytes: int) -> str:
     """Internal: a number of bytes as people read it."""

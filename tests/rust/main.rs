@@ -25,6 +25,7 @@ mod pool;
 mod queue;
 mod residency;
 mod shares;
+mod streaming;
 mod trace;
 mod wait;
 mod weights;
