@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the picture, as SVG")
     options = parser.parse_args()
     files = sorted(TRACES.glob("*.json"))
-    print("\n".join(table(files)), "\n")
+    print("\n".join(table(files)), end="\n\n")
     print("\n".join(held_out()))
     if options.out:
         draw(files, options.out)
