@@ -1,7 +1,7 @@
 """What policies of residency move, beside the least possible: ``python benches/residency.py``.
 
 Replays the traces in ``benches/traces``; prints a table, and draws it where ``--out`` says. Then
-come tables of the held-out traces that ``benches/pipelines.py`` makes: no number was chosen by them.
+come tables of the held-out traces that ``benches/pipelines.py`` makes: no number is from them.
 """
 
 from __future__ import annotations
