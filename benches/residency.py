@@ -1,7 +1,7 @@
 """What policies of residency move, beside the least possible: ``python benches/residency.py``.
 
 Replays the traces in ``benches/traces``; prints a table, and draws it where ``--out`` says. Then
-come tables of the held-out traces that ``benches/pipelines.py`` makes: no number was chosen by them.
+come tables of the held-out traces that ``benches/pipelines.py`` makes: no number is from them.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the picture, as SVG")
     options = parser.parse_args()
     files = sorted(TRACES.glob("*.json"))
-    print("\n".join(table(files)), "\n")
+    print("\n".join(table(files)), end="\n\n")
     print("\n".join(held_out()))
     if options.out:
         draw(files, options.out)
