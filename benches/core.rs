@@ -331,8 +331,14 @@ mod timeline {
 /// when it is one more of the same job.
 #[divan::bench_group]
 mod residency {
-    use coresident::residency::{Outlook, PolicyName};
+    use std::sync::{Arc, Mutex};
+
+    use coresident::arena::{Evictable, EvictionOrder};
+    use coresident::device::{DeviceType, Name};
+    use coresident::residency::{Forecast, Needs, Outlook, Planner, PolicyName};
     use divan::Bencher;
+
+    use super::me;
 
     /// So many components in jobs of eight, which have come often, and the next two known.
     fn jobs(components: u32) -> Vec<Vec<u32>> {
@@ -359,6 +365,100 @@ mod residency {
             policy.order(&mut candidates, &outlook);
             at += 1;
             candidates[0]
+        });
+    }
+
+    /// The same by a planner, of areas that an arena asks it for.
+    #[divan::bench(sample_count = 4000, args = [(PolicyName::LookAhead, 24), (PolicyName::LookAhead, 200), (PolicyName::Lru, 200)])]
+    fn decision_of_a_planner(bencher: Bencher, (policy, components): (PolicyName, u32)) {
+        let (planner, me) = (planner(policy), me());
+        let keys = |job: Vec<u32>| job.iter().map(u32::to_string).collect::<Vec<_>>();
+        let jobs: Vec<Vec<String>> = jobs(components).into_iter().map(keys).collect();
+        let next = Arc::new(Next(Mutex::default()));
+        planner.set_forecast(Some(next.clone()));
+        for component in 0..components {
+            planner.number(&component.to_string());
+        }
+        let area = |weights| Evictable { area: 0, weights, used_at: 0, in_use: weights == 0 };
+        let mut areas: Vec<Evictable> = (0..components).map(area).collect();
+        let (mut at, mut running) = (0, None);
+        bencher.bench_local(|| {
+            let job = &jobs[at / 8 % jobs.len()];
+            if at % 8 == 0 {
+                drop(running.take());
+                let coming = [1, 2].map(|ahead| jobs[(at / 8 + ahead) % jobs.len()].clone().into());
+                *next.0.lock().unwrap() = coming.to_vec();
+                running = planner.begin(Some(job), &me).ok();
+            }
+            planner.used(planner.number(&job[at % 8]), 1 << 30, &me);
+            planner.sort(&mut areas);
+            at += 1;
+            areas[0].weights
+        });
+    }
+
+    /// That something is used which is in use.
+    #[divan::bench]
+    fn use_noted_again(bencher: Bencher) {
+        let (planner, me) = (planner(PolicyName::LookAhead), me());
+        planner.used(7, 1 << 30, &me);
+        bencher.bench_local(|| planner.used(7, 1 << 30, &me));
+    }
+
+    fn planner(policy: PolicyName) -> Planner {
+        Planner::new(Name::new(DeviceType::Virtual, 0).unwrap(), policy, None)
+    }
+
+    struct Next(Mutex<Vec<Needs>>);
+
+    impl Forecast for Next {
+        fn coming(&self, _device: Name, most: usize) -> Vec<Needs> {
+            self.0.lock().unwrap().iter().take(most).cloned().collect()
+        }
+    }
+}
+
+/// A claim with so many jobs pending, of twenty users; a heap knows no users.
+#[divan::bench_group]
+mod claim {
+    use std::collections::BinaryHeap;
+
+    use coresident::queue::{JobQueue, Outcome, Settings, Spec};
+    use divan::Bencher;
+
+    use super::{Patience, me, virtual_devices};
+    use coresident::device::VirtualSpec;
+
+    /// The queue, which gets a job for each that is claimed.
+    fn pending(count: usize) -> JobQueue<()> {
+        let devices = virtual_devices(1, VirtualSpec::default()).unwrap();
+        let settings = Settings { history: 0, ..Settings::default() };
+        let queue = JobQueue::new(devices, settings).unwrap();
+        for user in 0..20 {
+            let spec = Spec::of(&format!("user {user}"), b"");
+            queue.submit_all(vec![spec; count.div_ceil(20)]).unwrap();
+        }
+        queue
+    }
+
+    #[divan::bench(args = [10, 1000, 100_000])]
+    fn coresident(bencher: Bencher, count: usize) {
+        let (queue, me) = (pending(count), me());
+        let device = queue.devices()[0].name();
+        bencher.with_inputs(|| queue.submit(Spec::of("user 3", b"")).unwrap()).bench_local_refs(
+            |_| {
+                let claim = queue.claim(device, &me, &Patience::FOREVER).unwrap();
+                claim.finish(Outcome::done(())).unwrap()
+            },
+        );
+    }
+
+    #[divan::bench(args = [10, 1000, 100_000])]
+    fn binary_heap(bencher: Bencher, count: usize) {
+        let mut heap: BinaryHeap<(u64, usize)> = (0..count).map(|number| (0, number)).collect();
+        bencher.bench_local(|| {
+            let first = heap.pop().unwrap();
+            heap.push(first);
         });
     }
 }

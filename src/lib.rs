@@ -7,6 +7,7 @@ pub mod budget;
 pub mod device;
 pub mod load_lock;
 pub mod pool;
+pub mod queue;
 pub mod residency;
 pub mod runtime;
 pub mod sync;

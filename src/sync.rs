@@ -263,6 +263,14 @@ pub enum Mutant {
     LeaveForgetsQueued,
     /// A worker that leaves does not wake those who wait for that.
     LeaveForgetsWaiters,
+    /// A job that is kept for one device is kept for another too.
+    OfferedTwice,
+    /// A job that is submitted wakes nobody who waits for one.
+    SubmitForgetsWaiters,
+    /// A claim that is finished ends as done though a cancel was ordered before.
+    FinishOvertakesCancel,
+    /// A job that is cancelled while it runs is not told.
+    CancelForgetsToken,
     /// A wake that comes before the sleep is lost.
     EarlyWakeIsLost,
     /// A wait that was refused still stops its owner.

@@ -65,12 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _list_devices(**options)
         if command == "trace":
             action = options.pop("action")
-            told: dict[str, Callable[..., int]] = {
+            actions_by_name: dict[str, Callable[..., int]] = {
                 "replay": _replay,
                 "hints": _hints,
                 "explain": _explain,
             }
-            return told[action](**options)
+            return actions_by_name[action](**options)
         return _demo(demo.Options(**options))
     except (co.CoresidentError, OSError, ImportError) as error:
         print(f"coresident: {_sentence(error)}", file=sys.stderr)

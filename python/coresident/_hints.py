@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from coresident import _core
 from coresident.errors import CoresidentError, InvalidTypeError, InvalidValueError
 
 _KINDS = tuple(_core.hint_kinds())
-_LOG = logging.getLogger("coresident.hints")
 # After so many uses of models on a device a look costs little beside them.
 _LOOKS = frozenset(10**power * each for power in range(2, 9) for each in (1, 3))
 
@@ -41,7 +39,11 @@ class Hints:
 
     def give(self) -> None:
         """Logs those that were not given before."""
-        if not self._on or not _LOG.isEnabledFor(logging.WARNING):
+        # Not with the package: it does nothing when it is imported.
+        import logging
+
+        log = logging.getLogger("coresident.hints")
+        if not self._on or not log.isEnabledFor(logging.WARNING):
             return
         try:
             found = self.found()
@@ -54,7 +56,7 @@ class Hints:
                 new = cause not in self._given
                 self._given.add(cause)
             if new:
-                _LOG.warning("%s", hint)
+                log.warning("%s", hint)
 
     def found(self) -> list[_core.Hint]:
         """Those that there are now, but for what was silenced."""

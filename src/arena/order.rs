@@ -44,7 +44,7 @@ pub struct About {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Evictable {
     /// By which number the arena knows it.
-    pub(super) area: usize,
+    pub area: usize,
     /// The number of its weights.
     pub weights: u32,
     /// When it was used last: the larger, the later.

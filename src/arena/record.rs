@@ -122,6 +122,7 @@ impl Records {
             (Cause::CameBack, bytes(pages.back)),
             (Cause::Renewed, bytes(pages.renewed)),
         ];
+        filled.watch();
         let (track, filled, (job, _)) = (track.clone(), filled.clone(), Acting::now());
         copies.settle();
         copies.begun.lock().push(Begun { track, filled, began, job, parts });

@@ -35,7 +35,10 @@ pub trait Fence: Any + Send + Sync {
     /// As [`Fence::has_passed`].
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError>;
 
-    /// When it has passed, as far as its device tells: whoever looks sees it later.
+    /// Says that somebody will want to know when it has passed.
+    fn watch(&self) {}
+
+    /// When it has passed, as far as that was seen: whoever looks now sees it later.
     fn passed_at(&self) -> Option<Instant> {
         None
     }

@@ -18,7 +18,9 @@ mod load_lock;
 mod owner;
 mod planner;
 mod pool;
+mod queue;
 mod residency;
+mod runtime;
 mod shares;
 mod torch;
 mod trace;
@@ -68,7 +70,11 @@ mod _core {
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]
+    use super::queue::{Claim, Event, Events, Job, JobQueue, Offer, QueueStatus, UserStatus};
+    #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
+    #[pymodule_export]
+    use super::runtime::{Connection, connect};
     #[pymodule_export]
     use super::shares::shares;
     #[pymodule_export]

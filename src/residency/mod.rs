@@ -34,18 +34,21 @@
 mod ahead;
 mod forecast;
 mod gdsf;
+mod habits;
 mod hints;
 mod history;
+mod kinds;
 mod oracle;
 mod planner;
 mod policy;
+mod precedents;
+mod prediction;
 mod recorded;
 mod replay;
 mod running;
 mod simple;
+mod table;
 mod trace;
-
-use std::collections::HashMap;
 
 pub use forecast::{Bounds, Forecast, Needs};
 pub use hints::{Advice, Hint, HintKind, hints};
@@ -54,6 +57,7 @@ pub use planner::{Job, Planner};
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
 pub use recorded::Recorded;
 pub use replay::{Conditions, Replayed, Step, multiple, replay, steps, steps_under};
+use table::Table;
 pub use trace::{Request, Trace, TraceError};
 
 /// A model, or a part of one, by its number.
@@ -70,9 +74,9 @@ pub struct Outlook {
 
 impl Outlook {
     /// Everything that is known to be used, by how many uses come before.
-    fn first_uses(&self) -> HashMap<Component, usize> {
+    fn first_uses(&self) -> Table<usize> {
         let all = self.rest.iter().chain(self.next.iter().flatten());
-        let mut first = HashMap::new();
+        let mut first = Table::default();
         for (place, component) in all.enumerate() {
             first.entry(*component).or_insert(place);
         }

@@ -156,7 +156,7 @@ impl Planner {
         let mut numbered: Vec<(Component, &String)> =
             keys.iter().map(|key| (self.number(key), key)).collect();
         let ranks = self.0.ranks(numbered.iter().map(|(component, _)| *component).collect());
-        numbered.sort_by_key(|(component, _)| ranks.get(component).copied());
+        numbered.sort_by_key(|(component, _)| ranks.rank(*component));
         numbered.into_iter().map(|(_, key)| key.clone()).collect()
     }
 }
@@ -193,7 +193,7 @@ impl Shared {
     }
 
     /// At which place each of these leaves.
-    fn ranks(&self, mut components: Vec<Component>) -> HashMap<Component, usize> {
+    fn ranks(&self, mut components: Vec<Component>) -> Ranks {
         components.sort_unstable();
         components.dedup();
         let (bounds, coming) = (self.bounds(), self.coming());
@@ -204,7 +204,26 @@ impl Shared {
         let outlook = books.outlook(&coming);
         books.policy.order(&mut components, &outlook);
         drop(books);
-        components.into_iter().enumerate().map(|(rank, component)| (component, rank)).collect()
+        Ranks::of(&components)
+    }
+}
+
+/// At which place components leave, by their number.
+struct Ranks(Vec<usize>);
+
+impl Ranks {
+    fn of(order: &[Component]) -> Self {
+        let length = order.iter().max().map_or(0, |last| *last as usize + 1);
+        let mut ranks = vec![0; length];
+        for (rank, component) in order.iter().enumerate() {
+            ranks[*component as usize] = rank;
+        }
+        Self(ranks)
+    }
+
+    /// 0 of those that are in no order.
+    fn rank(&self, component: Component) -> usize {
+        self.0.get(component as usize).copied().unwrap_or(0)
     }
 }
 
@@ -225,7 +244,7 @@ impl EvictionOrder for Planner {
         let idle = areas.iter().filter(|area| !area.in_use);
         let ranks = self.0.ranks(idle.map(|area| area.weights).collect());
         // What is in use is needed before anything else is.
-        areas.sort_by_key(|area| (area.in_use, ranks.get(&area.weights).copied(), area.used_at));
+        areas.sort_unstable_by_key(|area| (area.in_use, ranks.rank(area.weights), area.used_at));
     }
 
     fn left(&self, weights: u32) {

@@ -14,7 +14,7 @@ pub trait Policy: Send {
     fn begin(&mut self, _job: &[Component]) {}
 
     /// A job that began turns out to use these, and not what was said; nothing, if it was given up. Jobs
-    /// of which nothing is known are said to use what they use first.
+    /// of which nothing is known are said to use what they have used so far.
     fn corrected(&mut self, _said: &[Component], _job: &[Component]) {}
 
     /// A component is used, which has so many bytes; `outlook` is what is known to come after it.

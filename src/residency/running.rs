@@ -9,6 +9,8 @@ use super::Component;
 const REMEMBERED: usize = 64;
 /// So many stages of a job are remembered.
 const STAGES: usize = 256;
+/// So often something is used within one lease that is taken for one job.
+const AGAIN: usize = 8;
 
 /// Where a job has its bounds from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,17 @@ pub(super) struct Running {
 impl Running {
     fn rest(&self) -> &[Component] {
         self.expected.get(self.done..).unwrap_or_default()
+    }
+
+    /// Whether a job that nobody has declared may be said to use this too. Without bounds the next one
+    /// begins when what began this one comes again; and who uses something over and over has begun
+    /// another job, or several.
+    fn goes_on_with(&self, component: Component) -> bool {
+        let again = self.used.iter().filter(|used| **used == component).count();
+        match self.origin {
+            Origin::Within(None) => again < 2 && self.used.first() != Some(&component),
+            _ => again < AGAIN && self.used.len() < STAGES,
+        }
     }
 
     /// Whether this is what it uses now.
@@ -177,13 +190,10 @@ impl Jobs {
         let at = match self.job_of(named, owner) {
             Some((at, _)) => at,
             None => {
-                let goes_on = self.running.last().is_some_and(|job| {
-                    // Without bounds a job begins when what began the last one comes again.
-                    job.origin == Origin::Within(bounds)
-                        && job.used.len() < STAGES
-                        && (bounds.is_some() || job.used.first() != Some(&component))
-                });
-                if !goes_on {
+                let goes_on = |job: &Running| {
+                    job.origin == Origin::Within(bounds) && job.goes_on_with(component)
+                };
+                if !self.running.last().is_some_and(goes_on) {
                     self.begin(Origin::Within(bounds), None, told);
                 }
                 self.running.len() - 1
@@ -206,15 +216,17 @@ impl Jobs {
                 job.done = job.used.len();
             }
         }
-        if job.told.is_empty() || (!job.declared && job.told != job.expected) {
-            let known = if job.expected.is_empty() { &job.used } else { &job.expected };
-            let before = std::mem::replace(&mut job.told, known.clone());
-            match before.is_empty() {
-                true => told.push(Told::Begins(job.told.clone())),
-                // It is told when it has ended, if nothing is known before.
-                false if job.expected.is_empty() => job.told = before,
-                false => told.push(Told::Corrected { said: before, job: job.told.clone() }),
-            }
+        if job.declared && !job.told.is_empty() {
+            // What it has used otherwise is told when it has ended.
+            return;
+        }
+        let known = if job.expected.is_empty() { &job.used } else { &job.expected };
+        if job.told != *known {
+            let said = std::mem::replace(&mut job.told, known.clone());
+            told.push(match said.is_empty() {
+                true => Told::Begins(known.clone()),
+                false => Told::Corrected { said, job: known.clone() },
+            });
         }
     }
 

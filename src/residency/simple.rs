@@ -1,14 +1,13 @@
 //! Policies that remember little: by last use, by known use, by size.
 
-use std::collections::HashMap;
-
+use super::table::Table;
 use super::{Component, Outlook, Policy};
 
 /// When components were used last.
 #[derive(Default)]
 pub(super) struct Lru {
     clock: u64,
-    used: HashMap<Component, u64>,
+    used: Table<u64>,
 }
 
 impl Lru {
@@ -49,7 +48,7 @@ impl Policy for Known {
 
 /// The smallest first.
 #[derive(Default)]
-pub(super) struct SmallestFirst(HashMap<Component, u64>);
+pub(super) struct SmallestFirst(Table<u64>);
 
 impl Policy for SmallestFirst {
     fn used(&mut self, component: Component, bytes: u64, _outlook: &Outlook) {

@@ -17,8 +17,11 @@ use super::source::{Identity, Part, Source};
 use super::spare::Spares;
 use super::{ElementType, WeightsError};
 use crate::budget::Reservation;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::wait::{Patience, forks};
+
+/// Nanoseconds that a byte is taken for that is mapped, and may have to be read: as of a disk with 1 GiB/s.
+const UNREAD: u64 = 1;
 
 /// What a caller says of the weights beside where they are: `dtype`, `fp16`. Two who mean the same key
 /// must agree.
@@ -81,8 +84,8 @@ pub(super) struct Entry {
     pub(super) metadata: HashMap<String, String>,
     pub(super) nbytes: u64,
     kinds: Vec<(MemoryKind, u64)>,
-    /// How long a byte took to come, to tell what is cheap to bring back.
-    pub(super) seconds_per_byte: f64,
+    /// Nanoseconds that it takes to bring it back, as far as they were measured.
+    cost: AtomicU64,
     pub(super) retired: AtomicBool,
     /// Who gets the slab in the end, and how often the process had forked when it was filled.
     spares: Weak<Spares>,
@@ -229,7 +232,7 @@ impl Draft {
             metadata,
             nbytes: kinds.iter().map(|(_, bytes)| bytes).sum(),
             kinds,
-            seconds_per_byte: 0.0,
+            cost: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             spares: Weak::new(),
             forks: forks(),
@@ -305,9 +308,7 @@ impl Entry {
     /// memory now.
     pub(super) fn loaded(mut self, took: Duration, spares: &Arc<Spares>) -> Self {
         self.spares = Arc::downgrade(spares);
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let bytes = self.nbytes.max(1) as f64;
-        self.seconds_per_byte = took.as_secs_f64() / bytes;
+        self.note_cost(took);
         if let Some(reservation) = &self.reserved {
             // What is mapped can be dropped by the system: a probe sees it as free.
             let mapped = |(kind, _): &&(MemoryKind, u64)| *kind != MemoryKind::Mapped;
@@ -316,6 +317,29 @@ impl Entry {
             let _ = reservation.fill(filled);
         }
         self
+    }
+
+    /// It took so long to bring it, or to read it.
+    pub(super) fn note_cost(&self, took: Duration) {
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.cost.fetch_max(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// How long it takes to bring it back, as far as is known.
+    pub(super) fn cost(&self) -> Duration {
+        let mapped =
+            |(kind, bytes): &(MemoryKind, u64)| (*kind == MemoryKind::Mapped).then_some(*bytes);
+        // Who evicts has the system forget the file.
+        let unread: u64 = self.kinds.iter().filter_map(mapped).sum();
+        let least = Duration::from_nanos(unread.saturating_mul(UNREAD));
+        Duration::from_nanos(self.cost.load(Ordering::Relaxed)).max(least)
+    }
+
+    /// The same in seconds, for each byte.
+    pub(super) fn cost_per_byte(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let bytes = self.nbytes.max(1) as f64;
+        self.cost().as_secs_f64() / bytes
     }
 
     pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &str> {

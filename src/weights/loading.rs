@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::entry::Entry;
 use super::flight::{Flight, Outcome};
 use super::shelf::{Shared, Slot};
+use super::worth::Uses;
 use super::{Weights, WeightsError};
 use crate::sync::{Mutant, Ordering, planted};
 use crate::wait::{Owner, Patience};
@@ -28,16 +29,13 @@ pub(super) enum Found<'a> {
 impl Shared {
     fn board(&self, key: &str, owner: &Owner) -> Boarding {
         let mut slots = self.slots.lock();
-        match slots.by_key.get(key) {
-            Some(Slot::Loading(flight)) if !planted(Mutant::EveryOneLoads) => {
-                return Boarding::Waiting(flight.clone());
-            }
-            Some(slot) => {
-                if let Some(entry) = slot.live() {
-                    return Boarding::Live(entry);
-                }
-            }
-            None => {}
+        if let Some(Slot::Loading(flight)) = slots.by_key.get(key)
+            && !planted(Mutant::EveryOneLoads)
+        {
+            return Boarding::Waiting(flight.clone());
+        }
+        if let Some(entry) = slots.used(key) {
+            return Boarding::Live(entry);
         }
         if slots.by_key.len() == slots.by_key.capacity() {
             // Dead entries hold nothing: only their keys are left.
@@ -124,7 +122,10 @@ impl Drop for Landing<'_> {
         let replaced = match &self.outcome {
             Outcome::Loaded(entry) if ours => {
                 let kept = self.shared.budget.is_some().then(|| entry.clone());
-                let live = Slot::Live { entry: Arc::downgrade(entry), kept };
+                // Who loaded it and those who waited for that are one use.
+                let mut uses = Uses::default();
+                slots.greedy.used(&mut uses);
+                let live = Slot::Live { entry: Arc::downgrade(entry), kept, uses };
                 slots.by_key.insert(self.key.to_owned(), live)
             }
             Outcome::Loaded(entry) => {

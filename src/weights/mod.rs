@@ -13,6 +13,12 @@
 //! tensor of them are gone, in whatever order. With a [budget](crate::budget::Budget) what nobody uses
 //! stays until the budget needs the bytes; then the cheapest to bring back goes first.
 //!
+//! **What goes first.** By Greedy-Dual-Size-Frequency: weights are worth the seconds that a byte of them takes to bring
+//! back, once for each time that somebody has opened them, and age as others leave. What was copied or read into
+//! memory of the store's own takes as long as that was measured to take; what is mapped as long as the slowest
+//! [`Weights::prefetch`] of it, and at least as long as a disk of 1 GiB/s would, because the system is told to forget the
+//! file with it; and tensors that were made somewhere take what [`Opening::cost`] says beside.
+//!
 //! **Not guarded.** A file that is shortened in place while it is mapped takes the process with it
 //! (`SIGBUS`) when it is touched, as with every map; [`Weights::prefetch`] and private copies report
 //! it instead. Replace files by renaming.
@@ -58,6 +64,7 @@ mod source;
 mod spare;
 mod store;
 mod tensor;
+mod worth;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -71,6 +78,7 @@ pub use memory::{Memory, MemoryKind};
 pub use private::PrivateWeights;
 pub use store::{Opening, WeightStore, WeightsStatus};
 pub use tensor::Tensor;
+pub(crate) use worth::{GreedyDual, Uses};
 
 use crate::wait::Patience;
 use entry::Entry;

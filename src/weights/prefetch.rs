@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::WeightsError;
 use super::crew::{self, Work};
@@ -36,7 +37,10 @@ pub(super) fn prefetch(
 ) -> Result<(), WeightsError> {
     let pieces = entry.memories().iter().enumerate().flat_map(pieces_of).collect();
     let work = Arc::new(Populate { entry: entry.clone(), pieces });
-    crew::complete(&work, threads, patience, progress)
+    let began = Instant::now();
+    crew::complete(&work, threads, patience, progress)?;
+    entry.note_cost(began.elapsed());
+    Ok(())
 }
 
 fn pieces_of((memory, stretch): (usize, &Memory)) -> Vec<Piece> {

@@ -1,7 +1,7 @@
 //! Bytes for weights, and memory for those of the store's own: reserved, used again, given back.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::WeightsError;
 use super::entry::Entry;
@@ -101,12 +101,12 @@ impl Shared {
         Some(room)
     }
 
-    /// The end of a load that began then.
-    pub(super) fn loaded(&self, (entry, started): (Entry, Instant)) -> Entry {
-        entry.loaded(started.elapsed(), &self.spares)
+    /// The end of a load that began then, of what took so long to make before.
+    pub(super) fn loaded(&self, (entry, started): (Entry, Instant), cost: Duration) -> Entry {
+        entry.loaded(started.elapsed().saturating_add(cost), &self.spares)
     }
 
-    /// Lets go of weights that nobody uses, the cheapest to bring back first, until so many bytes are
+    /// Lets go of weights that nobody uses, those that are worth the least first, until so many bytes are
     /// free. Returns how many.
     pub(super) fn evict(&self, wanted: u64, slabs: Fate) -> u64 {
         let mut slots = self.slots.lock();
@@ -115,21 +115,22 @@ impl Shared {
             .by_key
             .iter()
             .filter_map(|(key, slot)| match slot {
-                Slot::Live { kept: Some(entry), .. }
+                Slot::Live { kept: Some(entry), uses, .. }
                     if Arc::strong_count(entry) == 1 || planted(Mutant::EvictsWhatIsUsed) =>
                 {
-                    Some((entry.seconds_per_byte, key.clone()))
+                    Some((uses.worth(entry.cost_per_byte()), key.clone()))
                 }
                 _ => None,
             })
             .collect();
         unused.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (mut freed, mut gone) = (0_u64, Vec::new());
-        for (_, key) in unused {
+        for (worth, key) in unused {
             if freed >= wanted {
                 break;
             }
             if let Some(slot) = slots.by_key.remove(&key) {
+                slots.greedy.left(worth);
                 freed += slot.live().map_or(0, |entry| entry.nbytes);
                 gone.push(slot);
             }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use super::entry::Entry;
 use super::flight::Flight;
 use super::spare::Spares;
+use super::worth::{GreedyDual, Uses};
 use crate::budget::Budget;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wait::Birth;
@@ -35,6 +36,8 @@ pub(super) struct Slots {
     pub(super) by_key: HashMap<String, Slot>,
     /// What is no longer to be had, but still in somebody's hands.
     pub(super) retired: Vec<Weak<Entry>>,
+    /// Which of those goes first that nobody uses.
+    pub(super) greedy: GreedyDual,
 }
 
 pub(super) enum Slot {
@@ -43,7 +46,20 @@ pub(super) enum Slot {
     Live {
         entry: Weak<Entry>,
         kept: Option<Arc<Entry>>,
+        uses: Uses,
     },
+}
+
+impl Slots {
+    /// The weights under a key, for somebody who uses them.
+    pub(super) fn used(&mut self, key: &str) -> Option<Arc<Entry>> {
+        let slot = self.by_key.get_mut(key)?;
+        let entry = slot.live()?;
+        if let Slot::Live { uses, .. } = slot {
+            self.greedy.used(uses);
+        }
+        Some(entry)
+    }
 }
 
 impl Slot {

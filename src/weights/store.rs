@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::entry::{Draft, Entry, Given, Settings};
 use super::loading::Found;
@@ -28,6 +28,9 @@ pub struct Opening {
     /// taking them where they are. `None` is content with what is there, and otherwise copies what lies
     /// on a network's file system, where a map ends the process when the network fails.
     pub private: Option<bool>,
+    /// What it takes to make the tensors once more, beside what the store does itself: of weights that nobody
+    /// uses, those go first that are cheap to bring back.
+    pub cost: Duration,
 }
 
 /// Weights at a glance.
@@ -45,6 +48,8 @@ pub struct WeightsStatus {
     pub kinds: Vec<(MemoryKind, u64)>,
     /// Those of them that are page-locked for copies to devices.
     pub locked: u64,
+    /// About how long it takes to bring them back once they are gone.
+    pub cost: Duration,
     /// How many weights and tensors of them are in somebody's hands.
     pub holders: usize,
     /// Whether the key has been invalidated since.
@@ -89,7 +94,7 @@ impl WeightStore {
     /// [`WeightsError::NotOpen`] and [`WeightsError::Forked`].
     pub fn acquire(&self, key: &str) -> Result<Weights, WeightsError> {
         self.0.birth.check("weight store")?;
-        let entry = self.0.slots.lock().by_key.get(key).and_then(Slot::live);
+        let entry = self.0.slots.lock().used(key);
         entry.map(Weights).ok_or_else(|| WeightsError::NotOpen { key: key.to_owned() })
     }
 
@@ -133,7 +138,7 @@ impl WeightStore {
                     let (started, version) = (Instant::now(), self.0.next_version());
                     (draft.mapped(source, reserved, version), started)
                 };
-                Ok(self.0.loaded(loaded))
+                Ok(self.0.loaded(loaded, opening.cost))
             }),
         }
     }
@@ -176,7 +181,7 @@ impl WeightStore {
                     let (started, version) = (Instant::now(), self.0.next_version());
                     (draft.given(tensors, reserved, version), started)
                 };
-                Ok(self.0.loaded(loaded))
+                Ok(self.0.loaded(loaded, opening.cost))
             }),
         }
     }
@@ -265,6 +270,7 @@ impl WeightStore {
             nbytes: entry.nbytes,
             kinds: entry.kinds().to_vec(),
             locked: entry.locked(),
+            cost: entry.cost(),
             // Not the one in our hands, nor the store's own.
             holders: Arc::strong_count(&entry)
                 .saturating_sub(1 + if entry.is_retired() { 0 } else { keeps }),

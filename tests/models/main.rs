@@ -12,6 +12,7 @@ mod arena;
 mod budget;
 mod load_lock;
 mod pool;
+mod queue;
 mod residency;
 mod trace;
 mod wait;
@@ -99,6 +100,16 @@ rules! {
         a_worker_that_leaves_leaves_no_task_behind: LeaveForgetsQueued;
         a_worker_that_leaves_wakes_who_waits_for_it: LeaveForgetsWaiters;
         a_worker_that_never_starts_wakes_who_waits_for_it: LeaveForgetsWaiters;
+    }
+    queue {
+        a_job_is_with_one_device_at_a_time: OfferedTwice;
+        who_waits_for_a_job_is_woken_by_it: SubmitForgetsWaiters;
+        a_cancel_that_is_counted_ends_the_job_as_cancelled: FinishOvertakesCancel;
+        a_job_that_is_cancelled_while_it_runs_is_told: CancelForgetsToken, FinishOvertakesCancel;
+        an_offer_that_races_a_cancel_is_accepted_or_void: FinishOvertakesCancel, CancelForgetsToken;
+        a_cancel_racing_a_grant_leaves_no_job_kept: AbandonLeavesTicket;
+        closing_a_queue_turns_away_whoever_waits: CloseForgetsWaiters;
+        the_end_of_a_job_wakes_who_waits_for_it: FinishForgetsWaiters;
     }
     wait {
         a_wake_before_the_sleep_is_not_lost: EarlyWakeIsLost;

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import coresident as co
+import pytest
 from conftest import run_script
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +41,13 @@ def test_every_public_name_is_documented_in_the_reference() -> None:
         assert name == "__version__" or (defined and '"""' in defined.group()), name
 
 
-def test_the_readme_runs_as_written() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    for block in blocks:
-        done = run_script(block)
-        assert done.returncode == 0, done.stderr
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_readme_runs_as_written(number: int) -> None:
+    done = run_script(BLOCKS[number])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_runtime_owns_one_of_each() -> None:

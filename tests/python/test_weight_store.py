@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import mmap
 import os
 import subprocess
@@ -346,6 +347,43 @@ def test_bad_arguments_share_nothing(
     with pytest.raises(error, match=message):
         store.share(*arguments)
     assert store.status() == []
+
+
+@pytest.mark.parametrize(
+    ("cost", "error", "message"),
+    [
+        (
+            "5",
+            co.InvalidTypeError,
+            "cost is a number of seconds, not str",
+        ),
+        (True, co.InvalidTypeError, "not bool"),
+        (-1, co.InvalidValueError, "cost must be 0 or more seconds, and finite, not -1"),
+        (math.nan, co.InvalidValueError, "not nan"),
+        (math.inf, co.InvalidValueError, "not inf"),
+        (1e300, co.InvalidValueError, r"not 1e\+300"),
+    ],
+)
+def test_a_cost_that_is_none(cost: Any, error: type[Exception], message: str) -> None:
+    store = co.WeightStore()
+    with pytest.raises(error, match=message):
+        store.share("key", {"a": numpy.zeros(1)}, cost=cost)
+    assert store.status() == []
+
+
+def test_what_takes_long_to_make_again_is_kept_longer() -> None:
+    budget = limited(120)
+    store = co.WeightStore(budget=budget)
+    for key, cost in [("compiled", 60), ("unknown", None), ("never", 1e9)]:
+        store.share(key, {"a": numpy.zeros(5)}, cost=cost).release()
+    costs = [status.cost for status in store.status()]
+    assert 60 <= costs[0] < 61
+    assert costs[1] >= 1e9
+    assert costs[2] < 1
+    with budget.reserve(40):
+        assert [status.key for status in store.status()] == ["compiled", "never"]
+        with budget.reserve(40):
+            assert [status.key for status in store.status()] == ["never"]
 
 
 # Versions

@@ -22,6 +22,7 @@ mod moving;
 mod near;
 mod planner;
 mod pool;
+mod queue;
 mod residency;
 mod shares;
 mod trace;

@@ -1,6 +1,8 @@
 //! The planner, on traces: what it moves, and what it must not know.
 
-use coresident::residency::{POLICIES, PolicyName, Request, Trace, least_bytes, replay, steps};
+use coresident::residency::{
+    Outlook, POLICIES, Policy, PolicyName, Request, Trace, least_bytes, replay, steps,
+};
 
 use super::helpers::{Random, refusal};
 
@@ -86,6 +88,58 @@ fn a_pipeline_that_repeats_is_foreseen_without_a_queue() {
     let trace = trace(30, &[pipeline; 50]);
     assert_eq!(moved(&trace, PolicyName::LookAhead, 0), least_bytes(&trace));
     assert!(moved(&trace, PolicyName::Lru, 0) > least_bytes(&trace));
+}
+
+#[test]
+fn models_that_take_turns_are_foreseen_without_a_queue() {
+    let turn: [&[(&str, u64)]; 4] = [&[("a", 10)], &[("b", 10)], &[("b", 10)], &[("c", 10)]];
+    let jobs: Vec<_> = turn.into_iter().cycle().take(120).collect();
+    let trace = trace(25, &jobs);
+    let least = least_bytes(&trace);
+    let [own, lru] =
+        [PolicyName::LookAhead, PolicyName::Lru].map(|policy| moved(&trace, policy, 0));
+    assert!(own * 10 <= least * 11, "{own} of {least}");
+    assert!(lru * 2 >= least * 3, "{lru} of {least}");
+}
+
+#[test]
+fn a_job_that_turns_out_to_be_another_is_learned_as_that() {
+    let kinds: [&[u32]; 3] = [&[0, 1, 2], &[3, 4, 2], &[5, 6]];
+    let (mut told, mut corrected) = (PolicyName::LookAhead.make(), PolicyName::LookAhead.make());
+    for at in 0..60 {
+        let job = kinds[at / 3 % 3];
+        told.begin(job);
+        corrected.begin(&job[..1]);
+        for (place, component) in job.iter().enumerate() {
+            let outlook = Outlook { rest: job[place + 1..].to_vec(), next: Vec::new() };
+            told.used(*component, GIB, &outlook);
+            corrected.used(*component, GIB, &outlook);
+        }
+        corrected.corrected(&job[..1], job);
+        // The next one is given up.
+        told.begin(&[7]);
+        told.corrected(&[7], &[]);
+        corrected.begin(&[3]);
+        corrected.corrected(&[3], &[]);
+        let order = |policy: &mut dyn Policy| {
+            let mut all = [0, 1, 2, 3, 4, 5, 6];
+            policy.order(&mut all, &Outlook::default());
+            all
+        };
+        assert_eq!(order(&mut *told), order(&mut *corrected), "after job {at}");
+    }
+}
+
+#[test]
+fn over_many_jobs_by_chance_less_is_moved_than_by_who_only_remembers() {
+    let of = |policy: PolicyName, ahead| -> u64 {
+        (0..15).map(|seed| moved(&pipelines(seed), policy, ahead)).sum()
+    };
+    for ahead in [0, 2] {
+        let [own, known, lru] = [PolicyName::LookAhead, PolicyName::Known, PolicyName::Lru]
+            .map(|policy| of(policy, ahead));
+        assert!(own < known && own * 10 < lru * 9, "{ahead}: {own}, {known}, {lru}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -228,12 +229,14 @@ def _copied(
         path = other.path
         other.release()
         raise _in_use(key, "it was put into the store by somebody else", path)
+    began = time.perf_counter()
     module = make()
+    cost = time.perf_counter() - began
     _check(module)
     saved = module.state_dict(keep_vars=True)
     state = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
     structure = Structure.of(module)
-    weights = store.share(key, state, copy=True)
+    weights = store.share(key, state, copy=True, cost=cost)
     return _made(store, weights, structure, wanted)
 
 

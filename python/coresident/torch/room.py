@@ -106,6 +106,12 @@ class Room:
         _torch_memory.cover(device, reserved)
         return reserved
 
+    def drop_copies(self, device: _core.Device) -> int:
+        """Lets go of all copies on a device that no replica uses. Returns their bytes."""
+        with self._lock:
+            models = list(self._models)
+        return sum(model.drop_copies(device) for model in models)
+
     def _drop_copies(self, device: _core.Device, missing: int) -> None:
         with self._lock:
             models = sorted(self._models, key=lambda model: model.used_at)

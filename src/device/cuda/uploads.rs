@@ -3,8 +3,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ use crate::wait::exiting;
 
 /// How long the thread sleeps before it looks whether the device has read what it still reads.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How often it looks whether copies are over of which somebody wants to know when they were.
+const WATCH: Duration = Duration::from_millis(1);
 
 /// What the stream for copies is to do.
 enum Order {
@@ -115,6 +119,8 @@ struct Serving {
     kept: Vec<Charge>,
     /// What the stream could not be told to wait for: the next event tells it.
     wrong: Option<MemoryError>,
+    /// Copies that are under way.
+    watched: Vec<Arc<Promised>>,
 }
 
 fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
@@ -129,9 +135,12 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
         charges: Vec::new(),
         kept: Vec::new(),
         wrong: None,
+        watched: Vec::new(),
     };
     loop {
-        let order = if serving.direct.is_reading() {
+        let order = if !serving.watched.is_empty() {
+            orders.recv_timeout(WATCH)
+        } else if serving.direct.is_reading() {
             orders.recv_timeout(LOOK)
         } else {
             orders.recv().map_err(RecvTimeoutError::from)
@@ -139,6 +148,7 @@ fn serve(device: &Arc<Opened>, stream: usize, orders: &Receiver<Order>) {
         if exiting() {
             break;
         }
+        serving.watched.retain(|copy| copy.is_watched() && copy.is_under_way());
         match order {
             Ok(order) => serving.obey(order),
             Err(RecvTimeoutError::Timeout) => {}
@@ -153,6 +163,7 @@ impl Serving {
             Order::Copy { after, pieces, how, done } => {
                 let outcome = self.copy(&after, pieces, how);
                 self.keep(&done, outcome.err());
+                self.watched.push(done);
             }
             Order::After(event) => {
                 if let Err(error) = after(&self.device, self.stream, &event) {
@@ -232,6 +243,9 @@ fn after(device: &Opened, stream: usize, event: &Event) -> Result<(), MemoryErro
 pub(super) struct Promised {
     kept: Mutex<Option<Kept>>,
     changed: Condvar,
+    /// Whether somebody wants to know when it has passed, and when that was seen.
+    watched: AtomicBool,
+    passed: OnceLock<Instant>,
 }
 
 /// What has become of it.
@@ -260,6 +274,23 @@ impl Promised {
         let kept = Kept { recorded, wrong };
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         self.changed.notify_all();
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has not passed, as far as anybody knows.
+    fn is_under_way(&self) -> bool {
+        matches!(self.has_passed(), Ok(false))
+    }
+
+    /// What it says, and that it has passed now, if it has.
+    fn seen(&self, outcome: Result<bool, MemoryError>) -> Result<bool, MemoryError> {
+        if matches!(outcome, Ok(true)) {
+            self.passed.get_or_init(Instant::now);
+        }
+        outcome
     }
 
     /// Waits until the thread has come to it, or until then.
@@ -293,17 +324,25 @@ impl Fence for Promised {
         match &*self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(kept) => {
                 let over = kept.recorded.as_ref().map_or(Ok(true), Fence::has_passed)?;
-                kept.outcome(over)
+                self.seen(kept.outcome(over))
             }
             None => Ok(false),
         }
+    }
+
+    fn watch(&self) {
+        self.watched.store(true, Ordering::Relaxed);
+    }
+
+    fn passed_at(&self) -> Option<Instant> {
+        self.passed.get().copied()
     }
 
     fn wait(&self, until: Option<Instant>) -> Result<bool, MemoryError> {
         match &*self.begun(until) {
             Some(kept) => {
                 let over = kept.recorded.as_ref().map_or(Ok(true), |event| event.wait(until))?;
-                kept.outcome(over)
+                self.seen(kept.outcome(over))
             }
             None => Ok(false),
         }

@@ -31,7 +31,7 @@ use crate::weights::Tensor;
 /// One device's memory in pages, and the models that have some of it.
 #[pyclass(frozen, weakref, module = "coresident", name = "Arena")]
 pub(super) struct Arena {
-    pages: arena::Arena,
+    pub(super) pages: arena::Arena,
     device: Py<device::Device>,
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,

@@ -78,7 +78,8 @@ impl WeightStore {
             let given = argument::type_name(path);
             invalid_type(&format!("path is a text or a path, not {given}"))
         })?;
-        let opening = Opening { settings: self::settings(settings)?, private: copy };
+        let opening =
+            Opening { settings: self::settings(settings)?, private: copy, ..Opening::default() };
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
         terms.check(&format!("the weights {key:?}"))?;
@@ -89,7 +90,7 @@ impl WeightStore {
     }
 
     /// Tensors that somebody has in memory, under a key; or those that are there.
-    #[pyo3(signature = (key, tensors, *, settings=None, copy=None, timeout=None, cancel=None))]
+    #[pyo3(signature = (key, tensors, *, settings=None, copy=None, cost=None, timeout=None, cancel=None))]
     #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn share(
         &self,
@@ -98,11 +99,13 @@ impl WeightStore {
         tensors: &Bound<'_, PyAny>,
         settings: Option<&Bound<'_, PyAny>>,
         copy: Option<bool>,
+        cost: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Weights> {
         let key = text("key", key)?;
-        let opening = Opening { settings: self::settings(settings)?, private: copy };
+        let cost = argument::seconds("cost", cost)?;
+        let opening = Opening { settings: self::settings(settings)?, private: copy, cost };
         let terms = Terms::of(timeout, cancel)?;
         let owner = caller(py)?;
         terms.check(&format!("the weights {key:?}"))?;
@@ -254,16 +257,26 @@ pub(super) struct WeightsStatus {
     nbytes: u64,
     kinds: HashMap<String, u64>,
     locked: u64,
+    cost: f64,
     holders: usize,
     retired: bool,
 }
 
 impl WeightsStatus {
     fn of(status: weights::WeightsStatus) -> Self {
-        let weights::WeightsStatus { key, version, path, nbytes, kinds, locked, holders, retired } =
-            status;
-        let kinds = by_name(&kinds);
-        Self { key, version, path, nbytes, kinds, locked, holders, retired }
+        let weights::WeightsStatus {
+            key,
+            version,
+            path,
+            nbytes,
+            kinds,
+            locked,
+            cost,
+            holders,
+            retired,
+        } = status;
+        let (kinds, cost) = (by_name(&kinds), cost.as_secs_f64());
+        Self { key, version, path, nbytes, kinds, locked, cost, holders, retired }
     }
 }
 

@@ -111,3 +111,69 @@ fn a_model_larger_than_the_budget_is_refused_before_it_is_loaded() {
     drop(store);
     assert_eq!(budget.used(), 0);
 }
+
+/// One store with room for `limit` bytes, and tensors of ten bytes that somebody has in memory.
+fn kept(limit: u64) -> (WeightStore, impl Fn(&str, u64) -> Weights, Budget) {
+    let budget = Budget::new(Spec { limit, ..Spec::named("ram") });
+    let store = WeightStore::new(Some(budget.clone()));
+    let own = store.clone();
+    let share = move |key: &str, seconds: u64| {
+        let bytes = Arc::new([0_u8; 10]);
+        let memory = Memory::foreign(bytes.as_ptr(), 10, false, Box::new(bytes.clone()));
+        let (name, element, shape) = ("a".to_owned(), ElementType::UInt8, vec![10]);
+        let given = Given { name, element, shape, strides: None, memory, offset: 0 };
+        let opening = Opening { cost: Duration::from_secs(seconds), ..Opening::default() };
+        own.share(key, vec![given], &opening, &somebody("a"), &Patience::FOREVER).unwrap()
+    };
+    (store, share, budget)
+}
+
+/// The keys that are there.
+fn keys(store: &WeightStore) -> Vec<String> {
+    store.status().unwrap().into_iter().map(|status| status.key).collect()
+}
+
+#[test]
+fn what_takes_long_to_make_again_stays_longer() {
+    let (store, share, budget) = kept(30);
+    for (key, seconds) in [("compiled", 60), ("copied", 0), ("converted", 5)] {
+        drop(share(key, seconds));
+    }
+    let cost: Vec<u64> =
+        store.status().unwrap().iter().map(|status| status.cost.as_secs()).collect();
+    assert_eq!(cost, [60, 5, 0]);
+    let reserve = |bytes| budget.reserve(bytes, None, &somebody("b"), &Patience::FOREVER).unwrap();
+    let first = reserve(10);
+    assert_eq!(keys(&store), ["compiled", "converted"]);
+    let second = reserve(10);
+    assert_eq!(keys(&store), ["compiled"]);
+    drop((first, second));
+}
+
+#[test]
+fn what_is_used_often_stays_longer_but_not_for_ever() {
+    let (store, share, _) = kept(20);
+    for _ in 0..3 {
+        drop(share("often", 2));
+    }
+    drop(share("once", 4));
+    assert_eq!(keys(&store), ["often", "once"]);
+    // It takes the place of the one that is worth 4, and begins with that.
+    drop(share("later", 4));
+    assert_eq!(keys(&store), ["later", "often"]);
+    drop(share("latest", 4));
+    assert_eq!(keys(&store), ["later", "latest"]);
+}
+
+#[test]
+fn what_is_mapped_costs_a_read_of_the_file() {
+    let bytes = 1 << 20;
+    let written = Written::new("mapped", &one_tensor("a", &vec![1; bytes]));
+    let store = WeightStore::new(None);
+    let cost = || store.status().unwrap()[0].cost;
+    let weights = try_open(&store, "model", &written.0).unwrap();
+    assert!(cost() >= Duration::from_millis(1), "{:?}", cost());
+    let before = cost();
+    weights.prefetch(1, &Patience::FOREVER, &mut |_, _| {}).unwrap();
+    assert!(cost() >= before, "it was read from somewhere");
+}

@@ -52,7 +52,8 @@ fn who_opens_a_key_with_other_settings_is_told_the_first_difference() {
     let store = WeightStore::default();
     let with = |settings: &[(&str, &str)]| {
         let settings = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        let opening = Opening { settings: settings.collect(), private: Some(false) };
+        let opening =
+            Opening { settings: settings.collect(), private: Some(false), ..Opening::default() };
         store.open("model", &written.0, &opening, &this_thread("main"), &Patience::FOREVER)
     };
     let first = with(&[("dtype", "fp16"), ("scale", "1")]).unwrap();
