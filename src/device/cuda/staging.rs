@@ -234,3 +234,32 @@ fn batches(pieces: Vec<Piece>, begins: impl Fn(Address) -> bool) -> Vec<Batch> {
     }
     batches
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::HostBytes;
+
+    struct Nothing;
+
+    impl HostBytes for Nothing {
+        fn copy_to(&self, _from: usize, _to: &mut [u8]) {}
+    }
+
+    #[test]
+    fn pieces_side_by_side_go_together_but_never_into_another_block() {
+        const LENGTH: usize = 1 << 20;
+        let piece = |at: usize| Piece {
+            source: Arc::new(Nothing),
+            from: 0,
+            to: at * LENGTH,
+            length: LENGTH,
+        };
+        let spans = |begins: &dyn Fn(Address) -> bool| -> Vec<(usize, usize)> {
+            let batches = batches(vec![piece(1), piece(2), piece(3), piece(5)], begins);
+            batches.iter().map(|batch| (batch.to / LENGTH, batch.length / LENGTH)).collect()
+        };
+        assert_eq!(spans(&|_| false), [(1, 3), (5, 1)]);
+        assert_eq!(spans(&|to| to == 3 * LENGTH), [(1, 2), (3, 1), (5, 1)]);
+    }
+}
