@@ -1,11 +1,11 @@
 """A model that is larger than its device, streamed here and by diffusers and accelerate:
 ``python benches/streaming.py --out benches/results``.
 
-The device is a virtual one, on whose bus copies take as long as on a slower one. The peers run their own
-code, with their own hooks, groups and order, on the CPU; only what moves a tensor is replaced: it copies
-the bytes, and then waits until the same bus would have carried them. They copy before they compute: what
-they prefetch on a stream of CUDA's cannot be run on the CPU, so that there is a row with what it would
-come to at best: as if every copy of a group were hidden as far as computing takes.
+The device is a virtual one, on whose bus copies take as long as on a slower one. The peers run their
+own code, with their own hooks, groups and order, on the CPU; only what moves a tensor is replaced: it
+copies the bytes, and then waits until the same bus would have carried them. What they prefetch on a
+stream of CUDA's cannot be run on the CPU, so that there is a row with what that would come to at
+best: as if all copying were hidden as far as computing takes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import coresident as co  # noqa: E402
-import torch  # noqa: E402
+import coresident as co
+import torch
 
 BUSES = (1, 2, 4, 8)
 PAGE = 2 << 20
@@ -47,6 +47,7 @@ def transformer(nbytes: int) -> Any:
 
 
 def inputs(tokens: int) -> dict[str, Any]:
+    """What a step is called with."""
     return {
         "hidden_states": torch.randn(1, tokens, 16),
         "encoder_hidden_states": torch.randn(1, 16, 64),
@@ -210,6 +211,7 @@ def ours(
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nbytes", type=int, default=1 << 30, help="bytes of the model")
     parser.add_argument("--memory", type=int, default=400 << 20, help="bytes of the device")
