@@ -97,7 +97,7 @@ impl Model {
     fn visit(&self, streaming: &Streaming, block: usize, keep: usize, stream: Option<Stream>) {
         let on = stream.unwrap_or(Stream::Host);
         streaming.enter(block, on, &owner("main"), &Patience::FOREVER).unwrap();
-        let start = self.area.address(block + 1);
+        let start = self.area.address(block + 1).unwrap();
         let (device, pages, wrong) =
             (self.device.clone(), self.blocks[block].len(), self.wrong.clone());
         let look = move || {
