@@ -1,11 +1,11 @@
 """A model that is larger than its device, streamed here and by diffusers and accelerate:
 ``python benches/streaming.py --out benches/results``.
 
-The device is a virtual one, on whose bus copies take as long as on a slower one. The peers run their own
-code, with their own hooks, groups and order, on the CPU; only what moves a tensor is replaced: it copies
-the bytes, and then waits until the same bus would have carried them. They copy before they compute: what
-they prefetch on a stream of CUDA's cannot be run on the CPU, so that there is a row with what it would
-come to at best: as if every copy of a group were hidden as far as computing takes.
+The device is a virtual one, on whose bus copies take as long as on a slower one. The peers run
+their own code, with their own hooks, groups and order, on the CPU; only what moves a tensor is
+replaced: it copies the bytes, and then waits until the same bus would have carried them. What they
+prefetch on a stream of CUDA's cannot be run on the CPU, so that there is a row with what that would
+come to at best: as if all copying were hidden as far as computing takes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import coresident as co  # noqa: E402
-import torch  # noqa: E402
+import coresident as co
+import torch
 
-BUSES = (1, 2, 4, 8)
 PAGE = 2 << 20
 
 
@@ -47,6 +46,7 @@ def transformer(nbytes: int) -> Any:
 
 
 def inputs(tokens: int) -> dict[str, Any]:
+    """What a step is called with."""
     return {
         "hidden_states": torch.randn(1, tokens, 16),
         "encoder_hidden_states": torch.randn(1, 16, 64),
@@ -141,8 +141,10 @@ class Row:
         return f"| {' | '.join([*cells, f'{self.moved / 2**20:.0f} MiB', hidden])} |"
 
 
-def measure(nbytes: int, memory: int, tokens: int, count: int, folder: Path) -> list[str]:
-    """The table, as Markdown."""
+def measure(
+    nbytes: int, memory: int, tokens: int, count: int, buses: list[float], folder: Path
+) -> Iterator[str]:
+    """The lines of the table, as Markdown, when they are known."""
     made = transformer(nbytes)
     made.save_pretrained(folder)
     given = inputs(tokens)
@@ -155,9 +157,16 @@ def measure(nbytes: int, memory: int, tokens: int, count: int, folder: Path) -> 
         fits, output = steps(lambda: module(**given)[0], count)
         assert torch.equal(output, expected) or torch.allclose(output, expected, atol=1e-5)
     rows.append(Row("", "coresident, it fits", fits, 0, None))
-    for gigabytes in BUSES:
+    about = (
+        f"A diffusers Flux transformer of {size / 2**20:.0f} MiB on a device of "
+        f"{memory / 2**20:.0f} MiB, {tokens} tokens, {torch.get_num_threads()} thread(s)."
+    )
+    heads = "| bus | | step | of resident | moved per step | copying hidden |"
+    yield from [about, "", heads, "|---|---|---|---|---|---|", *(row.told(plain) for row in rows)]
+    for gigabytes in buses:
+        rows = []
         rate = gigabytes * 1e9
-        bus = f"{gigabytes} GB/s"
+        bus = f"{gigabytes:g} GB/s"
         rows += [ours(folder, memory, rate, given, count, bus, expected, plain)]
         peers: list[tuple[str, Callable[[Any, Bus], Any]]] = [
             ("diffusers, group offload by block", lambda m, b: group_offload(m, "block_level", b)),
@@ -170,16 +179,12 @@ def measure(nbytes: int, memory: int, tokens: int, count: int, folder: Path) -> 
                 step, output = steps(lambda module=module: module(**given)[0], count)
             assert torch.allclose(output, expected, atol=1e-5), name
             moved, busy = carried.moved / (count + 1), carried.busy / (count + 1)
-            rows.append(Row(bus, name, step, moved, max(0.0, 1 - (step - plain) / busy)))
+            hidden = max(0.0, min(1.0, 1 - (step - plain) / busy))
+            rows.append(Row(bus, name, step, moved, hidden))
             if "leaf" not in name and "diffusers" in name:
                 best = max(plain, busy)
                 rows.append(Row(bus, "the same with a stream, at best", best, moved, None))
-    heads = "| bus | | step | of resident | moved per step | copying hidden |"
-    about = (
-        f"A diffusers Flux transformer of {size / 2**20:.0f} MiB on a device of "
-        f"{memory / 2**20:.0f} MiB, {tokens} tokens, {torch.get_num_threads()} thread(s)."
-    )
-    return [about, "", heads, "|---|---|---|---|---|---|", *(row.told(plain) for row in rows)]
+        yield from (row.told(plain) for row in rows)
 
 
 def ours(
@@ -210,11 +215,13 @@ def ours(
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nbytes", type=int, default=1 << 30, help="bytes of the model")
     parser.add_argument("--memory", type=int, default=400 << 20, help="bytes of the device")
     parser.add_argument("--tokens", type=int, default=256, help="how long a step computes")
     parser.add_argument("--steps", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--buses", type=float, nargs="+", default=[1, 2, 4, 8], help="GB a second")
     parser.add_argument("--out", type=Path, help="a folder for the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -222,8 +229,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         memory = given.memory // PAGE * PAGE
-        lines = measure(given.nbytes, memory, given.tokens, given.steps, Path(folder))
-    print("\n".join(lines))
+        lines = []
+        amounts = (given.nbytes, memory, given.tokens, given.steps, given.buses)
+        for line in measure(*amounts, Path(folder)):
+            print(line, flush=True)
+            lines.append(line)
     if given.out is not None:
         (given.out / "streaming.md").write_text("\n".join(lines) + "\n")
 

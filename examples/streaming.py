@@ -14,9 +14,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import coresident as co  # noqa: E402
-import torch  # noqa: E402
-from diffusers import FluxTransformer2DModel  # noqa: E402
+import coresident as co
+import torch
+from diffusers import FluxTransformer2DModel
 
 
 def transformer() -> Any:
@@ -36,6 +36,7 @@ def transformer() -> Any:
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--bandwidth", default="1GiB", help="of the bus, a second")

@@ -206,9 +206,8 @@ impl Allowance {
 /// Waits for a fence, whether what is before it was done or has failed.
 fn until_over(event: &Event) -> Result<(), MemoryError> {
     while !event.is_over() {
-        match event.wait(Some(Instant::now() + SLICE)) {
-            Err(error @ MemoryError::Lost { .. }) => return Err(error),
-            Ok(_) | Err(_) => {}
+        if let Err(error @ MemoryError::Lost { .. }) = event.wait(Some(Instant::now() + SLICE)) {
+            return Err(error);
         }
     }
     Ok(())

@@ -36,7 +36,7 @@ fn visit(
         Err(StreamingError::Closed { .. }) => return,
         Err(error) => panic!("{error}"),
     }
-    house.see(stream, area.address(at), 10 + block);
+    house.see(stream, area.address(at).unwrap(), 10 + block);
     streaming.leave(at, 0);
 }
 

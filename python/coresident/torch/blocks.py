@@ -13,6 +13,7 @@ from coresident.errors import InvalidTypeError, InvalidValueError
 
 # Blocks of a larger share of the room are taken in parts.
 _SMALL = 1 / 8
+_PAGE = 2 << 20
 
 
 class Block:
@@ -69,7 +70,13 @@ def find(
             if id(block.module) not in seen:
                 seen.add(id(block.module))
                 blocks.append(block)
-    return _apart(blocks, nbytes)
+    blocks = _apart(blocks, nbytes)
+    if named is None:
+        # Each block has pages of its own: what has less than one stays, if that is not too much.
+        small = [block for block in blocks if block.nbytes < _PAGE]
+        if sum(block.nbytes for block in small) <= room * _SMALL:
+            blocks = [block for block in blocks if block.nbytes >= _PAGE]
+    return blocks
 
 
 def _apart(blocks: list[Block], nbytes: list[int]) -> list[Block]:

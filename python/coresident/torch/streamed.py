@@ -112,11 +112,11 @@ class Streamed:
                 raise
             self.streaming.enter(block, stream=stream, **self._terms)
         with self._lock:
+            if self._writable and not self._closed and self._inside[block] == 0:
+                self._look_for_writes(block)
             self._inside[block] += 1
             if self._closed:
                 return
-            if self._writable:
-                self._look_for_writes(block)
             tensors, there = self._tensors[block], self._there[block]
             if there < len(tensors):
                 for tensor, view, _ in tensors[there:]:
