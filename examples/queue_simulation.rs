@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use coresident::device::{Device, Name, VirtualSpec, virtual_devices};
+use coresident::device::{Name, VirtualSpec, virtual_devices};
 use coresident::queue::{
     Claim, Clock, Holdings, Inner, JobQueue, ManualClock, Micros, Outcome, Payload, Placement,
     Rules, Settings, Spec,
