@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use coresident::device::{Device, Name, VirtualSpec, virtual_devices};
+use coresident::device::{Name, VirtualSpec, virtual_devices};
 use coresident::queue::{
-    Claim, Clock, Holdings, Inner, JobQueue, ManualClock, Micros, Outcome, Placement, Rules,
-    Settings, Spec,
+    Claim, Clock, Holdings, Inner, JobQueue, ManualClock, Micros, Outcome, Payload, Placement,
+    Rules, Settings, Spec,
 };
 use coresident::wait::{Asked, Owner, Pending, Wake};
 
@@ -24,8 +24,10 @@ const SECOND: Micros = 1_000_000;
 /// What a device holds, and how fast weights come.
 const MEMORY: u64 = 48 << 30;
 const BYTES_PER_SECOND: u64 = 8 << 30;
+/// A weight, and parts with their GiB.
+type Family = (u64, &'static [(&'static str, u64)]);
 /// Families of models: how popular each is, and the GiB of its parts.
-const FAMILIES: [(u64, &[(&str, u64)]); 8] = [
+const FAMILIES: [Family; 8] = [
     (30, &[("sdxl/text", 2), ("sdxl/unet", 5)]),
     (24, &[("flux/t5", 9), ("flux/transformer", 23)]),
     (14, &[("qwen/text", 15), ("qwen/transformer", 28)]),
@@ -97,9 +99,12 @@ fn batches(jobs: u64) -> Vec<Batch> {
     all
 }
 
+/// Keys and their bytes.
+type Held = Vec<(Arc<str>, u64)>;
+
 /// What each device holds, the least recently used first.
 #[derive(Default)]
-struct Resident(Mutex<Vec<Vec<(Arc<str>, u64)>>>);
+struct Resident(Mutex<Vec<Held>>);
 
 impl Resident {
     /// Brings weights to a device, and returns the bytes that had to be moved.
@@ -144,131 +149,176 @@ enum Slot {
     Free,
 }
 
-/// One run of everything.
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn run(order: &str, batches: &[Batch]) -> serde_json::Value {
-    let (fifo, placed) = (order == "fifo", order == "placed");
-    let slack = if placed { 120 * SECOND } else { 0 };
-    let clock = Arc::new(ManualClock::default());
-    let resident = Arc::new(Resident(Mutex::new(vec![Vec::new(); DEVICES])));
-    let settings = Settings {
-        rules: Rules { fifo, slack, ..Rules::default() },
-        history: 0,
-        clock: clock.clone(),
-        placement: placed.then(|| resident.clone() as Arc<dyn Placement>),
-        ..Settings::default()
-    };
-    let devices = virtual_devices(DEVICES as u64, VirtualSpec::default()).unwrap();
-    let names: Vec<Name> = devices.iter().map(Device::name).collect();
-    let queue: JobQueue<()> = JobQueue::new(devices, settings).unwrap();
-    let me = Owner::thread(|| "simulation".into());
-    let bytes: HashMap<Arc<str>, u64> = FAMILIES
-        .iter()
-        .flat_map(|(_, parts)| parts.iter())
-        .map(|(key, gib)| (Arc::from(*key), gib << 30))
-        .collect();
-    let needs: Vec<Arc<[Arc<str>]>> = FAMILIES
-        .iter()
-        .map(|(_, parts)| parts.iter().map(|(key, _)| Arc::from(*key)).collect())
-        .collect();
-    let seconds: HashMap<u64, f64> =
-        (0..).zip(batches).map(|(at, one)| (at, one.seconds)).collect();
-    let users: Vec<Arc<str>> = (0..USERS).map(|user| format!("user {user}").into()).collect();
-    let sizes = batches.iter().fold(vec![0; USERS], |mut sizes, batch| {
-        sizes[batch.user] += batch.jobs;
-        sizes
-    });
+/// One run: the queue, its devices, and what is counted.
+struct World<'a> {
+    batches: &'a [Batch],
+    /// How many jobs each user queues in all.
+    sizes: Vec<u64>,
+    bytes: HashMap<Arc<str>, u64>,
+    queue: JobQueue<()>,
+    clock: Arc<ManualClock>,
+    resident: Arc<Resident>,
+    me: Owner,
+    slots: Vec<Slot>,
+    ends: BinaryHeap<Reverse<(Micros, usize)>>,
+    waited: BTreeMap<u32, Vec<f64>>,
+    moved: u64,
+    done: u64,
+    /// Device time used, and there was, while jobs waited.
+    contended: (Micros, Micros),
+}
 
-    let mut slots: Vec<Slot> = (0..DEVICES).map(|_| Slot::Free).collect();
-    let mut ends: BinaryHeap<Reverse<(Micros, usize)>> = BinaryHeap::new();
-    let mut waited: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    let (mut moved, mut done, mut busy, mut contended, mut next) =
-        (0u64, 0u64, 0i64, (0i64, 0i64), 0);
+impl<'a> World<'a> {
+    fn new(order: &str, batches: &'a [Batch]) -> Self {
+        let (fifo, placed) = (order == "fifo", order == "placed");
+        let slack = if placed { 120 * SECOND } else { 0 };
+        let clock = Arc::new(ManualClock::default());
+        let resident = Arc::new(Resident(Mutex::new(vec![Vec::new(); DEVICES])));
+        let settings = Settings {
+            rules: Rules { fifo, slack, ..Rules::default() },
+            history: 0,
+            clock: clock.clone(),
+            placement: placed.then(|| resident.clone() as Arc<dyn Placement>),
+            ..Settings::default()
+        };
+        let devices = virtual_devices(DEVICES as u64, VirtualSpec::default()).unwrap();
+        let parts = FAMILIES.iter().flat_map(|(_, parts)| parts.iter());
+        let mut sizes = vec![0; USERS];
+        for batch in batches {
+            sizes[batch.user] += batch.jobs;
+        }
+        Self {
+            batches,
+            sizes,
+            bytes: parts.map(|(key, gib)| (Arc::from(*key), gib << 30)).collect(),
+            queue: JobQueue::new(devices, settings).unwrap(),
+            clock,
+            resident,
+            me: Owner::thread(|| "simulation".into()),
+            slots: (0..DEVICES).map(|_| Slot::Free).collect(),
+            ends: BinaryHeap::new(),
+            waited: BTreeMap::new(),
+            moved: 0,
+            done: 0,
+            contended: (0, 0),
+        }
+    }
+
+    fn submit(&self, number: usize) {
+        let batch = &self.batches[number];
+        let (_, parts) = FAMILIES[batch.family];
+        let spec = Spec {
+            payload: Payload::Bytes((number as u64).to_le_bytes().into()),
+            needs: parts.iter().map(|(key, _)| Arc::from(*key)).collect(),
+            ..Spec::of(&format!("user {}", batch.user), b"")
+        };
+        let jobs = vec![spec; usize::try_from(batch.jobs).unwrap()];
+        self.queue.submit_all(jobs).unwrap();
+    }
+
+    /// Goes on to this time, and counts what was used of the devices while jobs waited.
+    fn pass(&mut self, now: Micros) {
+        if self.queue.queued().unwrap() > 0 {
+            let passed = now - self.clock.now();
+            let running = self.slots.iter().filter(|slot| matches!(slot, Slot::Running(_)));
+            self.contended.0 += passed * i64::try_from(running.count()).unwrap();
+            self.contended.1 += passed * i64::try_from(DEVICES).unwrap();
+        }
+        self.clock.set(now);
+    }
+
+    fn end(&mut self) {
+        let Some(Reverse((_, device))) = self.ends.pop() else { return };
+        if let Slot::Running(claim) = std::mem::replace(&mut self.slots[device], Slot::Free) {
+            claim.finish(Outcome::done(())).unwrap();
+            self.done += 1;
+        }
+    }
+
+    /// Has a device ask that is free, or look whether it was given a job meanwhile.
+    fn ask(&mut self, device: usize) {
+        let name = self.queue.devices()[device].name();
+        let offer = match std::mem::replace(&mut self.slots[device], Slot::Free) {
+            Slot::Free => match self.queue.ask(name, &self.me, || Arc::new(Deaf)).unwrap() {
+                Asked::Granted(offer) => offer,
+                Asked::Waiting(pending) => {
+                    self.slots[device] = Slot::Waiting(pending);
+                    return;
+                }
+            },
+            Slot::Waiting(mut pending) => match pending.poll() {
+                Some(offer) => offer.unwrap(),
+                None => {
+                    self.slots[device] = Slot::Waiting(pending);
+                    return;
+                }
+            },
+            running @ Slot::Running(_) => {
+                self.slots[device] = running;
+                return;
+            }
+        };
+        self.run(device, offer.accept().unwrap().unwrap());
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "seconds and bytes, as numbers for people"
+    )]
+    fn run(&mut self, device: usize, claim: Claim<()>) {
+        let job = claim.job();
+        let Payload::Bytes(number) = &job.payload else { return };
+        let number = u64::from_le_bytes(number[..].try_into().unwrap());
+        let batch = &self.batches[usize::try_from(number).unwrap()];
+        let came = self.resident.bring(device, &job.needs, &self.bytes);
+        self.moved += came;
+        let takes = batch.seconds + came as f64 / BYTES_PER_SECOND as f64;
+        let now = self.clock.now();
+        let waits = self.waited.entry(self.sizes[batch.user].ilog10()).or_default();
+        waits.push((now - job.submitted) as f64 / 1e6);
+        self.ends.push(Reverse((now + (takes * 1e6) as Micros, device)));
+        self.slots[device] = Slot::Running(claim);
+    }
+}
+
+/// One run of everything, in figures.
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn simulate(order: &str, batches: &[Batch]) -> serde_json::Value {
     let began = Instant::now();
+    let mut world = World::new(order, batches);
+    let mut next = 0;
     loop {
         let coming = batches.get(next).map(|batch| batch.at);
-        let ending = ends.peek().map(|Reverse((at, _))| *at);
+        let ending = world.ends.peek().map(|Reverse((at, _))| *at);
         let Some(now) = [coming, ending].into_iter().flatten().min() else { break };
-        let queued = queue.queued().unwrap();
-        if queued > 0 {
-            let passed = now - clock.now();
-            let running = slots.iter().filter(|slot| matches!(slot, Slot::Running(_))).count();
-            contended.0 += passed * i64::try_from(running).unwrap();
-            contended.1 += passed * i64::try_from(DEVICES).unwrap();
-        }
-        clock.set(now);
+        world.pass(now);
         if coming == Some(now) {
-            let batch = &batches[next];
-            let spec = Spec {
-                payload: coresident::queue::Payload::Bytes((next as u64).to_le_bytes().into()),
-                needs: needs[batch.family].clone(),
-                ..Spec::of(&users[batch.user], b"")
-            };
-            queue.submit_all(vec![spec; usize::try_from(batch.jobs).unwrap()]).unwrap();
+            world.submit(next);
             next += 1;
         }
         if ending == Some(now) {
-            let Some(Reverse((_, device))) = ends.pop() else { break };
-            if let Slot::Running(claim) = std::mem::replace(&mut slots[device], Slot::Free) {
-                claim.finish(Outcome::done(())).unwrap();
-                done += 1;
-            }
+            world.end();
         }
-        // Every free device asks, and waits in line while there is nothing for it.
-        for device in 0..DEVICES {
-            let offer = match std::mem::replace(&mut slots[device], Slot::Free) {
-                running @ Slot::Running(_) => {
-                    slots[device] = running;
-                    continue;
-                }
-                Slot::Free => match queue.ask(names[device], &me, || Arc::new(Deaf)).unwrap() {
-                    Asked::Granted(offer) => offer,
-                    Asked::Waiting(pending) => {
-                        slots[device] = Slot::Waiting(pending);
-                        continue;
-                    }
-                },
-                Slot::Waiting(mut pending) => match pending.poll() {
-                    Some(offer) => offer.unwrap(),
-                    None => {
-                        slots[device] = Slot::Waiting(pending);
-                        continue;
-                    }
-                },
-            };
-            let claim = offer.accept().unwrap().unwrap();
-            let job = claim.job();
-            let coresident::queue::Payload::Bytes(batch) = &job.payload else { continue };
-            let batch = u64::from_le_bytes(batch[..].try_into().unwrap());
-            let came = resident.bring(device, &job.needs, &bytes);
-            moved += came;
-            let takes = seconds[&batch] + came as f64 / BYTES_PER_SECOND as f64;
-            #[expect(clippy::cast_possible_truncation, reason = "seconds")]
-            let takes = (takes * 1e6) as Micros;
-            busy += takes;
-            let size = sizes[batches[usize::try_from(batch).unwrap()].user];
-            waited.entry(size.ilog10()).or_default().push((now - job.submitted) as f64 / 1e6);
-            ends.push(Reverse((now + takes, device)));
-            slots[device] = Slot::Running(claim);
-        }
+        (0..DEVICES).for_each(|device| world.ask(device));
     }
-    let waits: Vec<_> = waited
+    let waits: Vec<_> = world
+        .waited
         .iter_mut()
         .map(|(digits, waits)| {
             waits.sort_by(f64::total_cmp);
             let at = |share: usize| waits[(waits.len() - 1) * share / 100];
-            let mean = waits.iter().sum::<f64>() / waits.len() as f64;
             serde_json::json!({
-                "jobs_of_a_user": 10u64.pow(*digits), "jobs": waits.len(), "mean": mean,
+                "jobs_of_a_user": 10u64.pow(*digits), "jobs": waits.len(),
+                "mean": waits.iter().sum::<f64>() / waits.len() as f64,
                 "median": at(50), "p95": at(95),
             })
         })
         .collect();
     serde_json::json!({
-        "order": order, "jobs": done, "bytes_moved": moved, "waits": waits,
-        "busy": busy as f64 / 1e6 / DEVICES as f64 / (clock.now() as f64 / 1e6),
-        "busy_while_jobs_wait": contended.0 as f64 / contended.1 as f64,
-        "virtual_days": clock.now() as f64 / 1e6 / 86400.0,
+        "order": order, "jobs": world.done, "bytes_moved": world.moved, "waits": waits,
+        "busy_while_jobs_wait": world.contended.0 as f64 / world.contended.1 as f64,
+        "virtual_days": world.clock.now() as f64 / 1e6 / 86400.0,
         "seconds": began.elapsed().as_secs_f64(),
     })
 }
@@ -277,6 +327,6 @@ fn main() {
     let jobs = std::env::args().nth(1).map_or(1_000_000, |jobs| jobs.parse().unwrap());
     let batches = batches(jobs);
     let runs: Vec<_> =
-        ["fifo", "fair", "placed"].into_iter().map(|one| run(one, &batches)).collect();
+        ["fifo", "fair", "placed"].into_iter().map(|one| simulate(one, &batches)).collect();
     println!("{}", serde_json::json!({ "users": USERS, "devices": DEVICES, "runs": runs }));
 }

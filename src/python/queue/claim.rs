@@ -65,6 +65,10 @@ impl Offer {
     fn accept(&self, py: Python<'_>) -> Result<Option<Claim>> {
         let claim = detached(py, || self.offer.accept())?;
         let owner = caller(py)?;
+        if let Some(claim) = &claim {
+            // Another thread may have asked for the offer.
+            claim.set_owner(Some(&owner))?;
+        }
         Ok(claim.map(|claim| Claim::of(claim, self.queue.clone(), &owner)))
     }
 

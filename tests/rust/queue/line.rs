@@ -15,9 +15,8 @@ fn worker(queue: &Queue, device: usize) -> Spawned<Result<Claim<u64>, QueueError
     let (queue, before) = (queue.clone(), waiting(queue));
     let waits = queue.clone();
     let spawned = spawn(move || {
-        queue.claim(name(device), &this_thread("worker"), &Patience::FOREVER).map(|claim| {
+        queue.claim(name(device), &this_thread("worker"), &Patience::FOREVER).inspect(|claim| {
             claim.hand_over().unwrap();
-            claim
         })
     });
     until(|| waiting(&waits) > before);
