@@ -17,6 +17,7 @@ from peers import Line, OpenedError
 from peers import device_pool as old_device_pool
 from peers import load_lock as old_load_lock
 from peers import paging as old_paging
+from peers import session_processor as old_processor
 from peers import session_queue as old_queue
 from peers import thread_pool as old_thread_pool
 
@@ -565,3 +566,74 @@ def test_deleting_jobs_that_run_cancels_all_of_them_first() -> None:
     assert running[1] is not None
     with pytest.raises(TypeError):
         old.complete(running[1][0])
+
+
+# Workers that run the jobs of a queue
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("an error while an error is being recorded")
+
+
+@pytest.mark.parametrize("kind", [UnspeakableError, SystemExit])
+def test_a_worker_survives_what_a_job_raises_and_what_that_raises_when_it_is_recorded(
+    kind: type[BaseException],
+) -> None:
+    def handler(job: co.ServedJob | old_processor.Session) -> None:
+        if job.payload == "bad":
+            raise kind
+
+    def a_job_comes_after_a_bad_one(
+        submit: Callable[[str], co.Job | old_processor.Session],
+    ) -> str:
+        submit("bad")
+        return submit("good").wait()
+
+    with co.Runtime("cpu") as runtime, runtime.serve(handler) as server:
+        assert played(a_job_comes_after_a_bad_one, server.queue.submit) == "done"
+
+    class Processor(old_processor.SessionProcessor):
+        def __call__(self, payload: str) -> old_processor.Session:
+            return self.submit(payload)
+
+    assert hangs(a_job_comes_after_a_bad_one, Processor(handler))
+
+
+def test_a_cancel_between_the_claim_and_the_start_is_not_lost() -> None:
+    told: list[bool] = []
+
+    def old_handler(session: old_processor.Session) -> None:
+        told.append(session.processor.cancelled.is_set())
+
+    old = old_processor.SessionProcessor(old_handler, claimed=lambda session: session.cancel())
+    session = old.submit("")
+    until(lambda: session.state == "done")
+    assert told == [False], "it was cancelled, and ran to its end"
+    old.open()
+
+    with co.JobQueue(devices="cpu") as queue:
+        job = queue.submit(b"")
+        with queue.claim("cpu") as claim:
+            assert job.cancel()
+            assert claim.token.cancelled
+            claim.finish()
+        assert job.state == "cancelled"
+
+
+def test_a_user_s_big_batch_does_not_come_before_another_user_s_one_job() -> None:
+    order: list[str] = []
+    old = old_processor.SessionProcessor(lambda session: order.append(session.payload))
+    with old.condition:
+        sessions = [old.submit(user) for user in ("ann", "ann", "ann", "ann", "bob")]
+    assert sessions[-1].wait() == "done"
+    assert order == ["ann", "ann", "ann", "ann", "bob"]
+    old.open()
+
+    with co.JobQueue(devices="cpu") as queue:
+        for user in ("ann", "ann", "ann", "ann", "bob"):
+            queue.submit(b"", user=user)
+        claims = [queue.claim("cpu") for _ in range(2)]
+        assert {claim.job.user for claim in claims} == {"ann", "bob"}
+        for claim in claims:
+            claim.release()

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import coresident as co
@@ -935,3 +936,24 @@ def test_the_timeline_of_the_runtime_has_jobs_stages_and_borrows(runtime: co.Run
     assert {recording.names[whom] for whom in events["whom"]} == {"ann"}
     assert set(events["job"]) == {job.id}
     assert events["took"][-1] >= events["took"][1:-1].sum() - events["took"][1]
+
+
+def test_the_example_goes_on_after_a_crash_and_draws_everything_once(tmp_path: Any) -> None:
+    example = Path(__file__).parents[2] / "examples" / "serve.py"
+    runs = [
+        subprocess.run(
+            [sys.executable, str(example), "jobs.sqlite"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        for _ in range(2)
+    ]
+    assert [run.returncode for run in runs] == [1, 0], runs[1].stderr
+    lines = runs[1].stdout.splitlines()
+    assert len(lines) == 15
+    assert sum("after 2 attempts" in line for line in lines) in (1, 2), "what ran at the crash"
+    assert all(" done after " in line for line in lines)
+    assert len(list(tmp_path.glob("*.txt"))) == 15
