@@ -22,8 +22,8 @@ pub(super) fn connect(
 ) -> Result<Connection> {
     let queue = queue.get().inner();
     queue.check()?;
-    let planners = planners.iter().map(|planner| planner.get().plans.clone()).collect();
-    let arenas = arenas.iter().map(|arena| arena.get().pages.clone()).collect();
+    let planners = planners.into_iter().map(|planner| planner.get().plans.clone()).collect();
+    let arenas = arenas.into_iter().map(|arena| arena.get().pages.clone()).collect();
     Ok(Connection(runtime::connect(queue, planners, arenas)))
 }
 

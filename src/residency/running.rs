@@ -223,10 +223,9 @@ impl Jobs {
         let known = if job.expected.is_empty() { &job.used } else { &job.expected };
         if job.told != *known {
             let said = std::mem::replace(&mut job.told, known.clone());
-            told.push(match said.is_empty() {
-                true => Told::Begins(known.clone()),
-                false => Told::Corrected { said, job: known.clone() },
-            });
+            let job = known.clone();
+            let first = said.is_empty();
+            told.push(if first { Told::Begins(job) } else { Told::Corrected { said, job } });
         }
     }
 
