@@ -236,7 +236,8 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if !exiting() {
+        let closed = self.0.birth.is_here() && self.0.state.lock().closed;
+        if !exiting() && !closed {
             self.close(&Owner::thread(|| "whoever lets go of a streaming".to_owned()));
         }
     }

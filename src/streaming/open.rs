@@ -44,7 +44,10 @@ impl Streaming {
         let shared = streaming.0.clone();
         let builder = thread::Builder::new().name(format!("streaming {}", area.key()));
         // Without a thread each visit brings its block itself.
-        let _ = builder.spawn(move || shared.serve());
+        let _ = builder.spawn(move || {
+            let owner = Owner::thread(|| format!("the streaming of {}", shared.area.key()));
+            shared.serve(&owner);
+        });
         Ok((streaming, working))
     }
 

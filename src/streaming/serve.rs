@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Shared, Streaming};
 use crate::device::{Event, Stream};
 use crate::load_lock::Mode;
-use crate::sync::{Mutant, planted, wait_until};
+use crate::sync::wait_until;
 use crate::wait::{Owner, Patience, exiting};
 
 /// How many pages are brought at once: copies begin while the rest still gets memory.
@@ -33,20 +33,19 @@ enum Done {
 
 impl Streaming {
     /// Does what its thread does, until it is closed.
-    pub fn serve(&self) {
-        self.0.clone().serve();
+    pub fn serve(&self, owner: &Owner) {
+        self.0.clone().serve(owner);
     }
 }
 
 impl Shared {
-    pub(super) fn serve(self: Arc<Self>) {
-        let owner = Owner::thread(|| format!("the streaming of {}", self.area.key()));
+    pub(super) fn serve(self: Arc<Self>, owner: &Owner) {
         let mut copies = VecDeque::new();
         let mut before = Instant::now();
         loop {
             let news = self.state.lock().news;
             self.note_copies(&mut copies, &mut before);
-            match self.work(&mut copies, &owner) {
+            match self.work(&mut copies, owner) {
                 Done::Something => continue,
                 Done::Closed => return,
                 Done::Nothing => {}
@@ -120,9 +119,6 @@ impl Shared {
             Some(brought.pins)
         } else if state.next().is_some_and(|(next, from, _)| (next, from) == (block, there)) {
             state.brought(block, part.len(), brought.pins);
-            None
-        } else if planted(Mutant::BroughtInVainStays) {
-            std::mem::forget(brought.pins);
             None
         } else {
             state.over.push_back(brought.pins);

@@ -82,7 +82,12 @@ impl State {
         let (wanted, not): (VecDeque<Ahead>, VecDeque<Ahead>) =
             std::mem::take(&mut self.ahead).into_iter().partition(|it| next.contains(&it.block));
         self.ahead = wanted;
-        self.over.extend(not.into_iter().flat_map(|ahead| ahead.pins));
+        let in_vain = not.into_iter().flat_map(|ahead| ahead.pins);
+        if planted(Mutant::BroughtInVainStays) {
+            in_vain.for_each(std::mem::forget);
+        } else {
+            self.over.extend(in_vain);
+        }
         twice
     }
 

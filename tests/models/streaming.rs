@@ -42,7 +42,7 @@ fn visit(
 
 fn serve(streaming: &Arc<Streaming>) -> thread::JoinHandle<()> {
     let streaming = streaming.clone();
-    thread::spawn(move || streaming.serve())
+    thread::spawn(move || streaming.serve(&owner(9)))
 }
 
 pub(crate) fn a_block_is_there_and_right_while_it_is_visited() {
@@ -59,9 +59,9 @@ pub(crate) fn a_block_is_there_and_right_while_it_is_visited() {
 }
 
 pub(crate) fn a_block_that_comes_unexpectedly_is_right() {
-    let house = house(1);
-    let area = house.area(10, 2);
-    let streaming = open(&house, &area, 2);
+    let house = house(2);
+    let area = house.area(10, 3);
+    let streaming = open(&house, &area, 3);
     let server = serve(&streaming);
     visit(&house, &area, &streaming, 1, Stream::Host, 0);
     streaming.close(&owner(0));
