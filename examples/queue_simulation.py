@@ -66,7 +66,8 @@ def draw(result: dict[str, Any], out: Path) -> None:
         name, colour = RUNS[run["order"]]
         places = [group + (at - 1) * width for group in range(len(run["waits"]))]
         medians = [max(wait["median"], 1) for wait in run["waits"]]
-        tails = [max(wait["p95"] - median, 0) for wait, median in zip(run["waits"], medians, strict=True)]
+        both = zip(run["waits"], medians, strict=True)
+        tails = [max(wait["p95"] - median, 0) for wait, median in both]
         waits.bar(places, medians, width, color=colour, label=name)
         waits.errorbar(
             places, medians, yerr=[[0] * len(tails), tails], fmt="none", ecolor="#6b7280", lw=1

@@ -288,7 +288,7 @@ fn queued(trace: &Trace, policy: PolicyName) -> Moved {
     let mut all = Vec::new();
     for job in jobs {
         let claim = queue.claim(device(), &house.me, &Patience::FOREVER).unwrap();
-        let needs: Vec<String> = claim.job().needs.iter().map(|key| key.to_string()).collect();
+        let needs: Vec<String> = claim.job().needs.iter().map(ToString::to_string).collect();
         let _job = house.planner.begin(Some(&needs), &house.me).unwrap();
         for request in job {
             all.push(moved(&mut house, request));
