@@ -223,9 +223,11 @@ impl Jobs {
         let known = if job.expected.is_empty() { &job.used } else { &job.expected };
         if job.told != *known {
             let said = std::mem::replace(&mut job.told, known.clone());
-            told.push(match said.is_empty() {
-                true => Told::Begins(known.clone()),
-                false => Told::Corrected { said, job: known.clone() },
+            let job = known.clone();
+            told.push(if said.is_empty() {
+                Told::Begins(job)
+            } else {
+                Told::Corrected { said, job }
             });
         }
     }
