@@ -11,7 +11,7 @@ export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-memory trials fuzz docs develop clean
+.PHONY: help demo test lint bench bench-memory crashes trials fuzz docs develop clean
 .PHONY: test-rust test-models test-bindings test-python test-gpu bench-gpu
 
 help: ## What there is to make
@@ -62,6 +62,9 @@ bench: $(STAMPS)/module $(STAMPS)/test ## Speeds, each beside the standard libra
 bench-memory: $(STAMPS)/module $(STAMPS)/test ## What weights cost in host memory, beside other loaders
 	$(BIN)/pip install "matplotlib>=3.8"
 	$(BIN)/python benches/host_memory.py --out benches/results/host-memory
+
+crashes: $(STAMPS)/module $(STAMPS)/test ## A thousand processes with a durable queue, each killed at a random instant
+	cd tests/python && folder=$$(mktemp -d) && ../../$(BIN)/python queue_crash.py --rounds 1000 $$folder && rm -r $$folder
 
 trials: $(STAMPS)/module $(STAMPS)/test ## Threads that load models at once, 200 trials of each mix, without and with
 	cd tests/python && ../../$(BIN)/python loading_trials.py --out ../../benches/results/loading-trials.md

@@ -417,3 +417,48 @@ mod residency {
         }
     }
 }
+
+/// A claim with so many jobs pending, of twenty users; a heap knows no users.
+#[divan::bench_group]
+mod claim {
+    use std::collections::BinaryHeap;
+
+    use coresident::queue::{JobQueue, Outcome, Settings, Spec};
+    use divan::Bencher;
+
+    use super::{Patience, me, virtual_devices};
+    use coresident::device::VirtualSpec;
+
+    /// The queue, which gets a job for each that is claimed.
+    fn pending(count: usize) -> JobQueue<()> {
+        let devices = virtual_devices(1, VirtualSpec::default()).unwrap();
+        let settings = Settings { history: 0, ..Settings::default() };
+        let queue = JobQueue::new(devices, settings).unwrap();
+        for user in 0..20 {
+            let spec = Spec::of(&format!("user {user}"), b"");
+            queue.submit_all(vec![spec; count.div_ceil(20)]).unwrap();
+        }
+        queue
+    }
+
+    #[divan::bench(args = [10, 1000, 100_000])]
+    fn coresident(bencher: Bencher, count: usize) {
+        let (queue, me) = (pending(count), me());
+        let device = queue.devices()[0].name();
+        bencher.with_inputs(|| queue.submit(Spec::of("user 3", b"")).unwrap()).bench_local_refs(
+            |_| {
+                let claim = queue.claim(device, &me, &Patience::FOREVER).unwrap();
+                claim.finish(Outcome::done(())).unwrap()
+            },
+        );
+    }
+
+    #[divan::bench(args = [10, 1000, 100_000])]
+    fn binary_heap(bencher: Bencher, count: usize) {
+        let mut heap: BinaryHeap<(u64, usize)> = (0..count).map(|number| (0, number)).collect();
+        bencher.bench_local(|| {
+            let first = heap.pop().unwrap();
+            heap.push(first);
+        });
+    }
+}

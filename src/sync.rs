@@ -233,6 +233,16 @@ pub enum Mutant {
     LeavingKeepsBytes,
     /// Who gives up a fault leaves the pages as if they still came.
     GivenUpStaysClaimed,
+    /// A page's memory is taken away while a stream still uses it.
+    RetiredWhileUsed,
+    /// The bytes of pages that leave for others of their model are lost to both.
+    RetiredBytesAreLost,
+    /// What a visit of a block leaves behind stays pinned.
+    OverStaysPinned,
+    /// What was brought for a visit that has not come stays pinned.
+    BroughtInVainStays,
+    /// The end of a streaming leaves its pages pinned.
+    ClosedStaysPinned,
     /// What one job uses is taken for what another one uses.
     OthersUseIsOwn,
     /// A writer is let in while readers are inside.
@@ -263,6 +273,14 @@ pub enum Mutant {
     LeaveForgetsQueued,
     /// A worker that leaves does not wake those who wait for that.
     LeaveForgetsWaiters,
+    /// A job that is kept for one device is kept for another too.
+    OfferedTwice,
+    /// A job that is submitted wakes nobody who waits for one.
+    SubmitForgetsWaiters,
+    /// A claim that is finished ends as done though a cancel was ordered before.
+    FinishOvertakesCancel,
+    /// A job that is cancelled while it runs is not told.
+    CancelForgetsToken,
     /// A wake that comes before the sleep is lost.
     EarlyWakeIsLost,
     /// A wait that was refused still stops its owner.

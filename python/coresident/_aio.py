@@ -11,11 +11,17 @@ from typing import Any, Generic, Protocol, TypeVar
 from coresident import _core
 
 
-class _Releasable(Protocol):
-    def release(self) -> object: ...
+class _Exit(Protocol):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> object: ...
 
 
-Guard = TypeVar("Guard", bound=_Releasable)
+Guard = TypeVar("Guard", bound=_Exit)
 Begin = Callable[[asyncio.AbstractEventLoop, "_Waiter"], _core.Request]
 
 
@@ -56,7 +62,7 @@ class Awaitable(Generic[Guard]):
     ) -> None:
         guard, self._guard, self._entered = self._guard, None, False
         if guard is not None:
-            guard.release()
+            guard.__exit__(kind, error, traceback)
 
     async def _settle(self) -> Any:
         loop = asyncio.get_running_loop()

@@ -21,7 +21,8 @@ in ``coresident.errors``. What holds for every call:
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Awaitable as _Awaitable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
@@ -55,12 +56,17 @@ __all__ = [
     "BudgetStatus",
     "BudgetUser",
     "CancelToken",
+    "Claim",
     "Device",
     "DevicePool",
     "DeviceStatus",
     "DeviceTensor",
+    "Event",
+    "Events",
     "Hint",
     "Holder",
+    "Job",
+    "JobQueue",
     "Lane",
     "LastMoment",
     "Lease",
@@ -69,17 +75,22 @@ __all__ = [
     "LockStatus",
     "LockUser",
     "Occupied",
+    "Offer",
     "Pins",
     "Planner",
     "PrivateWeights",
+    "QueueStatus",
     "Recording",
     "Replayed",
     "Request",
     "Reservation",
     "RunningJob",
+    "Streaming",
+    "StreamingStatus",
     "Tensor",
     "Ticket",
     "Timeline",
+    "UserStatus",
     "Waiter",
     "Wakeups",
     "WeightStore",
@@ -2335,7 +2346,13 @@ class Arena:
     def planner(self) -> Planner | None:
         """Who says what is evicted first; ``None`` without one."""
 
-    def area(self, weights: Weights | PrivateWeights, order: Iterable[str] | None = None) -> Area:
+    def area(
+        self,
+        weights: Weights | PrivateWeights,
+        order: Iterable[str] | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+    ) -> Area:
         """The place of some weights on the device: the one that somebody has, or a new one,
         of which nothing is resident. Does not wait.
 
@@ -2343,6 +2360,8 @@ class Arena:
             weights: What its pages are filled from.
             order: The names of the tensors that it has, in the order in which they are to lie;
                 ``None`` for all, in the order of the file. Of no effect on one that is there.
+            groups: Where in the order groups of tensors begin that share no page, as for
+                :meth:`Area.stream_blocks`. The area is a new one then, that nobody else gets.
 
         Raises:
             InvalidTypeError: ``weights`` are no weights, or ``order`` is no list of names.
@@ -2680,6 +2699,36 @@ class Area:
             ForkedError: the arena is another process's.
         """
 
+    def stream_blocks(
+        self,
+        blocks: list[list[str]],
+        *,
+        working_memory: int | str | None = None,
+        leave: int | str | None = None,
+        stream: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Streaming:
+        """Streams the area, which has to be one of its own, made with ``groups``: tensors that are
+        in no block stay resident. Waits in line for the bytes of these and of the largest block;
+        takes more if there are some.
+
+        Args:
+            blocks: The names of each block's tensors; no two blocks have a page in common.
+            working_memory: Bytes to be reserved beside, or a text such as ``'3GiB'``.
+            leave: Bytes to be left to others.
+            stream: As for :meth:`fault`.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Raises:
+            InvalidTypeError: ``blocks`` is no list of lists of names.
+            InvalidValueError: there are none, one has no bytes, or two share a page.
+            TensorNotFoundError: there is no tensor of one of the names.
+            BudgetExceededError: not even the largest block fits.
+            CoresidentError: as :meth:`fault`.
+        """
+
     def state_dict(self, block: Block | None = None) -> dict[str, Any]:
         """Views of the tensors' addresses, as torch's tensors by name; for modules whose pages
         somebody pins. They keep the addresses, and pin nothing: touching one whose pages are not
@@ -2732,6 +2781,172 @@ class Area:
         """
 
     def __len__(self) -> int: ...
+
+@final
+class Streaming:
+    """A model that is larger than its device: of each block some pages stay, the others come before
+    it is visited, by a thread of its own, and leave after that. Made by :meth:`Area.stream_blocks`.
+
+    From the beginning it has the bytes for all it does, so that it never waits for anybody's.
+    """
+
+    @property
+    def area(self) -> Area:
+        """The area."""
+
+    @property
+    def working_memory(self) -> Reservation | None:
+        """The working memory that was reserved with it; ``None`` without any."""
+
+    def ends(self) -> list[list[int]]:
+        """Of each block's tensors, as they were named, how many of the block's pages have to stay
+        so that the tensor stays."""
+
+    def pages_of_blocks(self) -> list[int]:
+        """How many pages each block has."""
+
+    def enter(
+        self,
+        block: int,
+        *,
+        stream: int | None = None,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Has a block's pages there until :meth:`leave`. Waits for what is still missing.
+
+        Args:
+            block: Its number.
+            stream: On CUDA, the handle of the stream that uses them, as :meth:`Area.fault` has it.
+            timeout: Seconds to wait; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Raises:
+            InvalidValueError: there is no such block.
+            DeviceMemoryError: the device is full, or too much is visited at once.
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised.
+            DeviceLostError: a copy has failed.
+            ReleasedError: it has ended.
+            ForkedError: it is another process's.
+        """
+
+    def leave(self, block: int, keep: int) -> None:
+        """Ends a visit of a block, of which so many pages stay, the first ones. Does not wait.
+
+        Raises:
+            InvalidValueError: there is no such block.
+        """
+
+    def plan(self, nbytes: int | None = None) -> list[int] | None:
+        """How many pages of each block should stay, by the times that were measured. Does not wait.
+
+        Args:
+            nbytes: Bytes that all blocks may have on the device; ``None`` for what they may now.
+
+        Returns:
+            The pages by block; ``None`` if not even the largest one fits.
+        """
+
+    def keep_at_most(self, block: int, keep: int) -> bool:
+        """Has no more than so many pages of a block stay from now on. Does not wait.
+
+        Returns:
+            Whether that was less, and nobody uses the block or is about to.
+
+        Raises:
+            InvalidValueError: there is no such block.
+        """
+
+    def grow(self, leave: int = 0) -> int:
+        """Takes as many bytes more as nobody uses, but for so many, up to what all blocks have.
+        Waits for nobody.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ForkedError: it is another process's.
+        """
+
+    def shrink(self, nbytes: int) -> int:
+        """Gives bytes back to the budget that are neither visited nor stay; waits for the streams
+        that have used them.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            DeviceLostError: the device does not answer.
+            ForkedError: it is another process's.
+        """
+
+    def also_on(self, stream: int) -> None:
+        """Has another stream of CUDA's use what is in no block, as :meth:`Pins.also_on`.
+
+        Raises:
+            InvalidValueError: it is no handle of a stream.
+            DeviceLostError: the device does not answer.
+        """
+
+    def status(self) -> StreamingStatus:
+        """What it has and has done. Does not wait.
+
+        Raises:
+            ForkedError: it is another process's.
+        """
+
+    def close(self) -> None:
+        """Ends it: nothing stays pinned. Waits for what its thread does. Again without effect."""
+
+@final
+class StreamingStatus:
+    """A streaming at a glance."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of what is in no block: it stays."""
+
+    @property
+    def blocks(self) -> int:
+        """Bytes of all blocks."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the blocks that stay."""
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of the blocks that come anew at each visit."""
+
+    @property
+    def allotted(self) -> int:
+        """Bytes that the blocks may have on the device in all."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of pages that have been copied since it began."""
+
+    @property
+    def visits(self) -> int:
+        """How often a block was visited."""
+
+    @property
+    def late(self) -> int:
+        """How many of the visits have waited for a copy."""
+
+    @property
+    def stalled(self) -> float:
+        """Seconds in which visits have waited."""
+
+    @property
+    def copying(self) -> float:
+        """Seconds in which something was copied ahead."""
+
+    @property
+    def hidden(self) -> float:
+        """The share of ``copying`` in which nobody waited, from 0 to 1. On CUDA who visits a block
+        does not wait for copies, its stream does, and this tells nothing."""
 
 @final
 class Block:
@@ -2831,6 +3046,1086 @@ class DeviceTensor:
 
 # Internal: what the Python files of this package use. Not for users, and changed without notice.
 
+_JobState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled"]
+_EventKind: TypeAlias = Literal[
+    "queued", "claimed", "started", "stage", "step", "finished", "cancelled", "failed"
+]
+_Json: TypeAlias = (
+    bool | int | float | str | Mapping[str, "_Json"] | list["_Json"] | tuple["_Json", ...] | None
+)
+_Payload: TypeAlias = bytes | bytearray | memoryview | _Json
+_Jobs: TypeAlias = "Job | int | Iterable[Job | int]"
+
+@final
+class JobQueue:
+    """Jobs of many users, in an order that is fair by GPU time, for any number of devices.
+
+    :meth:`submit` queues a job with a payload, the worker of a device takes it with :meth:`claim`,
+    and what the claim says ends it. It is never claimed twice at once, and a cancel that was
+    ordered before its end always ends it as cancelled.
+
+    **Order.** The user who has had the least GPU time for his weight goes next; a claim is charged
+    the job's estimate at once, and its end corrects it. Who was away has saved up nothing.
+    Among a user's jobs the priority decides, and one level of it is worth ``ageing`` seconds of
+    waiting, so that nothing waits for ever. With ``order="fifo"`` all jobs stand in one line.
+
+    **Placement.** A device prefers a job whose ``needs`` it holds, as long as the user whose turn
+    it is falls back by no more than ``slack`` seconds.
+
+    **Durable.** With a ``path`` the queue is a SQLite file, and what a call has returned for has
+    been written: after ``kill -9`` every job is there, those that ran are queued again. One process
+    owns the file; others may read its tables ``jobs`` and ``users``. The owner itself must not open
+    it with ``sqlite3``: closing it there takes the locks of the queue away.
+
+    Args:
+        path: The file of a durable queue, made if it is not there; ``None`` keeps all in memory.
+        devices: The devices that jobs may run on, as for :class:`DevicePool`; 64 at most.
+        order: ``"fair"``, or ``"fifo"``: by priority and arrival, whoever's they are.
+        ageing: Seconds of waiting that one level of priority is worth; ``None`` lets the priority
+            decide alone.
+        slack: Seconds by which placement may bend the order; 0 never bends it.
+        priority_lead: GPU seconds by which one level of priority puts a user ahead of other users;
+            0 keeps the priorities of users apart.
+        speeds: How fast devices are, as shares of the fastest: ``{"cuda:1": 0.5}``. A second on
+            a slow one is charged less, and a job that several idle devices could have goes to
+            the fastest. Devices that are not named count as 1.
+        max_attempts: How often a job may be begun before it fails for good, unless it says so
+            itself.
+        max_payload: The most bytes of a payload, as a number or a text such as ``"1MiB"``.
+        history: How many jobs that are over are remembered; the oldest are forgotten first.
+        durability: What a written job survives: ``"process"``, the end of the process, or
+            ``"power"``, also of the machine.
+
+    Raises:
+        InvalidTypeError: an argument is of a wrong type.
+        InvalidValueError: an argument cannot be meant, or there are more than 64 devices.
+        InvalidDeviceError: a text names no device, or there is none.
+        DeviceNotFoundError: this machine does not have the device.
+        QueueInUseError: another process, or another queue of this one, owns the file.
+        JournalError: the file cannot be opened, is no queue, or is of a newer version.
+
+    Waits for the disk, if there is a path. ``with`` closes the queue at the end.
+
+    Example:
+        >>> queue = co.JobQueue(devices=co.virtual_devices(2))
+        >>> job = queue.submit({"prompt": "a cat"}, user="ann", needs=["sdxl/unet"])
+        >>> with queue.claim("virtual:0") as claim:
+        ...     claim.finish(claim.job.payload["prompt"].upper())
+        'done'
+        >>> job.result()
+        'A CAT'
+    """
+
+    def __new__(
+        cls,
+        path: str | PathLike[str] | None = None,
+        *,
+        devices: _DeviceLike | Iterable[_DeviceLike],
+        order: Literal["fair", "fifo"] = "fair",
+        ageing: float | None = 600.0,
+        slack: float = 30.0,
+        priority_lead: float = 0.0,
+        speeds: Mapping[Any, float] | None = None,
+        max_attempts: int = 3,
+        max_payload: int | str = "1MiB",
+        history: int = 10_000,
+        durability: Literal["process", "power"] = "process",
+    ) -> Self: ...
+    @property
+    def devices(self) -> list[Device]:
+        """The devices, in order."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file; ``None`` in memory."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+
+    def submit(
+        self,
+        payload: _Payload = None,
+        *,
+        user: str = "default",
+        priority: int = 0,
+        batch: str | None = None,
+        tags: Iterable[str] = (),
+        needs: Iterable[str] = (),
+        devices: _DeviceLike | Iterable[_DeviceLike] | None = None,
+        memory: int | str | None = None,
+        estimate: float | None = None,
+        max_attempts: int | None = None,
+    ) -> Job:
+        """Queues a job. When it returns, the job is there for good.
+
+        Args:
+            payload: What the job is, for whoever runs it: bytes, or what JSON can say. It is
+                copied now.
+            user: Whose it is.
+            priority: -1000 to 1000; the higher goes first.
+            batch: A name that it shares with others, to be cancelled with them.
+            tags: Names by which it can be found and cancelled.
+            needs: Keys of the weights that it uses, in the order in which it uses them.
+            devices: The only devices that may run it; ``None`` for all of the queue.
+            memory: Bytes that its device must have in all, as a number or a text such as
+                ``"20GiB"``. A device whose memory is not known will do.
+            estimate: The GPU seconds that it will take; without it the queue expects what jobs
+                with the same ``needs``, or of the same user, took.
+            max_attempts: How often it may be begun; ``None`` as the queue says.
+
+        Returns:
+            The job.
+
+        Raises:
+            PayloadError: the payload is too large, or JSON cannot say it.
+            UnrunnableJobError: no device of the queue may run it, and why.
+            QueueFullError: the user has as many jobs queued as he may.
+            JournalError: it could not be written, because the disk is full or the file locked. The
+                job is not queued, and nothing else is lost.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: an argument cannot be meant.
+            ClosedError: the queue is closed.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def submit_many(
+        self,
+        payloads: Iterable[_Payload],
+        *,
+        user: str = "default",
+        priority: int = 0,
+        batch: str | None = None,
+        tags: Iterable[str] = (),
+        needs: Iterable[str] = (),
+        devices: _DeviceLike | Iterable[_DeviceLike] | None = None,
+        memory: int | str | None = None,
+        estimate: float | None = None,
+        max_attempts: int | None = None,
+    ) -> list[Job]:
+        """Queues jobs that differ in their payloads alone: all of them, or none.
+
+        A durable queue writes them together, which takes little longer than one.
+
+        Args:
+            payloads: One for each job. A text or bytes are refused, for they would be taken item
+                by item.
+            user: As for :meth:`submit`, like everything that follows.
+            priority: The priority of all.
+            batch: The batch of all.
+            tags: The tags of all.
+            needs: The keys of the weights that each uses.
+            devices: The only devices that may run them.
+            memory: Bytes that a device must have in all.
+            estimate: The GPU seconds that each will take.
+            max_attempts: How often each may be begun.
+
+        Returns:
+            The jobs, in order.
+
+        Raises:
+            CoresidentError: as :meth:`submit`, and then none of them is queued.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def claim(
+        self,
+        device: _DeviceLike,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Claim:
+        """Takes the job that this device is to run next; waits until there is one.
+
+        A durable queue has written the claim when this returns. In an event loop use
+        :meth:`claim_async`: this call would block the loop.
+
+        Args:
+            device: The device, one of the queue's.
+            timeout: Seconds to wait for a job; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The claim, to be ended by :meth:`Claim.finish` or :meth:`Claim.fail`.
+
+        Raises:
+            WaitTimeoutError: the time was over, and there was no job for this device.
+            CancelledError: the token was raised, before or while waiting.
+            ClosedError: the queue is closed, or was closed while the caller waited.
+            JournalError: the claim could not be written. The job is queued as before.
+            DeviceNotFoundError: the device is not one of this queue.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def claim_async(
+        self,
+        device: _DeviceLike,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Awaitable[Claim]:
+        """As :meth:`claim`, for asyncio: the task waits for a job, its thread does not.
+
+        A durable queue writes the claim in the event loop's thread, which takes tens of
+        microseconds with ``durability="process"``.
+
+        Args:
+            device: The device, one of the queue's.
+            timeout: Seconds to wait, from when it is awaited; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            Something to ``await``, which gives the claim, or to enter with ``async with``.
+
+        Raises:
+            CoresidentError: bad arguments at the call, everything else of :meth:`claim` when it is
+                awaited.
+        """
+
+    def offer(
+        self,
+        device: _DeviceLike,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Offer:
+        """Waits for a job for this device, and has it kept for the caller, who may still decline.
+
+        This is for a worker that holds nothing while it is idle: it takes an offer, leases its
+        device, and then accepts. If the device is not to be had, the offer is released, and goes
+        to another device at once. Nothing is written before it is accepted, and no attempt counts.
+
+        Args:
+            device: The device, one of the queue's.
+            timeout: Seconds to wait for a job; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The offer, to be accepted or released.
+
+        Raises:
+            CoresidentError: as :meth:`claim`, but for ``JournalError``.
+
+        Example:
+            >>> with queue.offer("cuda:0") as offer:
+            ...     with pool.lease("cuda:0"):
+            ...         claim = offer.accept()
+            ...         if claim is not None:
+            ...             claim.finish(run(claim.job.payload))
+        """
+
+    def offer_async(
+        self,
+        device: _DeviceLike,
+        *,
+        timeout: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Awaitable[Offer]:
+        """As :meth:`offer`, for asyncio: the task waits, its thread does not.
+
+        Args:
+            device: The device, one of the queue's.
+            timeout: Seconds to wait, from when it is awaited; ``None`` waits for ever.
+            cancel: A token that ends the wait.
+
+        Returns:
+            Something to ``await``, which gives the offer, or to enter with ``async with``.
+
+        Raises:
+            CoresidentError: bad arguments at the call, everything else of :meth:`offer` when it is
+                awaited.
+        """
+
+    def cancel(
+        self,
+        jobs: _Jobs | None = None,
+        *,
+        batch: str | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+        everything: bool = False,
+        reason: str | None = None,
+    ) -> int:
+        """Cancels jobs: those queued never start, those running see their token at once.
+
+        A job that runs is ``'cancelled'`` once its claim ends, whatever that says. What is given
+        narrows the choice: ``user="ann", batch="b1"`` are the jobs of ann in that batch.
+
+        Args:
+            jobs: A job, its number, or several.
+            batch: Those of this batch.
+            user: Those of this user.
+            tag: Those with this tag.
+            everything: All of them; for a call that narrows by nothing.
+            reason: What the jobs' errors, and the tokens, say.
+
+        Returns:
+            How many this call has cancelled. Those that were over, or cancelled before, do not
+            count, and a number that no job has is over.
+
+        Raises:
+            JournalError: it could not be written. Queued jobs are queued as before; the tokens of
+                running ones are raised.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: nothing was said about which jobs are meant.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def retry(
+        self,
+        jobs: _Jobs | None = None,
+        *,
+        batch: str | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+        everything: bool = False,
+        front: bool = False,
+    ) -> int:
+        """Queues jobs again that failed or were cancelled, with all their attempts before them.
+
+        Args:
+            jobs: A job, its number, or several.
+            batch: Those of this batch.
+            user: Those of this user.
+            tag: Those with this tag.
+            everything: All of them; for a call that narrows by nothing.
+            front: Whether they go before the user's other jobs, else after those of the same
+                priority.
+
+        Returns:
+            How many are queued now that were over before.
+
+        Raises:
+            QueueFullError: a user would have more jobs queued than he may: none is queued again.
+            JournalError: it could not be written, and nothing has changed.
+            CoresidentError: as :meth:`cancel`.
+            ClosedError: the queue is closed.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def move(
+        self,
+        jobs: _Jobs,
+        to: Literal["front", "back"] | None = None,
+        *,
+        priority: int | None = None,
+    ) -> int:
+        """Gives queued jobs another place among those of their users.
+
+        Args:
+            jobs: A job, its number, or several, which keep their order.
+            to: Before or after everything else of the same user; ``None`` where the priority puts
+                them.
+            priority: Their new priority; ``None`` leaves it.
+
+        Returns:
+            How many have been moved; those that are not queued do not count.
+
+        Raises:
+            JournalError: it could not be written, and nothing has changed.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``to`` or ``priority`` cannot be meant, or neither is given.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def delete(
+        self,
+        jobs: _Jobs | None = None,
+        *,
+        batch: str | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+        state: _JobState | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Forgets jobs. Those that are not over are cancelled first, and running ones go when
+        their claim ends.
+
+        What a user has had of the devices stays charged: deleting history gains no turns.
+
+        Args:
+            jobs: A job, its number, or several.
+            batch: Those of this batch.
+            user: Those of this user.
+            tag: Those with this tag.
+            state: Those in this state.
+            everything: All of them; for a call that narrows by nothing.
+
+        Returns:
+            How many are gone, or will be when their claims end.
+
+        Raises:
+            JournalError: it could not be written, and nothing is gone.
+            CoresidentError: as :meth:`cancel`.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def pause(self, user: str | None = None) -> None:
+        """Has no more jobs claimed, of one user or at all. Those that run go on.
+
+        A pause of a durable queue ends with the process.
+
+        Args:
+            user: Whose jobs; ``None`` for all.
+
+        Raises:
+            InvalidTypeError: ``user`` is not a text.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def resume(self, user: str | None = None) -> None:
+        """Ends a pause, of one user or of the whole queue. Each has to be ended for itself.
+
+        Args:
+            user: Whose pause; ``None`` for that of the queue.
+
+        Raises:
+            InvalidTypeError: ``user`` is not a text.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def set_user(
+        self,
+        name: str,
+        *,
+        weight: float = ...,
+        running: int | None = ...,
+        queued: int | None = ...,
+        gpu_seconds_per_hour: float | None = ...,
+    ) -> None:
+        """Says what a user may have. What is not given stays as it is.
+
+        Args:
+            name: The user, whether or not he has jobs.
+            weight: His share beside others: with 2 he gets twice the GPU time of one with 1, the
+                default.
+            running: The most jobs of his that run at once; ``None`` for any number.
+            queued: The most jobs of his that are queued; ``None`` for any number. Those queued
+                already stay.
+            gpu_seconds_per_hour: The most GPU seconds of any sixty minutes; ``None`` for any
+                number. A job that runs is not stopped; the next waits.
+
+        Raises:
+            JournalError: it could not be written, and nothing has changed.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: a number is negative, or the weight is not between 0.001 and 1000.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def job(self, id: int) -> Job:  # noqa: A002 # it is the job's id
+        """The job with this number.
+
+        Raises:
+            JobNotFoundError: there is none, or it has been deleted or forgotten.
+            InvalidTypeError: it is no number.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def jobs(
+        self,
+        *,
+        batch: str | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+        state: _JobState | None = None,
+        limit: int | None = None,
+    ) -> list[Job]:
+        """Jobs in order of their numbers, which is the order in which they were submitted.
+
+        Args:
+            batch: Those of this batch.
+            user: Those of this user.
+            tag: Those with this tag.
+            state: Those in this state.
+            limit: The newest so many; ``None`` for all.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``state`` is no state, or ``limit`` is negative.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def status(self) -> QueueStatus:
+        """How many jobs are in which state, and what each user has had. Does not wait.
+
+        Raises:
+            ForkedError: the queue was made before a fork.
+        """
+
+    def forecast(self, device: _DeviceLike, jobs: int = 2) -> list[list[str]]:
+        """What the jobs need that this device would claim next, as things stand.
+
+        Args:
+            device: The device, one of the queue's.
+            jobs: How many jobs to look ahead, 1000 at most.
+
+        Returns:
+            The ``needs`` of each, the next job's first.
+
+        Raises:
+            DeviceNotFoundError: the device is not one of this queue.
+            InvalidDeviceError: the text names no device.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``jobs`` is more than 1000.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def subscribe(self, *, user: str | None = None, buffer: int = 1024) -> Events:
+        """What happens to jobs from now on.
+
+        Args:
+            user: Only the jobs of this user.
+            buffer: How many stages and steps are kept for a subscriber that is slow. When there
+                are more, the oldest go; of one job only the latest step is ever kept. Changes of
+                state are always kept.
+
+        Returns:
+            The events, to be iterated over.
+
+        Raises:
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``buffer`` is 0 or more than a million.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def close(self) -> None:
+        """Takes no more jobs, and turns away whoever waits for one. May be called again.
+
+        Claims that are under way can still be ended. In memory, what is queued is cancelled; a
+        durable queue keeps it for the next process, and whoever waits for such a job is told that
+        the queue was closed. The file is free for others once the last claim has ended.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,  # noqa: A002
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __len__(self) -> int:
+        """How many jobs are queued."""
+
+    def __bool__(self) -> Literal[True]:
+        """A queue is true, also when it is empty."""
+
+@final
+class Job:
+    """One job: what :meth:`JobQueue.submit` returns.
+
+    It tells what is now. ``await job`` gives the result without blocking the event loop, and raises
+    as :meth:`result`. A task that is cancelled while it awaits a job leaves the job alone. Two are
+    equal if they are the same job of the same queue.
+    """
+
+    @property
+    def id(self) -> int:
+        """Its number, which no other job of this queue, or of its file, ever has."""
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+
+    @property
+    def priority(self) -> int:
+        """Its priority."""
+
+    @property
+    def batch(self) -> str | None:
+        """Its batch."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the weights that it uses."""
+
+    @property
+    def payload(self) -> Any:
+        """What was submitted: bytes, or a new copy of what JSON said."""
+
+    @property
+    def state(self) -> _JobState:
+        """``'queued'``, ``'running'``, ``'done'``, ``'failed'`` or ``'cancelled'``."""
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether it runs, and was told to stop."""
+
+    @property
+    def attempts(self) -> int:
+        """How often it was begun."""
+
+    @property
+    def max_attempts(self) -> int:
+        """How often it may be begun."""
+
+    @property
+    def device(self) -> Device | None:
+        """Where it runs or ran last."""
+
+    @property
+    def stage(self) -> str | None:
+        """What its claim said last about where it is."""
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """The step that its claim told last, and of how many."""
+
+    @property
+    def submitted(self) -> float:
+        """When it was submitted, in seconds since the epoch."""
+
+    @property
+    def started(self) -> float | None:
+        """When it was last claimed, in seconds since the epoch."""
+
+    @property
+    def finished(self) -> float | None:
+        """When it was over, in seconds since the epoch."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed or was cancelled, in words."""
+
+    def done(self) -> bool:
+        """Whether it is over: done, failed or cancelled."""
+
+    def running(self) -> bool:
+        """Whether it runs now."""
+
+    def cancelled(self) -> bool:
+        """Whether it ended as cancelled."""
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancels it, as :meth:`JobQueue.cancel`.
+
+        Args:
+            reason: What its error, and its token, say.
+
+        Returns:
+            Whether this call did it; ``False`` if it is over, or was cancelled before.
+
+        Raises:
+            JournalError: it could not be written.
+            TypeError: ``reason`` is not a text.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def wait(self, timeout: float | None = None, *, cancel: CancelToken | None = None) -> _JobState:
+        """Waits until it is over, however it ends.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait; the job goes on.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised before.
+            ClosedError: the queue was closed, and a later process will run it.
+            DeadlockError: only workers could run it that wait, by however many steps, for
+                something of the caller's: the caller himself, for one.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def result(self, timeout: float | None = None, *, cancel: CancelToken | None = None) -> Any:
+        """What its claim finished with, the same object; waits for it.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait; the job goes on.
+
+        Raises:
+            BaseException: what :meth:`Claim.fail` was given, if that was an exception.
+            JobFailedError: it failed otherwise, or in an earlier process.
+            CancelledError: it was cancelled; or the token was raised before it was over.
+            ResultNotKeptError: it was done in an earlier process, and its result was not a path.
+            CoresidentError: as :meth:`wait`.
+        """
+
+    def events(self) -> Events:
+        """What happens to it: first what is so now, then every change, and nothing after its end.
+
+        Raises:
+            ForkedError: the queue was made before a fork.
+
+        Example:
+            >>> async for event in job.events():
+            ...     print(event.kind, event.step, event.steps)
+        """
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Offer:
+    """A job that is kept for one device: what :meth:`JobQueue.offer` returns. A guard.
+
+    If the job is cancelled meanwhile, accepting gives nothing.
+    """
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+
+    @property
+    def device(self) -> Device:
+        """The device that it is offered to."""
+
+    @property
+    def released(self) -> bool:
+        """Whether it was accepted or released."""
+
+    def accept(self) -> Claim | None:
+        """Makes it a claim; ``None`` if the job has been cancelled or deleted meanwhile.
+
+        Raises:
+            JournalError: the claim could not be written. The job is queued as before.
+            ReleasedError: it was accepted or released already.
+            ClosedError: the queue is closed.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def release(self) -> None:
+        """Gives the job back, to its old place. Another device gets it, if one waits. From any
+        thread; again without effect.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,  # noqa: A002
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+@final
+class Claim:
+    """A job that runs: what :meth:`JobQueue.claim` returns. A guard.
+
+    ``with`` ends it: an exception fails the job with it, and goes on; Ctrl-C, and an end without
+    :meth:`finish` or :meth:`fail`, queue it again.
+    """
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+
+    @property
+    def device(self) -> Device:
+        """The device that it runs on."""
+
+    @property
+    def token(self) -> CancelToken:
+        """Raised at once when the job is cancelled."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the job this is, from 1."""
+
+    @property
+    def released(self) -> bool:
+        """Whether it has been ended."""
+
+    def start(self) -> None:
+        """Says that the work begins now, for those who watch. Entering ``with``, a stage or a step
+        say so too. Again without effect.
+
+        Raises:
+            ReleasedError: the claim has been ended.
+        """
+
+    def stage(self, name: str) -> None:
+        """Says what the job does now, for those who watch.
+
+        Args:
+            name: Such as ``"text encoder"``.
+
+        Raises:
+            ReleasedError: the claim has been ended.
+            InvalidTypeError: ``name`` is not a text.
+        """
+
+    def step(self, step: int, steps: int, preview: object = None) -> None:
+        """Says how far the job is, for those who watch. Cheap enough for every step.
+
+        Args:
+            step: How many are done.
+            steps: Of how many.
+            preview: Anything that is to be shown, by reference.
+
+        Raises:
+            ReleasedError: the claim has been ended.
+            InvalidTypeError: a number is no whole number.
+            InvalidValueError: ``step`` is more than ``steps``, or more than 2**32 - 1.
+        """
+
+    def finish(self, result: object = None) -> _JobState:
+        """Ends the job.
+
+        Args:
+            result: What :meth:`Job.result` gives, by reference. A durable queue writes it down if
+                it is a path, and forgets it with the process otherwise.
+
+        Returns:
+            ``'done'``; ``'cancelled'`` if a cancel was ordered before.
+
+        Raises:
+            JournalError: it could not be written. The claim is held as before.
+            ReleasedError: the claim has been ended.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def fail(self, error: BaseException | str, *, retry: bool = False) -> _JobState:
+        """Ends the job as failed, or queues it for another attempt.
+
+        Args:
+            error: Why. An exception is what :meth:`Job.result` raises, without the frames that
+                it came through.
+            retry: Whether to queue it again if attempts are left.
+
+        Returns:
+            ``'failed'``; ``'queued'`` if it is queued again; ``'cancelled'`` if a cancel was
+            ordered before.
+
+        Raises:
+            JournalError: it could not be written. The claim is held as before.
+            ReleasedError: the claim has been ended.
+            InvalidTypeError: ``error`` is neither an exception nor a text.
+            ForkedError: the queue was made before a fork.
+
+        Waits for the disk, if the queue is durable.
+        """
+
+    def release(self) -> None:
+        """Queues the job again, at its old place, as if it had not been begun. From any thread;
+        again, and after an end, without effect.
+
+        A claim that is forgotten, or whose thread ends, is released too, but its attempt counts: a
+        job that takes its worker with it fails after ``max_attempts``.
+        """
+
+    def hand_over(self) -> Self:
+        """Lets another thread or task have this claim, as :meth:`Lease.hand_over`. Does not wait.
+
+        Raises:
+            ReleasedError: the claim has been ended.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,  # noqa: A002
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+@final
+class Events:
+    """What happens to jobs, in order for each of them. An iterator, and an asynchronous one.
+
+    One at a time may wait for the next. A subscriber that nobody holds any more is forgotten.
+    """
+
+    def next(
+        self, timeout: float | None = None, *, cancel: CancelToken | None = None
+    ) -> Event | None:
+        """The next event; waits for it.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits for ever, 0 only looks.
+            cancel: A token that ends the wait.
+
+        Returns:
+            The event; ``None`` if there will be no more.
+
+        Raises:
+            WaitTimeoutError: the time was over.
+            CancelledError: the token was raised before.
+            DeadlockError: only workers could go on with the job that wait for the caller.
+            InvalidTypeError: an argument is of a wrong type.
+            InvalidValueError: ``timeout`` is negative or not finite.
+            ForkedError: the queue was made before a fork.
+        """
+
+    def close(self) -> None:
+        """Ends them, after those that are there already. Again without effect."""
+
+    @property
+    def dropped(self) -> int:
+        """How many stages and steps the subscriber was too slow for."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Event: ...
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> _Awaitable[Event]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,  # noqa: A002
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+@final
+class Event:
+    """One thing that happened to a job."""
+
+    @property
+    def kind(self) -> _EventKind:
+        """What happened. ``'queued'`` is also said of a job that is queued again."""
+
+    @property
+    def job(self) -> Job:
+        """The job, as it is now, which may be further than this event."""
+
+    @property
+    def id(self) -> int:
+        """The number of the job."""
+
+    @property
+    def user(self) -> str:
+        """Whose job it is."""
+
+    @property
+    def device(self) -> Device | None:
+        """Where it runs; ``None`` if it was not running."""
+
+    @property
+    def label(self) -> str | None:
+        """The device's label: ``'RTX 3090 #2 (cuda:1)'``."""
+
+    @property
+    def time(self) -> float:
+        """When, in seconds since the epoch."""
+
+    @property
+    def attempt(self) -> int:
+        """How often the job had been begun."""
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that the job was in."""
+
+    @property
+    def step(self) -> int | None:
+        """Steps done; for ``'step'``."""
+
+    @property
+    def steps(self) -> int | None:
+        """Of how many; for ``'step'``."""
+
+    @property
+    def preview(self) -> Any:
+        """What the step shows, if anything; for ``'step'``."""
+
+    @property
+    def error(self) -> str | None:
+        """Why: for ``'failed'``, ``'cancelled'``, and for ``'queued'`` after an attempt."""
+
+@final
+class QueueStatus:
+    """A queue at a glance: what :meth:`JobQueue.status` returns."""
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+
+    @property
+    def running(self) -> int:
+        """Jobs that run."""
+
+    @property
+    def done(self) -> int:
+        """Jobs of the history that are done."""
+
+    @property
+    def failed(self) -> int:
+        """Jobs of the history that failed."""
+
+    @property
+    def cancelled(self) -> int:
+        """Jobs of the history that were cancelled."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the whole queue is paused."""
+
+    @property
+    def waiting(self) -> list[str]:
+        """The devices for which somebody waits for a job."""
+
+    @property
+    def users(self) -> list[UserStatus]:
+        """Every user who ever had jobs or settings here, by name."""
+
+@final
+class UserStatus:
+    """A user of a queue: an entry of :attr:`QueueStatus.users`."""
+
+    @property
+    def name(self) -> str:
+        """His name."""
+
+    @property
+    def weight(self) -> float:
+        """His share beside others."""
+
+    @property
+    def queued(self) -> int:
+        """His jobs that wait."""
+
+    @property
+    def running(self) -> int:
+        """His jobs that run."""
+
+    @property
+    def gpu_seconds(self) -> float:
+        """The GPU seconds that he has been charged, with the estimates of what runs."""
+
+    @property
+    def gpu_seconds_last_hour(self) -> float:
+        """Those of the last sixty minutes."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether he is paused."""
+
+    @property
+    def blocked(self) -> str | None:
+        """Why nothing of his can start now; ``None`` if it can."""
+
 @final
 class Request:
     """Internal: an asyncio task's place in a line, polled by ``_aio.Awaitable``."""
@@ -2923,6 +4218,9 @@ class Lane:
 
 def restore_device(name: str, memory: int | None, bandwidth: int | None) -> Device:
     """Internal: the device that was pickled."""
+
+def parse_size(size: int | str) -> int:
+    """Internal: the bytes of a number, or of a text such as ``'3GiB'``."""
 
 def size(nbytes: int) -> str:
     """Internal: a number of bytes as people read it."""
@@ -3262,3 +4560,15 @@ def replay_trace(text: str, policy: str, lookahead: int) -> Replayed:
 
 def policies() -> list[str]:
     """The names of all policies, the default one first."""
+
+# What a runtime puts together.
+
+def connect(queue: JobQueue, planners: list[Planner], arenas: list[Arena]) -> Connection:
+    """Internal: has planners ask a queue which jobs come, and it ask arenas what is where."""
+
+@final
+class Connection:
+    """Internal: a queue and the devices that run its jobs."""
+
+    def end(self) -> None:
+        """Internal: ends it, again without effect."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 
 from coresident import _core, _serve
@@ -12,6 +13,9 @@ from coresident import _core, _serve
 def _before_threads_are_joined() -> None:
     # The main thread's code is over: what it still holds would keep other threads waiting.
     _core.release_this_thread()
+    # Jobs give tasks to workers.
+    if (serving := sys.modules.get("coresident.serving.server")) is not None:
+        serving.finish_all()
     _serve.finish_all()
 
 

@@ -287,5 +287,104 @@ class TensorNotFoundError(CoresidentError, KeyError):
         return str(self.args[0])
 
 
+class UnrunnableJobError(InvalidValueError):
+    """A job that no device of its queue could ever run.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PayloadError(InvalidValueError):
+    """A payload that is too large, or that JSON cannot say.
+
+    Attributes:
+        nbytes: Its bytes; 0 if JSON cannot say it.
+        limit: The most bytes that it may have; 0 likewise.
+    """
+
+    def __init__(self, message: str, nbytes: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.nbytes = nbytes
+        self.limit = limit
+
+
+class QueueFullError(CoresidentError, RuntimeError):
+    """A user would have more jobs queued than he may.
+
+    Attributes:
+        user: The user.
+        queued: His jobs that are queued.
+        limit: How many there may be.
+    """
+
+    def __init__(self, message: str, user: str = "", queued: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.user = user
+        self.queued = queued
+        self.limit = limit
+
+
+class JobNotFoundError(CoresidentError, KeyError):
+    """A number that no job of the queue has.
+
+    Attributes:
+        job: The number.
+    """
+
+    def __init__(self, message: str, job: int = 0) -> None:
+        super().__init__(message)
+        self.job = job
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class JobFailedError(CoresidentError, RuntimeError):
+    """A job failed, and there is no exception of its own to raise.
+
+    Attributes:
+        job: Its number.
+        error: Why, in words.
+    """
+
+    def __init__(self, message: str, job: int = 0, error: str = "") -> None:
+        super().__init__(message)
+        self.job = job
+        self.error = error
+
+
+class ResultNotKeptError(CoresidentError, LookupError):
+    """A job was done in an earlier process, and what it came to went with that.
+
+    Attributes:
+        job: Its number.
+    """
+
+    def __init__(self, message: str, job: int = 0) -> None:
+        super().__init__(message)
+        self.job = job
+
+
+class JournalError(CoresidentError, OSError):
+    """The file of a queue could not be read or written. What was to be written has not happened.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class QueueInUseError(JournalError):
+    """The file of a queue has an owner already."""
+
+
 class ForkedError(CoresidentError, RuntimeError):
     """Something made before ``fork`` was used in the child process."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from coresident._hints import Hints
 from coresident.errors import InvalidDeviceError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
+    from coresident.serving import IdlePolicy, ServedJob, Server
     from coresident.torch import Model
     from coresident.torch.room import Room
     from coresident.trace import Explanation
@@ -154,6 +156,7 @@ class Runtime:
         self._learned = working_memory
         self._pin = pin
         self._room: Room | None = None
+        self._servers: list[Server] = []
 
     def load(
         self,
@@ -252,6 +255,109 @@ class Runtime:
             planner.forecast = told
         self._forecast = forecast
 
+    def serve(
+        self,
+        handler: Callable[[ServedJob], object],
+        queue: _core.JobQueue | None = None,
+        *,
+        devices: str | _core.Device | Iterable[Any] | None = None,
+        grad: bool = False,
+        idle: IdlePolicy | Mapping[Any, IdlePolicy] | None = None,
+    ) -> Server:
+        """Runs the jobs of a queue, one at a time on each device, in threads of their own::
+
+            def draw(job):
+                with job.borrowed(affinity="t5") as device:
+                    text = encode(job.payload["prompt"], device)
+                return denoise(text, job.device, callback_on_step_end=job.on_step)
+
+            with runtime.serve(draw) as server:
+                images = [server.queue.submit({"prompt": text}, user="ann") for text in prompts]
+                images[0].result()
+
+        A job is finished with what the handler returns, and failed with what it raises, whatever
+        that is. When a job needs weights that are on a device, that device is preferred for it, and
+        what the next jobs need is the last to leave. Does not wait.
+
+        Args:
+            handler: A plain function of a :class:`~coresident.ServedJob`. Each call is in a
+                worker's thread and a context of its own, with the job's device leased and current.
+            queue: The queue; ``None`` makes one in memory for this server, which is its ``queue``.
+            devices: Those that run jobs, all of the queue's and of this runtime's; ``None`` for
+                those that both have.
+            grad: Whether torch records gradients in handlers; its grad mode is each thread's own.
+            idle: What devices let go of when they have no jobs, for all or by device.
+
+        Returns:
+            The server, which serves from now on.
+
+        Raises:
+            InvalidTypeError: ``handler`` cannot be called, or is a coroutine or a generator
+                function, which would run only after it has returned: have it call ``asyncio.run``.
+                Or another argument is of a wrong type.
+            InvalidDeviceError: a device is not of this runtime, or not of the queue.
+            ForkedError: the runtime or the queue was made before a fork.
+        """
+        from coresident.serving.server import Server, check
+
+        chosen = check(self, handler, queue, devices, grad)
+        server = Server(self, handler, queue, devices=chosen, grad=grad, idle=idle)
+        self._servers = [*(one for one in self._servers if not one.ended), server]
+        return server
+
+    def serve_forever(
+        self,
+        handler: Callable[[ServedJob], object],
+        queue: _core.JobQueue,
+        *,
+        grace: float = 30.0,
+        **terms: Any,
+    ) -> None:
+        """As :meth:`serve`, and waits until the queue is closed or Ctrl-C or SIGTERM comes; as
+        :meth:`Server.serve_forever <coresident.Server.serve_forever>`, which has the errors.
+
+        Args:
+            handler: As for :meth:`serve`.
+            queue: The queue.
+            grace: Seconds that jobs have to end after Ctrl-C, and then to stop.
+            **terms: As for :meth:`serve`.
+        """
+        from coresident.serving.server import check_grace, signals
+
+        check_grace(grace)
+        wake = _core.CancelToken()
+        # Before the first job begins.
+        with signals(wake):
+            self.serve(handler, queue, **terms).serve_until(wake, grace)
+
+    def free(self, device: Any = None, *, ram: bool = False) -> int:
+        """Lets go of weights that nobody uses right now: in the memory of a device, and on the
+        host. They come again when they are needed. Does not wait.
+
+        Args:
+            device: The device; ``None`` for all.
+            ram: Whether to let go of host memory too, of what no model has.
+
+        Returns:
+            The bytes of device memory that are free now and were not.
+
+        Raises:
+            InvalidDeviceError: the device is none of the runtime's.
+            InvalidTypeError: an argument is of a wrong type.
+        """
+        if not isinstance(ram, bool):
+            raise InvalidTypeError(f"ram is True or False, not {type(ram).__name__}")
+        freed = 0
+        for one in self.planners if device is None else [self._device(device)]:
+            if one in self.arenas:
+                freed += self.arenas[one].evict()
+            if self._room is not None:
+                freed += self._room.drop_copies(one)
+            _torch_memory.empty_cache(one)
+        if ram:
+            self.weights.clear()
+        return freed
+
     def analyze(self, device: Any) -> _core.ArenaStatus:
         """What is resident on one device, what of it is in use, and by whom. Does not wait.
 
@@ -323,16 +429,20 @@ class Runtime:
         return self.pool.devices
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Refuses new leases and tasks, and waits for the tasks that are queued or run.
+        """Stops what serves, refuses new leases and tasks, and waits for the tasks that are queued
+        or run.
 
         Args:
-            timeout: Seconds to wait for the workers; ``None`` waits for ever.
+            timeout: Seconds to wait for servers and workers; ``None`` waits for ever.
 
         Raises:
             WaitTimeoutError: naming what still runs.
         """
+        until = None if timeout is None else time.monotonic() + timeout
+        for server in self._servers:
+            server.stop(timeout=until and max(0.0, until - time.monotonic()))
         self.pool.close()
-        self.workers.close(timeout=timeout)
+        self.workers.close(timeout=until and max(0.0, until - time.monotonic()))
         self._hints.give()
 
     def __enter__(self) -> Runtime:
@@ -344,6 +454,8 @@ class Runtime:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for server in self._servers:
+            server.stop(None if kind is None else "cancel")
         self.pool.close()
         self.workers.close("drain" if kind is None else "cancel")
         if kind is None:

@@ -44,11 +44,12 @@ impl Area {
         key: &str,
         identity: Identity,
         contents: Vec<Content>,
+        groups: &[usize],
         owner: &Owner,
     ) -> Result<Self, ArenaError> {
         // Also tells whether the device can be used at all.
         let places = arena.memory.places()?;
-        let layout = Layout::new(contents, arena.memory.page(), places);
+        let layout = Layout::new(contents, groups, arena.memory.page(), places);
         let reserved = arena.budget.try_reserve(0, Some(key), owner)?;
         let Some(reservation) = reserved else { return Err(arena.full(key, 0)) };
         reservation.disown();
@@ -112,6 +113,13 @@ impl Area {
     #[must_use]
     pub fn block(&self, tensors: &[usize]) -> Arc<PageSet> {
         Arc::new(self.0.layout.set(tensors.iter().copied()))
+    }
+
+    /// How many pages of a set, which has all of its own, have to be there so that a tensor is.
+    #[must_use]
+    pub fn end_in(&self, set: &PageSet, tensor: usize) -> usize {
+        let end = self.0.layout.set([tensor]).iter().max();
+        end.map_or(0, |end| set.iter().take_while(|page| *page <= end).count())
     }
 
     /// Where a tensor is on the device, whether it has memory now or not. Where memory
@@ -186,6 +194,8 @@ pub struct Pins {
     user: Option<Owner>,
     /// For whom, if that is recorded.
     job: u64,
+    /// Where their use has ended, if that was before they are dropped.
+    ended: Option<Vec<Mark>>,
 }
 
 impl Pins {
@@ -199,7 +209,7 @@ impl Pins {
         area.land.reservation.add_user(user);
         let (area, set, user, (job, _)) =
             (area.clone(), set.clone(), Some(user.clone()), Acting::now());
-        Self { area, set, stream, also: Mutex::new(Vec::new()), user, job }
+        Self { area, set, stream, also: Mutex::new(Vec::new()), user, ended: None, job }
     }
 
     /// The area.
@@ -225,8 +235,62 @@ impl Pins {
     }
 
     /// Whose they are.
-    pub(super) fn set(&self) -> &PageSet {
+    pub(super) fn set(&self) -> &Arc<PageSet> {
         &self.set
+    }
+
+    /// How many pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.set.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+
+    /// Says that their use ends here: what comes on their streams from now on is not waited for when
+    /// they leave.
+    pub fn end(&mut self) {
+        if self.ended.is_none() && self.area.arena.birth.is_here() {
+            self.ended = Some(self.marks());
+        }
+    }
+
+    /// Keeps so many of the pages, the first ones, and gives the rest away.
+    #[must_use]
+    pub fn split_off(&mut self, first: usize) -> Self {
+        let rest = Arc::new(self.set.part(first, usize::MAX));
+        self.set = Arc::new(self.set.part(0, first));
+        if let Some(user) = &self.user {
+            self.area.land.reservation.add_user(user);
+        }
+        let also = Mutex::new(self.also.lock().clone());
+        let (area, ended) = (self.area.clone(), self.ended.clone());
+        let (user, job) = (self.user.clone(), self.job);
+        Self { area, set: rest, stream: self.stream, also, user, job, ended }
+    }
+
+    /// Where the streams are now that have used them.
+    pub(super) fn marks(&self) -> Vec<Mark> {
+        if let Some(ended) = &self.ended {
+            return ended.clone();
+        }
+        if exiting() {
+            return Vec::new();
+        }
+        let also = self.also.lock().clone();
+        let streams = std::iter::once(self.stream).chain(also);
+        let on_device = streams.filter(|stream| *stream != Stream::Host);
+        on_device.map(|stream| self.area.arena.mark(stream)).collect()
+    }
+
+    /// Makes nothing of them: their pages were unpinned already.
+    pub(super) fn forget(mut self) {
+        self.set = Arc::new(self.set.part(0, 0));
+        self.ended = Some(Vec::new());
     }
 
     /// Takes them out of the wait-for graph: nobody in particular will unpin them.
@@ -244,15 +308,10 @@ impl Drop for Pins {
         if !arena.birth.is_here() {
             return;
         }
-        let mut marks: Vec<Mark> = Vec::new();
-        if !exiting() {
-            let also = std::mem::take(&mut *self.also.lock());
-            for stream in std::iter::once(self.stream).chain(also) {
-                if stream != Stream::Host {
-                    marks.push(arena.mark(stream));
-                }
-            }
+        if self.set.is_empty() {
+            return;
         }
+        let marks = self.marks();
         let mut state = arena.state.lock();
         state.unpin(self.area.number, &self.set, &marks);
         let above = state.above_watermark(arena.memory.page());

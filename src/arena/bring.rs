@@ -11,6 +11,7 @@ use super::{ArenaError, Shared as ArenaShared};
 use crate::budget::{BudgetError, Reservation};
 use crate::device::{Event, MemoryError, Pinning, Places, Stream};
 use crate::sync::{Mutant, planted, wait_until};
+use crate::trace::Cause;
 use crate::wait::{Owner, Patience};
 
 /// What takes less is no wait: it takes some time to evict, too.
@@ -19,9 +20,9 @@ const A_WAIT: Duration = Duration::from_millis(1);
 /// Pages that are to get memory; they are given up when it is dropped, and what they have got.
 pub(super) struct Coming<'a> {
     area: &'a AreaShared,
-    missing: Vec<usize>,
+    pub(super) missing: Vec<usize>,
     /// Whether they have memory.
-    given: bool,
+    pub(super) given: bool,
 }
 
 impl Drop for Coming<'_> {
@@ -67,7 +68,7 @@ impl AreaShared {
     ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
         let there = pins.set().len() - coming.missing.len();
         let working = self.give_memory(&mut coming, there, beside, owner, patience)?;
-        let filled = self.fill(pins.set(), &mut coming, owner)?;
+        let filled = self.fill(pins.set(), &mut coming, owner, Cause::CameBack)?;
         Ok((filled, working))
     }
 
@@ -102,7 +103,7 @@ impl AreaShared {
             if let Some(track) = self.land.track.as_ref().filter(|_| asked.elapsed() >= A_WAIT) {
                 track.waited(wanted, asked);
             }
-            let committed = self.commit(&coming.missing);
+            let committed = self.commit(&coming.missing, true);
             self.arena.memory.clear_aside();
             match committed {
                 Ok(()) => {
@@ -133,13 +134,16 @@ impl AreaShared {
         }
     }
 
-    /// Gives memory to pages; to all of them or none.
-    fn commit(&self, pages: &[usize]) -> Result<(), MemoryError> {
+    /// Gives memory to pages; to all of them or none. If there is too little, others may be asked to
+    /// give some back, which can take them a while.
+    pub(super) fn commit(&self, pages: &[usize], ask_others: bool) -> Result<(), MemoryError> {
         let (memory, budget, land) = (&self.arena.memory, &self.arena.budget, &self.land);
         let runs = runs(pages.iter().copied());
         for (at, run) in runs.iter().enumerate() {
             let mut outcome = land.commit(run);
-            if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome {
+            if let Err(MemoryError::OutOfMemory { asked, free, .. }) = outcome
+                && ask_others
+            {
                 budget.relieve(asked.saturating_sub(free), &|| memory.free() >= asked);
                 outcome = land.commit(run);
             }
@@ -151,12 +155,14 @@ impl AreaShared {
         Ok(())
     }
 
-    /// Has all content copied that is not there, or may be wrong. Returns what has to pass before it is.
-    fn fill(
+    /// Has all content copied that is not there, or may be wrong; why what had left comes back is told.
+    /// Returns what has to pass before it is there.
+    pub(super) fn fill(
         &self,
         set: &PageSet,
         coming: &mut Coming<'_>,
         owner: &Owner,
+        back: Cause,
     ) -> Result<Vec<Event>, ArenaError> {
         loop {
             let stale = self.arena.state.lock().stale(self.number, set);
@@ -174,7 +180,7 @@ impl AreaShared {
             let what = self.arena.state.lock().settle(self.number, &pages, generation, &filled);
             coming.missing.clear();
             let (track, page) = (self.land.track.as_ref(), self.arena.memory.page());
-            self.arena.records.copying(track, &filled, began, what, page);
+            self.arena.records.copying(track, &filled, began, (what, back), page);
         }
     }
 

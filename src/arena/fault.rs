@@ -116,7 +116,7 @@ impl AreaShared {
     }
 
     /// Has `stream` go on only when the content of pages is there.
-    fn content_is_there(
+    pub(super) fn content_is_there(
         &self,
         pins: &Pins,
         filled: Vec<Event>,

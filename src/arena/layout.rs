@@ -84,14 +84,41 @@ impl PageSet {
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
         self.ranges.iter().cloned().flatten()
     }
+
+    /// Pages of these numbers, which ascend.
+    fn of(numbers: impl IntoIterator<Item = usize>) -> Self {
+        let ranges = runs(numbers);
+        let count = ranges.iter().map(ExactSizeIterator::len).sum();
+        Self { ranges, count }
+    }
+
+    /// Those that are not in the other one.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let in_other = |page: &usize| other.ranges.iter().any(|range| range.contains(page));
+        Self::of(self.iter().filter(|page| !in_other(page)))
+    }
+
+    /// So many of them, from the first on or after so many.
+    #[must_use]
+    pub fn part(&self, from: usize, count: usize) -> Self {
+        Self::of(self.iter().skip(from).take(count))
+    }
 }
 
 impl Layout {
-    pub(super) fn new(contents: Vec<Content>, page: usize, memory: Places) -> Self {
+    /// Each of `groups`, which are the places of their first tensors, begins with a page of its own.
+    pub(super) fn new(
+        contents: Vec<Content>,
+        groups: &[usize],
+        page: usize,
+        memory: Places,
+    ) -> Self {
         let (mut end, mut begun) = (0_usize, vec![0]);
         let mut places = Vec::with_capacity(contents.len());
-        for content in &contents {
-            let mut start = end.next_multiple_of(ALIGNMENT);
+        for (at, content) in contents.iter().enumerate() {
+            let alignment = if groups.contains(&at) { page } else { ALIGNMENT };
+            let mut start = end.next_multiple_of(alignment);
             if let (Places::Moving { block }, Some(last)) = (memory, begun.last()) {
                 // What the last page has to spare is filled whatever lies before.
                 let most = (last + block).max(end.next_multiple_of(page));

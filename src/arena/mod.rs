@@ -54,6 +54,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod allowance;
 mod area;
 mod bring;
 mod error;
@@ -73,6 +74,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+pub use allowance::{Allowance, Brought};
 pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;
@@ -226,13 +228,29 @@ impl Arena {
         owner: &Owner,
         contents: impl FnOnce() -> Vec<Content>,
     ) -> Result<Area, ArenaError> {
+        self.area_in_groups(key, identity, owner, &[], contents)
+    }
+
+    /// The same of tensors that lie in groups, which share no page. Of each it says where in the
+    /// contents it begins.
+    ///
+    /// # Errors
+    /// As [`Arena::area`].
+    pub fn area_in_groups(
+        &self,
+        key: &str,
+        identity: Identity,
+        owner: &Owner,
+        groups: &[usize],
+        contents: impl FnOnce() -> Vec<Content>,
+    ) -> Result<Area, ArenaError> {
         self.0.birth.check("arena")?;
         let known = |state: &State| state.known.get(&identity).and_then(Weak::upgrade).map(Area);
         let found = known(&self.0.state.lock());
         if let Some(found) = found {
             return Ok(found);
         }
-        let made = Area::new(&self.0, key, identity.clone(), contents(), owner)?;
+        let made = Area::new(&self.0, key, identity.clone(), contents(), groups, owner)?;
         let mut state = self.0.state.lock();
         // Somebody may have made it meanwhile.
         let found = known(&state);

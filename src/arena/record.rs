@@ -109,7 +109,7 @@ impl Records {
         track: Option<&Track>,
         filled: &Event,
         began: Instant,
-        pages: Filled,
+        (pages, back): (Filled, Cause),
         page: usize,
     ) {
         let Some(((timeline, copies), track)) = self.0.get().zip(track) else { return };
@@ -119,7 +119,7 @@ impl Records {
         let bytes = |pages: usize| (pages * page) as u64;
         let parts = [
             (Cause::FirstUse, bytes(pages.first)),
-            (Cause::CameBack, bytes(pages.back)),
+            (back, bytes(pages.back)),
             (Cause::Renewed, bytes(pages.renewed)),
         ];
         filled.watch();

@@ -316,6 +316,45 @@ impl State {
         land.count(*resident, *pinned);
     }
 
+    /// What has to pass before pages can leave that nobody else uses.
+    pub(super) fn fences_of(&self, area: usize, set: &PageSet) -> Vec<Event> {
+        let mut fences = Vec::new();
+        set.iter().for_each(|at| note(&mut fences, self.areas[area].pages[at].fences()));
+        fences
+    }
+
+    /// How many of some pages have no memory, and how many nobody uses.
+    pub(super) fn absent_and_unused(&self, area: usize, set: &PageSet) -> (usize, usize) {
+        let pages = &self.areas[area].pages;
+        let absent = set.iter().filter(|at| pages[*at].place == Place::Absent).count();
+        (absent, set.iter().filter(|at| can_leave(&pages[*at])).count())
+    }
+
+    /// Lets pages go, and has those leave at once that nobody else uses, if nothing has to pass but
+    /// what has `passed`. Else returns nothing, and they stay as they are.
+    pub(super) fn retire(
+        &mut self,
+        area: usize,
+        set: &PageSet,
+        passed: &[Event],
+    ) -> Option<Vec<Run>> {
+        let has_passed = |event: &Event| passed.iter().any(|other| Arc::ptr_eq(other, event));
+        if !self.fences_of(area, set).iter().all(has_passed) {
+            return None;
+        }
+        self.unpin(area, set, &[]);
+        let AreaState { land, pages, .. } = &mut self.areas[area];
+        let mut leaving = Vec::new();
+        for at in set.iter() {
+            if can_leave(&pages[at]) {
+                pages[at].place = Place::Leaving;
+                leaving.push(at);
+            }
+        }
+        let runs = runs(leaving).into_iter();
+        Some(runs.map(|pages| Run { area, land: land.clone(), pages }).collect())
+    }
+
     /// How many pages have memory, or get it.
     pub(super) fn resident(&self) -> usize {
         self.areas.iter().map(|(_, area)| area.resident).sum()

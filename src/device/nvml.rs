@@ -33,8 +33,11 @@ struct Card {
 
 impl Driver for Card {
     fn free_memory(&self) -> Option<u64> {
-        let free = card(nvml()?, &self.uuid)?.memory_info().ok()?.free;
-        Some(free.saturating_add(self.memory.kept()))
+        match card(nvml()?, &self.uuid)?.memory_info() {
+            Ok(memory) => Some(memory.free.saturating_add(self.memory.kept())),
+            // NVML does not tell of memory that is the host's; CUDA does, once it is used.
+            Err(_) => self.memory.free_if_used(),
+        }
     }
 
     fn near(&self) -> Option<Near> {

@@ -355,6 +355,12 @@ impl From<device::NameError> for Error {
     }
 }
 
+/// The number of bytes that a size is.
+#[pyfunction]
+pub(super) fn parse_size(size: &Bound<'_, PyAny>) -> Result<u64> {
+    argument::bytes("a size", size)
+}
+
 /// A number of bytes as people read it.
 #[pyfunction]
 pub(super) fn size(nbytes: u64) -> String {

@@ -9,6 +9,7 @@ use super::exit::Inside;
 use crate::device::{DeviceError, SizeError};
 use crate::load_lock::LockError;
 use crate::pool::PoolError;
+use crate::queue::{JournalError, QueueError};
 use crate::wait::{Deadlock, Forked, WaitError};
 use crate::weights::WeightsError;
 use crate::worker::{SharesError, WorkerError};
@@ -187,6 +188,57 @@ impl From<WorkerError> for Error {
             WorkerError::Forked(error) => error.into(),
             WorkerError::Closed { .. } => plain("ClosedError", &error),
         }
+    }
+}
+
+impl From<QueueError> for Error {
+    fn from(error: QueueError) -> Self {
+        let message = error.to_string();
+        match error {
+            QueueError::Wait(error) => error.into(),
+            QueueError::Forked(error) => error.into(),
+            QueueError::Journal(error) => error.into(),
+            QueueError::NoDevice { name, present } => {
+                let present: Vec<String> = present.iter().map(ToString::to_string).collect();
+                raise("DeviceNotFoundError", &message, |fields| {
+                    fields.set_item("device", name.to_string())?;
+                    fields.set_item("present", present)
+                })
+            }
+            QueueError::TooManyDevices { .. } => plain("InvalidValueError", &error),
+            QueueError::Unrunnable { reason } => {
+                raise("UnrunnableJobError", &message, |fields| fields.set_item("reason", reason))
+            }
+            QueueError::Full { user, queued, limit, .. } => {
+                raise("QueueFullError", &message, |fields| {
+                    fields.set_item("user", user)?;
+                    fields.set_item("queued", queued)?;
+                    fields.set_item("limit", limit)
+                })
+            }
+            QueueError::Payload { bytes, limit } => raise("PayloadError", &message, |fields| {
+                fields.set_item("nbytes", bytes)?;
+                fields.set_item("limit", limit)
+            }),
+            QueueError::NoJob { id } => {
+                raise("JobNotFoundError", &message, |fields| fields.set_item("job", id))
+            }
+            QueueError::Closed => plain("ClosedError", &error),
+            QueueError::Ended { .. } => plain("ReleasedError", &error),
+        }
+    }
+}
+
+impl From<JournalError> for Error {
+    fn from(error: JournalError) -> Self {
+        let message = error.to_string();
+        let (class, path) = match error {
+            JournalError::InUse { path, .. } => ("QueueInUseError", path),
+            JournalError::Newer { path, .. }
+            | JournalError::NoQueue { path, .. }
+            | JournalError::Failed { path, .. } => ("JournalError", path),
+        };
+        raise(class, &message, |fields| fields.set_item("path", path))
     }
 }
 

@@ -18,8 +18,11 @@ mod load_lock;
 mod owner;
 mod planner;
 mod pool;
+mod queue;
 mod residency;
+mod runtime;
 mod shares;
+mod streaming;
 mod torch;
 mod trace;
 mod wait;
@@ -57,7 +60,8 @@ mod _core {
     use super::context::{current_cancel_token, current_device};
     #[pymodule_export]
     use super::device::{
-        Device, Occupied, devices, register_provider, restore_device, size, virtual_devices,
+        Device, Occupied, devices, parse_size, register_provider, restore_device, size,
+        virtual_devices,
     };
     #[pymodule_export]
     use super::exit::{LastMoment, about_to_fork, entered_child, has_forked, release_this_thread};
@@ -68,9 +72,15 @@ mod _core {
     #[pymodule_export]
     use super::pool::{Borrow, DevicePool, DeviceStatus, Holder, Lease, Waiter};
     #[pymodule_export]
+    use super::queue::{Claim, Event, Events, Job, JobQueue, Offer, QueueStatus, UserStatus};
+    #[pymodule_export]
     use super::residency::{Replayed, policies, replay_trace};
     #[pymodule_export]
+    use super::runtime::{Connection, connect};
+    #[pymodule_export]
     use super::shares::shares;
+    #[pymodule_export]
+    use super::streaming::{Streaming, StreamingStatus};
     #[pymodule_export]
     use super::trace::{Hint, Recording, Timeline, hint_kinds, trace_hints};
     #[pymodule_export]

@@ -72,6 +72,15 @@ impl Habits {
         Self { last: jobs.last().copied().unwrap_or_default(), family, came, all_came, far, stays }
     }
 
+    /// The kinds that there were jobs of.
+    pub(super) fn came(&self) -> UseSet {
+        let mut all = UseSet::default();
+        for kind in (0..self.came.len()).filter(|kind| self.came[*kind] > 0.0) {
+            all.insert(kind);
+        }
+        all
+    }
+
     /// How likely the next job is of one of these kinds.
     pub(super) fn next(&self, uses: UseSet) -> f64 {
         let Some(&family) = self.family.get(self.last) else { return 0.0 };

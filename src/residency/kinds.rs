@@ -20,6 +20,15 @@ impl UseSet {
         self.0 >> kind & 1 == 1
     }
 
+    pub(super) fn insert(&mut self, kind: Kind) {
+        self.0 |= 1 << kind;
+    }
+
+    /// Those of them that are among others too.
+    pub(super) fn within(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
     /// One or none.
     pub(super) fn share(self, kind: Kind) -> f64 {
         f64::from(u8::from(self.has(kind)))
@@ -97,7 +106,7 @@ impl Kinds {
             for (place, component) in components.iter().enumerate().rev() {
                 let (users, known) = users.entry(*component).or_default();
                 *known = if users.0 == 0 || users.has(kind) { place } else { *known };
-                users.0 |= 1 << kind;
+                users.insert(kind);
             }
         }
         self.groups.clear();

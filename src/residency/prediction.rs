@@ -70,8 +70,15 @@ impl Prediction {
             let precedent = self.precedents.next(*uses, habit);
             (likelihood(precedent) / likelihood(habit)).ln()
         };
+        // Kinds that nothing was of, after all, tell no groups apart.
+        let mut came = self.habits.came();
+        came.insert(job);
+        let mut groups: Vec<UseSet> = kinds.groups().iter().map(|uses| uses.within(came)).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.retain(|uses| *uses != UseSet::default());
         #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let count = kinds.groups().len() as f64;
-        kinds.groups().iter().map(better).sum::<f64>() / count.sqrt().max(1.0)
+        let count = groups.len() as f64;
+        groups.iter().map(better).sum::<f64>() / count.sqrt().max(1.0)
     }
 }

@@ -1,4 +1,5 @@
-//! The wiring: who says what leaves first, and who tells where jobs begin.
+//! The wiring: who says what leaves first, who tells where jobs begin and which come next, and who
+//! tells the queue what devices hold.
 //!
 //! Rooms know those above them only as small traits. Here they are put together.
 //!
@@ -22,7 +23,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod queue;
+
 use std::sync::Arc;
+
+pub use queue::{Connection, connect};
 
 use crate::arena::{Arena, ArenaError, HostSide};
 use crate::budget::Budget;

@@ -24,7 +24,12 @@ impl HostBytes for All {
 
 /// A device of so many pages, and an arena of it.
 fn house(pages: u64) -> (Arc<Bench>, Arena) {
-    let device = bench_with(pages, true);
+    house_with(pages, true)
+}
+
+/// The same with virtual memory management or without.
+fn house_with(pages: u64, moving: bool) -> (Arc<Bench>, Arena) {
+    let device = bench_with(pages, moving);
     let budget = Budget::new(Spec { limit: pages * PAGE, ..Spec::named(NAME) });
     let arena = Arena::over(device.name, device.pages.clone(), &budget, HostSide::default());
     (device, arena)
@@ -158,5 +163,28 @@ fn neighbours_are_filled_by_copies_of_their_own() {
         device.read_at(start, &mut bytes).unwrap();
         assert!(bytes.iter().all(|byte| *byte == 7));
         device.pages.deallocate(start, 2 * MIB);
+    }
+}
+
+#[test]
+fn an_eviction_never_overtakes_a_copy() {
+    for moving in [false, true] {
+        let (device, arena) = house_with(4, moving);
+        let areas = [area(&arena, 1, &[6 * MIB]), area(&arena, 2, &[6 * MIB])];
+        check(&device, &areas[0], 1);
+        arena.evict(u64::MAX);
+        let (all, me, stream) = (areas[0].all(), owner("main"), device.stream());
+        pretend::hold(device.ordinal(), true);
+        let fault = areas[0].fault(&all, Beside::default(), stream, &me, &Patience::FOREVER);
+        drop(fault.unwrap());
+        assert_eq!(arena.evict(u64::MAX), 0, "its copy has not begun");
+        assert_eq!(areas[0].residency(), [1; 3]);
+        let wanted = areas[1].all();
+        let soon = Patience::at_most(std::time::Duration::from_millis(50));
+        let refused = areas[1].fault(&wanted, Beside::default(), Stream::Host, &me, &soon);
+        assert!(refused.is_err(), "nobody else gets the memory meanwhile");
+        pretend::hold(device.ordinal(), false);
+        check(&device, &areas[1], 2);
+        assert_eq!(areas[0].residency(), [u8::from(!moving), 0, 0]);
     }
 }

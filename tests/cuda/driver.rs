@@ -191,7 +191,12 @@ fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
     let mut pieces: Vec<Piece> = (0..2000).map(|at| piece(start + at * 1024, 900)).collect();
     pieces.push(piece(start + (2 << 20), 17 << 20));
     pieces.push(piece(start + length - 10, 10));
+    let count = |what| pretend::count(what, bench.ordinal());
+    let (copies, pageable) = (count("cuMemcpyHtoDAsync_v2"), count("pageable_bytes_in"));
     bench.pages.upload(&[], pieces, Pinning::Staging).unwrap().wait(None).unwrap();
+    // The small ones; the large one in three buffers; and the one that is far.
+    assert_eq!(count("cuMemcpyHtoDAsync_v2") - copies, 5);
+    assert_eq!(count("pageable_bytes_in"), pageable);
     let mut bytes = vec![0; length];
     bench.read_at(start, &mut bytes).unwrap();
     assert!((0..2000).all(|at| bytes[at * 1024..at * 1024 + 900].iter().all(|byte| *byte == 7)));
@@ -199,6 +204,17 @@ fn copies_come_from_pinned_memory_in_few_calls_and_whole() {
     assert!(bytes[length - 10..].iter().all(|byte| *byte == 7));
     bench.pages.decommit(start, length);
     bench.pages.release(start, length);
+}
+
+#[test]
+fn access_to_pages_that_come_together_is_given_in_one_call() {
+    let bench = bench(8, None);
+    let start = bench.pages.reserve(5 * BYTES).unwrap();
+    let before = pretend::count("cuMemSetAccess", bench.ordinal());
+    bench.pages.commit(start, 5 * BYTES).unwrap();
+    assert_eq!(pretend::count("cuMemSetAccess", bench.ordinal()) - before, 1);
+    bench.pages.decommit(start, 5 * BYTES);
+    bench.pages.release(start, 5 * BYTES);
 }
 
 #[test]

@@ -76,6 +76,13 @@ pub(crate) fn set_taken(device: u32, bytes: u64) {
     assert_eq!(unsafe { set(device.cast_signed(), bytes) }, 0);
 }
 
+/// Has the streams of a device begin nothing, or go on.
+pub(crate) fn hold(device: i32, held: bool) {
+    let set: unsafe extern "C" fn(c_int, c_int) -> u32 = function("pretend_cuda_hold");
+    // SAFETY: as its documentation has it.
+    assert_eq!(unsafe { set(device, held.into()) }, 0);
+}
+
 /// The context that is current in this thread; 0 for none.
 pub(crate) fn current() -> usize {
     let get: unsafe extern "C" fn(*mut usize) -> u32 = function("cuCtxGetCurrent");

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import coresident as co
 import pytest
 
+# Before torch is imported: threads that spin while they wait slow a busy machine down.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
 
 

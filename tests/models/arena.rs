@@ -19,7 +19,7 @@ use crate::owner;
 /// As far apart as tensors lie, so that each has a page of its own.
 const PAGE: usize = 256;
 const COPIES: Stream = Stream::Device(0);
-const COMPUTE: Stream = Stream::Device(1);
+pub(crate) const COMPUTE: Stream = Stream::Device(1);
 
 /// A tensor of one page that is all one number.
 struct All(u8);
@@ -185,13 +185,13 @@ impl DeviceMemory for Device {
 
 /// A device of so many pages.
 #[derive(Clone)]
-struct House {
+pub(crate) struct House {
     late: Arc<Late>,
-    budget: Budget,
+    pub(crate) budget: Budget,
     arena: Arena,
 }
 
-fn house(pages: usize) -> House {
+pub(crate) fn house(pages: usize) -> House {
     let late = Arc::new(Late::default());
     let limit = (pages * PAGE) as u64;
     let budget = Budget::new(Spec { limit, ..Spec::named("cuda:0") });
@@ -202,7 +202,7 @@ fn house(pages: usize) -> House {
 
 impl House {
     /// A model of so many pages, the first of which is all `number`, the second the next one.
-    fn area(&self, number: u8, pages: u8) -> Area {
+    pub(crate) fn area(&self, number: u8, pages: u8) -> Area {
         let content = |at: u8| Content {
             name: at.to_string(),
             element: ElementType::UInt8,
@@ -215,8 +215,17 @@ impl House {
         self.arena.area("model", identity, &owner(0), contents).unwrap()
     }
 
+    /// Has a stream see that an address has a number.
+    pub(crate) fn see(&self, stream: Stream, address: Address, number: u8) {
+        if stream == Stream::Host {
+            self.late.sees(address, number);
+        } else {
+            self.late.submit(stream, Order::See(address, number));
+        }
+    }
+
     /// Whether the ledger has what the device has, and nothing was wrong.
-    fn is_right(&self) -> bool {
+    pub(crate) fn is_right(&self) -> bool {
         self.late.run_all();
         let committed = self.late.pages.lock().unwrap().len() * PAGE;
         self.budget.used() == committed as u64 && !*self.late.wrong.lock().unwrap()

@@ -12,7 +12,9 @@ mod arena;
 mod budget;
 mod load_lock;
 mod pool;
+mod queue;
 mod residency;
+mod streaming;
 mod trace;
 mod wait;
 mod weights;
@@ -24,12 +26,12 @@ use std::{env, panic};
 use coresident::sync::{Mutant, plant};
 use coresident::wait::{Kind, Owner};
 
-/// Makes a test of every rule, and does not compile while some mutant breaks none.
+/// Makes a test of every rule, with a bound on preemptions for each room, and does not compile while some mutant breaks none.
 macro_rules! rules {
-    ($($room:ident { $($rule:ident: $($mutant:ident),+;)+ })+) => {
+    ($($room:ident by $bound:literal { $($rule:ident: $($mutant:ident),+;)+ })+) => {
         $($(#[test]
         fn $rule() {
-            check(stringify!($rule), $room::$rule, &[$(Mutant::$mutant),+]);
+            check(stringify!($rule), $room::$rule, &[$(Mutant::$mutant),+], $bound);
         })+)+
 
         const _: fn(Mutant) = |mutant| {
@@ -40,7 +42,7 @@ macro_rules! rules {
 }
 
 rules! {
-    pool {
+    pool by 4 {
         a_device_has_one_holder_at_a_time: BorrowOvertakes, ReleaseForgetsWaiters;
         waiters_are_served_in_order_of_arrival: LastComeFirstServed;
         a_borrow_never_overtakes_a_waiting_lease: BorrowOvertakes;
@@ -50,7 +52,7 @@ rules! {
         a_device_put_back_into_the_pool_keeps_its_holder: PutBackForgetsHolder;
         a_thread_that_ends_releases_all_but_what_it_handed_over: ThreadEndForgotten, HandOverForgotten;
     }
-    budget {
+    budget by 4 {
         no_more_is_reserved_than_there_is: BudgetOverdrawn;
         bytes_are_granted_in_order_of_arrival: ReserveOvertakes;
         bytes_that_come_back_go_to_who_waits: BudgetReleaseWakesNobody, ReleaseForgetsBytes;
@@ -58,7 +60,7 @@ rules! {
         who_can_never_be_served_below_a_new_limit_hears_of_it: LowerLimitForgetsWaiters;
         splitting_and_releasing_at_once_keep_the_sum: SplitKeepsBytes;
     }
-    load_lock {
+    load_lock by 4 {
         a_writer_is_alone: WriterIgnoresReaders;
         new_readers_wait_behind_a_waiting_writer: ReadersPassWriters;
         readers_that_wait_go_after_one_writer: WritersPassReaders;
@@ -67,13 +69,13 @@ rules! {
         a_cancel_racing_a_turn_leaves_nothing_behind: AbandonLeavesTicket;
         a_guard_released_twice_never_releases_anothers: ReleaseOfAnothers;
     }
-    weights {
+    weights by 4 {
         one_load_serves_all_who_come_meanwhile: EveryOneLoads, LandingForgetsWaiters;
         who_waits_for_a_load_that_is_given_up_loads_it_himself: LandingForgetsWaiters;
         what_was_invalidated_while_it_was_loaded_is_had_by_nobody_else: StaleLoadIsAdopted;
         what_somebody_has_is_never_evicted: EvictsWhatIsUsed;
     }
-    arena {
+    arena by 4 {
         a_page_stays_and_is_right_while_it_is_pinned: PinnedPageLeaves, ContentIsNotAwaited,
             OfferIsNotHeard;
         a_page_leaves_after_the_streams_that_use_it: PageLeavesEarly, UseIsForgotten;
@@ -82,14 +84,20 @@ rules! {
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
     }
-    residency {
+    residency by 4 {
         what_a_job_uses_is_noted_whatever_others_use: OthersUseIsOwn;
     }
-    trace {
+    trace by 4 {
         an_event_is_read_whole_or_not_at_all: TornEventIsRead;
         of_two_who_record_in_one_place_one_is_kept_whole: PlaceIsNotClaimed;
     }
-    worker {
+    streaming by 2 {
+        a_block_is_there_and_right_while_it_is_visited: RetiredWhileUsed, RetiredBytesAreLost,
+            OverStaysPinned;
+        a_block_that_comes_unexpectedly_is_right: BroughtInVainStays, RetiredBytesAreLost;
+        an_end_in_the_middle_leaves_nothing_pinned: ClosedStaysPinned;
+    }
+    worker by 4 {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;
         the_end_of_a_ticket_wakes_who_waits_for_it: FinishForgetsWaiters;
         a_drained_lane_runs_all_it_accepted_in_order: CloseDropsQueued, PushForgetsWorker;
@@ -100,7 +108,17 @@ rules! {
         a_worker_that_leaves_wakes_who_waits_for_it: LeaveForgetsWaiters;
         a_worker_that_never_starts_wakes_who_waits_for_it: LeaveForgetsWaiters;
     }
-    wait {
+    queue by 4 {
+        a_job_is_with_one_device_at_a_time: OfferedTwice;
+        who_waits_for_a_job_is_woken_by_it: SubmitForgetsWaiters;
+        a_cancel_that_is_counted_ends_the_job_as_cancelled: FinishOvertakesCancel;
+        a_job_that_is_cancelled_while_it_runs_is_told: CancelForgetsToken, FinishOvertakesCancel;
+        an_offer_that_races_a_cancel_is_accepted_or_void: FinishOvertakesCancel, CancelForgetsToken;
+        a_cancel_racing_a_grant_leaves_no_job_kept: AbandonLeavesTicket;
+        closing_a_queue_turns_away_whoever_waits: CloseForgetsWaiters;
+        the_end_of_a_job_wakes_who_waits_for_it: FinishForgetsWaiters;
+    }
+    wait by 4 {
         a_wake_before_the_sleep_is_not_lost: EarlyWakeIsLost;
         a_cancel_wakes_who_waits: CancelForgetsWaiters;
         a_cycle_of_waits_is_found_by_exactly_one: NoDeadlockCheck;
@@ -121,15 +139,15 @@ const PLANTED: &str = "CORESIDENT_PLANTED_MUTANT";
 const FOUND: i32 = 42;
 
 /// Checks that `model` holds, and that it fails with each of the mutants.
-fn check(rule: &str, model: fn(), mutants: &[Mutant]) {
+fn check(rule: &str, model: fn(), mutants: &[Mutant], bound: usize) {
     if let Ok(name) = env::var(PLANTED) {
         let mutant = mutants.iter().find(|mutant| format!("{mutant:?}") == name);
         plant(Some(*mutant.unwrap()));
         // Nothing unwinds: a model that has failed cannot take its locks again to clean up.
         panic::set_hook(Box::new(|_| exit(FOUND)));
-        return explore(model);
+        return explore(model, bound);
     }
-    explore(model);
+    explore(model, bound);
     for mutant in mutants {
         let status = run_mutated(rule, *mutant);
         assert_eq!(status.code(), Some(FOUND), "{rule} with {mutant:?}: {status}");
@@ -143,10 +161,10 @@ fn run_mutated(rule: &str, mutant: Mutant) -> ExitStatus {
     tests.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
 }
 
-/// Every interleaving in which threads are stopped at most four times where they could go on.
-fn explore(model: fn()) {
+/// Every interleaving in which threads are stopped at most so many times where they could go on.
+fn explore(model: fn(), bound: usize) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(4);
+    builder.preemption_bound = Some(bound);
     builder.check(model);
 }
 

@@ -10,12 +10,10 @@ fn event(value: u64) -> Event {
 
 pub(crate) fn an_event_is_read_whole_or_not_at_all() {
     let timeline = Timeline::new(1);
+    timeline.record(&event(1));
     let writer = thread::spawn({
         let timeline = timeline.clone();
-        move || {
-            timeline.record(&event(1));
-            timeline.record(&event(2));
-        }
+        move || timeline.record(&event(2))
     });
     for read in timeline.recording().unwrap().events {
         assert_eq!(read.bytes, read.of);

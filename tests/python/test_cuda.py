@@ -57,13 +57,15 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretended("pretend_cuda", "libcuda.so.1", folder)
 
 
-def ask_at(folder: Path, source: str, driver: str) -> Any:
+def ask_at(
+    folder: Path, source: str, driver: str, nvml: str = "A 3090:1GiB,A 3090:1GiB", **more: str
+) -> Any:
     """What the source assigns to `told`, in a fresh interpreter that finds drivers in this folder."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
     folders = [str(folder), *filter(None, [env.get("LD_LIBRARY_PATH")])]
     env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders)}
     # NVML's cards are whole GiB: that the driver has less is what others have.
-    env |= {"PRETEND_NVML": "A 3090:1GiB,A 3090:1GiB", "PRETEND_CUDA": driver}
+    env |= {"PRETEND_NVML": nvml, "PRETEND_CUDA": driver} | more
     body = PRELUDE + textwrap.dedent(source) + "\nprint(json.dumps(told))\n"
     done = run_script(body, env=env)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -72,9 +74,9 @@ def ask_at(folder: Path, source: str, driver: str) -> Any:
 
 @pytest.fixture
 def ask(drivers: Path) -> Ask:
-    def ask(source: str, driver: str = "A 3090:64MiB,A 3090:64MiB,delay:300us") -> Any:
+    def ask(source: str, driver: str = "A 3090:64MiB,A 3090:64MiB,delay:300us", **more: str) -> Any:
         """The same with these devices, which NVML shows too."""
-        return ask_at(drivers, source, driver)
+        return ask_at(drivers, source, driver, **more)
 
     return ask
 
@@ -442,8 +444,10 @@ def test_a_consumers_stream_waits_for_the_content_and_the_pages_for_it(ask: Ask)
     assert told[-1] == 2, "one mark for each stream that used it"
 
 
-def test_somebody_elses_graph_is_not_spoilt(ask: Ask) -> None:
-    told = ask("""
+@pytest.mark.parametrize("pages", ["", ":no-vmm"])
+def test_somebody_elses_graph_is_not_spoilt(ask: Ask, pages: str) -> None:
+    told = ask(
+        """
         device = co.devices("cuda:0")[0]
         arena = co.Arena(device, co.Budget(device))
         areas = [area_of(arena, ones, key=f"model {n}") for n in range(20)]
@@ -463,7 +467,9 @@ def test_somebody_elses_graph_is_not_spoilt(ask: Ask) -> None:
         thread.start()
         thread.join()
         told = [begun, library.pretend_cuda_capture(stream, -1), arena.status().pinned]
-        """)
+        """,
+        driver=f"A 3090:64MiB{pages},delay:300us",
+    )
     assert told == [0, 0, 0]
 
 
@@ -571,3 +577,103 @@ def test_a_card_that_somebody_else_uses_tells_what_is_free_of_it(ask_cuda: Ask) 
         driver="A 3090:64MiB:no-vmm",
     )
     assert told == [None, 64, 64]
+
+
+@pytest.mark.parametrize("visible", ["1", "GPU-00000001", "1,0"])
+def test_the_first_visible_card_is_the_first_to_nvml_and_cuda_alike(ask: Ask, visible: str) -> None:
+    told = ask(
+        """
+        device = co.devices("auto")[0]
+        arena = co.Arena(device, co.Budget(device))
+        area = area_of(arena, ones)
+        with area.fault():
+            context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+            driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+            driver().cuCtxSetCurrent(context)
+            driver().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        told = [str(device), device.model, total.value - free.value, total.value >> 20]
+        """,
+        driver="A 3090:64MiB,A 4090:128MiB",
+        nvml="A 3090:1GiB,A 4090:1GiB",
+        CUDA_VISIBLE_DEVICES=visible,
+    )
+    assert told[0] == "cuda:0"
+    assert "4090" in told[1]
+    assert told[2:] == [2 * PAGE, 128]
+
+
+def test_no_visible_card_is_no_device(ask: Ask) -> None:
+    told = ask("told = [str(one) for one in co.devices('auto')]", CUDA_VISIBLE_DEVICES="")
+    assert told == ["cpu"]
+
+
+def test_memory_of_the_hosts_that_nvml_does_not_tell_of_is_known_once_it_is_used(ask: Ask) -> None:
+    told = ask(
+        """
+        device = co.devices("cuda:0")[0]
+        told = [device.memory, device.free_memory(), count("cuInit")]
+        area_of(co.Arena(device, co.Budget(device, limit="64MiB")), ones).fault().release()
+        told.append(device.free_memory() > 64 << 20)
+        """,
+        driver="NVIDIA GB10:64MiB:integrated",
+        nvml="NVIDIA GB10:1GiB,nomemory:0",
+    )
+    assert told == [None, None, 0, True]
+
+
+def test_a_driver_without_a_symbol_says_which(tmp_path: Path) -> None:
+    # Any library will do that has none of the driver's calls.
+    pretended("pretend_nvml", "libnvidia-ml.so.1", tmp_path)
+    (tmp_path / "libcuda.so.1").symlink_to(tmp_path / "libnvidia-ml.so.1")
+    done = run_script(
+        """
+        import coresident as co
+        device = co.devices("cuda:0")[0]
+        arena = co.Arena(device, co.Budget(device))
+        try:
+            arena.area(co.WeightStore().share("m", {})).fault()
+        except co.DeviceLostError as error:
+            print(error)
+        """,
+        env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PRETEND_NVML": "A 3090:1GiB"},
+    )
+    assert "no CUDA here, because its driver has no cuInit: it is too old" in done.stdout, done
+
+
+def test_a_device_that_is_lost_while_it_is_used_is_an_error_and_others_go_on(ask: Ask) -> None:
+    told = ask("""
+        devices = co.devices(["cuda:0", "cuda:1"])
+        arenas = [co.Arena(device, co.Budget(device)) for device in devices]
+        areas = [[area_of(arena, ones, key=f"model {n}") for n in range(3)] for arena in arenas]
+        held = [pair[0].fault() for pair in areas]
+        tensor = areas[0][1].pinned("t0")
+        driver().pretend_cuda_lose(0, 719)
+        told = []
+        for area in areas[0][1:]:
+            try:
+                area.fault(timeout=10)
+            except co.DeviceLostError as error:
+                told.append([error.device, "CUDA_ERROR_LAUNCH_FAILED" in str(error)])
+        for area in areas[1]:
+            area.fault().release()
+        held[0].release()
+        held[1].release()
+        del tensor
+        told.append([arenas[0].evict(), arenas[0].status().pinned, arenas[1].status().pinned])
+        """)
+    assert ["cuda:0", True] in told[:-1]
+    assert told[-1] == [0, 0, 0]
+
+
+def test_what_is_written_by_whoever_has_it_is_never_page_locked(ask: Ask, tmp_path: Path) -> None:
+    told = ask(f"""
+        from safetensors.numpy import save_file
+        path = {str(tmp_path / "model.safetensors")!r}
+        save_file({{"large": np.ones(6 << 20, np.uint8)}}, path)
+        with co.Runtime(pin="all") as runtime:
+            weights = runtime.weights.open("model", path, copy=True)
+            private = weights.private()
+            with runtime.arenas[runtime.devices[0]].area(private).fault():
+                told = [count("cuMemHostRegister"), runtime.weights.locked]
+        """)
+    assert told == [0, 0]

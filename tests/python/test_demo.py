@@ -28,7 +28,7 @@ images = pytest.importorskip("PIL.Image", reason="Pillow comes with the diffuser
 pytest.importorskip("rich", reason="rich comes with the diffusers extra")
 
 from coresident.demo.pipeline import MODULES, SharedPipeline  # noqa: E402
-from coresident.demo.show import wanted  # noqa: E402
+from coresident.demo.show import changed, wanted  # noqa: E402
 from coresident.demo.studio import TEXT_ENCODER, UNET, VAE, Job, Studio  # noqa: E402
 
 STEPS = 3
@@ -230,6 +230,30 @@ def test_a_cancel_ends_all_jobs_and_leaves_the_devices_idle(
     with pytest.raises(co.CancelledError, match="enough"):
         drawing.join()
     assert all_idle(one)
+
+
+def test_the_first_user_has_a_big_batch_and_comes_first() -> None:
+    users = [job.user for job in wanted(20, users=3)]
+    assert users == ["ann"] * 12 + ["bob"] * 4 + ["cyd"] * 4
+    for count, names in ((1, {"ann"}), (2, {"ann", "bob"}), (1000, None)):
+        jobs = wanted(count, users=5)
+        assert len(jobs) == count
+        assert names is None or {job.user for job in jobs} == names
+
+
+def test_a_user_changes_his_mind_and_everybody_else_gets_his_images(
+    studio: Callable[..., Studio],
+) -> None:
+    one = studio(steps=8)
+    jobs = changed(wanted(10, users=3), steps=8)
+    assert [job.cancelled_after for job in jobs] == [None] * 9 + [4]
+    drawings = one.draw_all(jobs)
+    assert [drawing.cancelled for drawing in drawings] == [False] * 9 + [True]
+    assert [drawing.job for drawing in drawings] == jobs
+    marked = [span for span in one.timeline.spans if span.cancelled]
+    assert [(span.user, span.stage) for span in marked] == [("cyd", UNET)]
+    assert all_idle(one)
+    assert changed(jobs[:9], steps=8) == jobs[:9]
 
 
 # The command

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import coresident as co
 import pytest
-from conftest import spawn
-from coresident.display import JobProgress, Span, Timeline, grid
+from conftest import spawn, until
+from coresident.display import JobProgress, Span, Timeline, grid, watch
 
 DEVICES = co.virtual_devices(2)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -199,3 +199,76 @@ def test_a_job_that_fails_does_not_count_and_leaves_no_bar() -> None:
         1 / 0  # noqa: B018
     (remaining,) = progress._progress.tasks
     assert (remaining.description, remaining.completed) == ("all jobs", 0)
+
+
+def test_a_job_that_was_cancelled_is_marked_where_it_ended() -> None:
+    spans = [span(0, 0, 1, number=1), span(0, 1, 2, number=1), span(0, 3, 4, number=2, job="eight")]
+    timeline = Timeline(DEVICES, spans)
+    timeline.mark_cancelled(1)
+    timeline.mark_cancelled(7)
+    assert [(one.job, one.cancelled) for one in timeline.stages()] == [
+        ("seven", True),
+        ("eight", False),
+    ]
+    picture = drawn(timeline)
+    titles = [title.text or "" for title in picture.iter(f"{SVG}title")]
+    assert [", cancelled" in title for title in titles] == [True, False]
+    texts = [text.text for text in picture.iter(f"{SVG}text")]
+    assert "cancelled" in texts, "the legend does not say what the cross means"
+
+
+# The jobs of a queue, live
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_queue_is_watched_in_one_call(terminal: bool) -> None:
+    rich = pytest.importorskip("rich.console", reason="rich comes with the diffusers extra")
+    screen = io.StringIO()
+    console = rich.Console(file=screen, force_terminal=terminal, width=120)
+    queue = co.JobQueue(devices=DEVICES)
+    before = queue.submit({"what": "a [bold]seven"}, user="ann")
+    with watch(queue, describe=lambda job: str(job.payload["what"]), console=console) as bars:
+        with queue.claim("virtual:0") as claim:
+            claim.stage("unet")
+            claim.step(2, 5)
+            until(lambda: {task.completed for task in bars._progress.tasks} == {0, 2})
+            bars._progress.refresh()
+            during = screen.getvalue()
+            claim.finish()
+        failed = queue.submit({"what": "an eight"}, user="bob")
+        with queue.claim("virtual:1") as claim:
+            claim.fail("no such seed")
+        queue.submit({"what": "a nine"}, user="cyd").cancel("not wanted")
+        until(lambda: bars._progress.tasks[0].completed == 3)
+        assert len(bars._progress.tasks) == 1
+        bars._progress.refresh()
+    assert (before.state, failed.state) == ("done", "failed")
+    label = DEVICES[0].label
+    for seen in (label, "ann", "a [bold]seven", "unet", "2/5", "all jobs"):
+        assert (seen in during) == terminal
+    for left in ("bob: an eight on virtual:1: no such seed", "cyd: a nine: cancelled: not wanted"):
+        assert (left in screen.getvalue()) == terminal
+    bars.close()
+    queue.close()
+
+
+def test_bars_end_with_their_queue() -> None:
+    pytest.importorskip("rich", reason="rich comes with the diffusers extra")
+    queue = co.JobQueue(devices=DEVICES)
+    bars = watch(queue, user="ann")
+    queue.submit(b"", user="bob")
+    queue.close()
+    until(lambda: not bars._thread.is_alive())
+    assert bars._progress.tasks[0].total == 0, "those of others are not shown"
+    bars.close()
+
+
+def test_what_cannot_be_watched_is_refused() -> None:
+    for arguments, message in (
+        (("jobs.sqlite",), "queue is a JobQueue, not str"),
+        ((co.JobQueue(devices=DEVICES), {"describe": 1}), "describe is a function of a job"),
+        ((co.JobQueue(devices=DEVICES), {"user": 1}), "user is a text"),
+    ):
+        terms = arguments[1] if len(arguments) > 1 else {}
+        with pytest.raises(co.InvalidTypeError, match=message):
+            watch(arguments[0], **terms)

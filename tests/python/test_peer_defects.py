@@ -17,6 +17,8 @@ from peers import Line, OpenedError
 from peers import device_pool as old_device_pool
 from peers import load_lock as old_load_lock
 from peers import paging as old_paging
+from peers import session_processor as old_processor
+from peers import session_queue as old_queue
 from peers import thread_pool as old_thread_pool
 
 T = TypeVar("T")
@@ -399,3 +401,239 @@ def test_two_threads_on_one_device_lose_no_page() -> None:
 
     assert played(two_at_once, Paging(8, 1)) == 4
     assert played(two_at_once, old_paging.Paging(8, 1)) == 2
+
+
+# The queue
+
+
+def turns_of_ann(claim: Callable[[], str | None], delete: Callable[[], object], rounds: int) -> int:
+    """How many of so many turns ann gets who deletes her history after each."""
+    count = 0
+    for _ in range(rounds):
+        count += claim() == "ann"
+        delete()
+    return count
+
+
+def test_a_user_who_deletes_history_gets_no_more_turns() -> None:
+    queue = co.JobQueue(devices="virtual:0")
+    for user in ("ann", "bob"):
+        queue.submit_many(range(20), user=user, estimate=10)
+
+    def serve() -> str:
+        claim = queue.claim("virtual:0", timeout=0)
+        # What it is charged is the estimate: it is held until the end.
+        held.append(claim)
+        return claim.job.user
+
+    held: list[co.Claim] = []
+    ours = turns_of_ann(serve, lambda: queue.delete(user="ann", state="done"), 20)
+    assert ours == 10
+    for claim in held:
+        claim.release()
+
+    old = old_queue.SessionQueue()
+    for user in ["ann"] * 20 + ["bob"] * 20:
+        old.enqueue(user)
+
+    def serve_old() -> str | None:
+        item = old.dequeue()
+        if item is None:
+            return None
+        old.complete(item[0])
+        return item[1]
+
+    assert turns_of_ann(serve_old, lambda: old.delete_history("ann"), 20) == 20
+
+
+def test_fairness_counts_time_and_not_turns() -> None:
+    # Ann's jobs take ten times as long as bob's.
+    seconds = {"ann": 10.0, "bob": 1.0}
+    queue = co.JobQueue(devices="virtual:0")
+    for user, estimate in seconds.items():
+        queue.submit_many(range(100), user=user, estimate=estimate)
+    claims = [queue.claim("virtual:0", timeout=0) for _ in range(88)]
+    had = {user: sum(seconds[user] for one in claims if one.job.user == user) for user in seconds}
+    assert abs(had["ann"] - had["bob"]) <= 10
+    for claim in claims:
+        claim.release()
+
+    old = old_queue.SessionQueue()
+    for user in seconds:
+        for _ in range(100):
+            old.enqueue(user)
+    users = [item[1] for _ in range(88) if (item := old.dequeue()) is not None]
+    assert users.count("ann") == users.count("bob") == 44, "ten times the time, by turns"
+
+
+def test_cancelling_a_batch_cancels_all_of_it_that_runs() -> None:
+    queue = co.JobQueue(devices=co.virtual_devices(2))
+    queue.submit_many([1, 2], batch="b")
+    with queue.claim("virtual:0") as one, queue.claim("virtual:1") as other:
+        assert queue.cancel(batch="b") == 2
+        assert one.token.cancelled
+        assert other.token.cancelled
+        assert one.finish() == other.finish() == "cancelled"
+
+    old = old_queue.SessionQueue()
+    for _ in range(2):
+        old.enqueue("ann", "b")
+    running = [old.dequeue(), old.dequeue()]
+    assert old.cancel_batch("b") == 1
+    assert [old.status(item[0]) for item in running if item] == ["canceled", "in_progress"]
+
+
+def test_a_cancel_between_the_claim_and_the_run_is_not_lost() -> None:
+    queue = co.JobQueue(devices="virtual:0")
+    job = queue.submit()
+    with queue.claim("virtual:0") as claim:
+        assert job.cancel()
+        assert claim.token.cancelled
+        assert claim.finish("an image that nobody wants") == "cancelled"
+    assert job.state == "cancelled"
+
+    old = old_queue.SessionQueue()
+    old.enqueue("ann", "b")
+    worker = old_queue.Worker(old, report=lambda error: None)
+    seen: list[bool] = []
+
+    def cancelled_now(_: int) -> None:
+        old.cancel_batch("b")
+        worker.cancelled.set()
+
+    worker.run_one(lambda event: seen.append(event.is_set()), cancelled_now)
+    assert seen == [False]
+    assert old.status(1) == "completed"
+
+
+def test_an_error_while_an_error_is_recorded_leaves_the_queue_serving() -> None:
+    class UnspeakableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("an error has no words")
+
+    def serve_all() -> list[str]:
+        served: list[str] = []
+        while len(queue):
+            try:
+                with queue.claim("virtual:0") as claim:
+                    if claim.job.payload == "bad":
+                        raise UnspeakableError
+                    served.append(claim.finish())
+            except UnspeakableError:
+                continue
+        return served
+
+    queue = co.JobQueue(devices="virtual:0")
+    bad, good = queue.submit_many(["bad", "good"])
+    assert serve_all() == ["done"]
+    assert (bad.state, good.state) == ("failed", "done")
+    assert bad.error == "UnspeakableError, which cannot be shown"
+
+    old = old_queue.SessionQueue()
+    for _ in range(2):
+        old.enqueue("ann")
+
+    def report(error: Exception) -> None:
+        str(error)
+
+    worker = old_queue.Worker(old, report)
+
+    def fail(_: threading.Event) -> None:
+        raise UnspeakableError
+
+    with pytest.raises(RuntimeError, match="no words"):
+        worker.run_one(fail, lambda id_: None)
+    assert [old.status(1), old.status(2)] == ["in_progress", "pending"]
+
+
+def test_deleting_jobs_that_run_cancels_all_of_them_first() -> None:
+    queue = co.JobQueue(devices=co.virtual_devices(2))
+    jobs = queue.submit_many([1, 2], user="ann")
+    with queue.claim("virtual:0") as one, queue.claim("virtual:1") as other:
+        assert queue.delete(user="ann") == 2
+        assert one.token.cancelled
+        assert other.token.cancelled
+        # Nothing is updated that is not there any more.
+        assert one.finish() == other.fail("stopped") == "cancelled"
+    assert [job.state for job in jobs] == ["cancelled"] * 2
+    assert queue.jobs() == []
+
+    old = old_queue.SessionQueue()
+    for _ in range(2):
+        old.enqueue("ann", "b")
+    running = [old.dequeue(), old.dequeue()]
+    assert old.delete_batch("b") == 1
+    assert running[1] is not None
+    with pytest.raises(TypeError):
+        old.complete(running[1][0])
+
+
+# Workers that run the jobs of a queue
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("an error while an error is being recorded")
+
+
+@pytest.mark.parametrize("kind", [UnspeakableError, SystemExit])
+def test_a_worker_survives_what_a_job_raises_and_what_that_raises_when_it_is_recorded(
+    kind: type[BaseException],
+) -> None:
+    def handler(job: co.ServedJob | old_processor.Session) -> None:
+        if job.payload == "bad":
+            raise kind
+
+    def a_job_comes_after_a_bad_one(
+        submit: Callable[[str], co.Job | old_processor.Session],
+    ) -> str:
+        submit("bad")
+        return submit("good").wait()
+
+    with co.Runtime("cpu") as runtime, runtime.serve(handler) as server:
+        assert played(a_job_comes_after_a_bad_one, server.queue.submit) == "done"
+
+    class Processor(old_processor.SessionProcessor):
+        def __call__(self, payload: str) -> old_processor.Session:
+            return self.submit(payload)
+
+    assert hangs(a_job_comes_after_a_bad_one, Processor(handler))
+
+
+def test_a_cancel_between_the_claim_and_the_start_is_not_lost() -> None:
+    told: list[bool] = []
+
+    def old_handler(session: old_processor.Session) -> None:
+        told.append(session.processor.cancelled.is_set())
+
+    old = old_processor.SessionProcessor(old_handler, claimed=lambda session: session.cancel())
+    session = old.submit("")
+    until(lambda: session.state == "done")
+    assert told == [False], "it was cancelled, and ran to its end"
+    old.open()
+
+    with co.JobQueue(devices="cpu") as queue:
+        job = queue.submit(b"")
+        with queue.claim("cpu") as claim:
+            assert job.cancel()
+            assert claim.token.cancelled
+            claim.finish()
+        assert job.state == "cancelled"
+
+
+def test_a_user_s_big_batch_does_not_come_before_another_user_s_one_job() -> None:
+    order: list[str] = []
+    old = old_processor.SessionProcessor(lambda session: order.append(session.payload))
+    with old.condition:
+        sessions = [old.submit(user) for user in ("ann", "ann", "ann", "ann", "bob")]
+    assert sessions[-1].wait() == "done"
+    assert order == ["ann", "ann", "ann", "ann", "bob"]
+    old.open()
+
+    with co.JobQueue(devices="cpu") as queue:
+        for user in ("ann", "ann", "ann", "ann", "bob"):
+            queue.submit(b"", user=user)
+        claims = [queue.claim("cpu") for _ in range(2)]
+        assert {claim.job.user for claim in claims} == {"ann", "bob"}
+        for claim in claims:
+            claim.release()

@@ -183,7 +183,7 @@ def test_working_memory_is_reserved_with_the_weights_and_given_back(house: co.Ru
         assert house.vram[device].used == 7 * PAGE + resident
         module(x())
     with pytest.raises(co.BudgetExceededError, match="virtual:0"):
-        model.on(device, working_memory=6 * PAGE)
+        model.on(device, working_memory=6 * PAGE, stream=False)
     assert house.analyze(device).pinned == 0
 
 
@@ -212,7 +212,7 @@ def test_a_call_that_was_seen_to_need_too_much_is_refused_at_once(house: co.Runt
     with model.on(device) as module:
         module(x())
     house.vram[device].limit = 6 * PAGE
-    with model.on(device) as module:
+    with model.on(device, stream=False) as module:
         with pytest.raises(
             co.BudgetExceededError, match="of working memory on virtual:0 beside 6 MiB"
         ):

@@ -13,6 +13,7 @@ use coresident::device::{
     Stream, VirtualSpec, virtual_devices,
 };
 use coresident::pool::DevicePool;
+use coresident::queue::{self, Clock, JobQueue, ManualClock, Outcome, Rules, Settings};
 use coresident::residency::{
     Forecast, Needs, POLICIES, Planner, PolicyName, Request, Trace, steps,
 };
@@ -209,6 +210,22 @@ fn in_pages(trace: &Trace) -> Trace {
 /// Bytes moved, and what has left for that, of each request.
 type Moved = Vec<(u64, BTreeMap<String, u64>)>;
 
+/// Serves one request.
+fn moved(house: &mut House, request: &Request) -> (u64, BTreeMap<String, u64>) {
+    let before = house.resident();
+    let held = house.fault(&request.component, request.bytes, request.working_bytes);
+    let after = house.resident();
+    let key = &request.component;
+    let moved = after[key] - before.get(key).copied().unwrap_or(0);
+    let gone = |(key, bytes): (String, u64)| {
+        let gone = bytes.saturating_sub(after.get(&key).copied().unwrap_or(0));
+        (gone > 0).then_some((key, gone))
+    };
+    let gone = before.into_iter().filter_map(gone).collect();
+    drop(held);
+    (moved, gone)
+}
+
 fn live(trace: &Trace, policy: PolicyName, lookahead: usize) -> Moved {
     let mut house = House::new(trace.capacity_bytes, policy);
     let jobs: Vec<&[Request]> = trace.requests.chunk_by(|a, b| a.job == b.job).collect();
@@ -223,17 +240,7 @@ fn live(trace: &Trace, policy: PolicyName, lookahead: usize) -> Moved {
         house.forecast.say(&next);
         let _job = house.planner.begin(Some(&needs[at]), &house.me).unwrap();
         for request in job {
-            let before = house.resident();
-            let held = house.fault(&request.component, request.bytes, request.working_bytes);
-            let after = house.resident();
-            let key = &request.component;
-            let moved = after[key] - before.get(key).copied().unwrap_or(0);
-            let gone = |(key, bytes): (String, u64)| {
-                let gone = bytes.saturating_sub(after.get(&key).copied().unwrap_or(0));
-                (gone > 0).then_some((key, gone))
-            };
-            all.push((moved, before.into_iter().filter_map(gone).collect()));
-            drop(held);
+            all.push(moved(&mut house, request));
         }
     }
     all
@@ -258,6 +265,47 @@ fn live_arenas_decide_as_replay_does() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// The same, with a queue of all the jobs in place of what is said.
+fn queued(trace: &Trace, policy: PolicyName) -> Moved {
+    let mut house = House::new(trace.capacity_bytes, policy);
+    let devices = virtual_devices(1, VirtualSpec::default()).unwrap();
+    let clock = Arc::new(ManualClock::default());
+    // Placement would take jobs first whose weights are there.
+    let rules = Rules { fifo: true, slack: 0, ..Rules::default() };
+    let settings = Settings { rules, clock: clock.clone(), ..Settings::default() };
+    let queue: JobQueue<()> = JobQueue::new(devices, settings).unwrap();
+    let _connection =
+        runtime::connect(&queue, vec![house.planner.clone()], vec![house.arena.clone()]);
+    let jobs: Vec<&[Request]> = trace.requests.chunk_by(|a, b| a.job == b.job).collect();
+    for job in &jobs {
+        let needs = job.iter().map(|request| request.component.as_str().into()).collect();
+        queue.submit(queue::Spec { needs, ..queue::Spec::of("ann", b"") }).unwrap();
+    }
+    let mut all = Vec::new();
+    for job in jobs {
+        let claim = queue.claim(device(), &house.me, &Patience::FOREVER).unwrap();
+        let needs: Vec<String> = claim.job().needs.iter().map(|key| key.to_string()).collect();
+        let _job = house.planner.begin(Some(&needs), &house.me).unwrap();
+        for request in job {
+            all.push(moved(&mut house, request));
+        }
+        clock.set(clock.now() + 1_000_000);
+        claim.finish(Outcome::done(())).unwrap();
+    }
+    all
+}
+
+#[test]
+fn a_queue_forecasts_as_well_as_whoever_knows_all_jobs() {
+    for trace in recorded() {
+        let trace = in_pages(&trace);
+        for (name, policy) in POLICIES {
+            // A planner asks for so many jobs.
+            assert_eq!(queued(&trace, policy), live(&trace, policy, 8), "{} by {name}", trace.name);
         }
     }
 }

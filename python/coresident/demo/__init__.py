@@ -4,7 +4,7 @@
 
 - :mod:`.pipeline`: a diffusers pipeline on every device, its weights once in host memory;
 - :mod:`.guidance`: the two halves of classifier-free guidance, on one device or on two;
-- :mod:`.studio`: the jobs: leases, borrows, workers, cancelling;
+- :mod:`.studio`: the jobs: a queue, the handler that draws one image, borrows, cancelling;
 - :mod:`.large`: a heavier model, and what its weights cost in host memory;
 - :mod:`.report`: what is shown.
 """
@@ -34,7 +34,8 @@ class Options:
     Attributes:
         devices: Names, by commas; ``None`` takes the accelerators there are, else two virtual ones.
         jobs: How many images, 1 to 1000; ``None`` for the preset's number.
-        users: How many users the jobs belong to in turn, 1 to 1000.
+        users: How many users there are, 1 to 1000. The first has a big batch; of ten jobs or more
+            the last one is cancelled half-way.
         steps: Denoising steps of a job, 1 to 1000; ``None`` for the preset's number.
         split: Whether the two halves of guidance run on two devices.
         device_memory: Bytes that each device has for weights and activations, or a text such as

@@ -45,6 +45,10 @@ class SharedPipeline:
         )
         self._pipes = {device: self._pipe(device) for device in runtime.devices}
 
+    def key(self, part: str) -> str:
+        """What the weights of a part are called."""
+        return self._models[part].key
+
     def module(self, part: str, device: co.Device) -> Any:
         """The replica of ``'text_encoder'``, ``'unet'`` or ``'vae'`` on a device."""
         return self._replicas[device][part].module

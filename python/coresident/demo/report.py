@@ -8,6 +8,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image as Images
+from PIL import ImageDraw
+from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +18,7 @@ import coresident as co
 from coresident.demo.memory import Footprint
 from coresident.demo.studio import TEXT_ENCODER, UNET, Drawing
 from coresident.display import Timeline, grid
+from coresident.display._svg import ALARM
 
 MIB = 2**20
 
@@ -56,16 +60,24 @@ class Outcome:
         """What was done, in one line."""
         users = len({drawing.job.user for drawing in self.drawings})
         devices = len(self.timeline.devices)
+        cancelled = len(self.drawings) - len(self.done)
         return (
-            f"{_count(len(self.drawings), 'image')} of {_count(users, 'user')} "
+            f"{_count(len(self.done), 'image')} of {_count(users, 'user')} "
             f"on {_count(devices, 'device')} in {self.timeline.seconds:.1f} s"
+            + (f", and {cancelled} cancelled" if cancelled else "")
         )
+
+    @property
+    def done(self) -> list[Drawing]:
+        """Those that were not cancelled."""
+        return [drawing for drawing in self.drawings if not drawing.cancelled]
 
 
 def show(outcome: Outcome, pictures: list[Path], console: Console) -> None:
     """Prints what happened where, what it took, and where the pictures are."""
-    drawings, timeline = outcome.drawings, outcome.timeline
+    drawings, timeline = outcome.done, outcome.timeline
     console.print(_devices(outcome))
+    console.print(_users(outcome))
     if outcome.footprints:
         console.print(_memory(outcome.footprints))
     speed = len(drawings) / timeline.seconds
@@ -118,11 +130,31 @@ def _devices(outcome: Outcome) -> Table:
         lent = [span.stage for span in stages if span.borrowed and span.device == str(device)]
         table.add_row(
             str(device),
-            str(sum(drawing.device == device for drawing in outcome.drawings)),
+            str(sum(drawing.device == device for drawing in outcome.done)),
             f"{outcome.timeline.busy(device) * outcome.timeline.seconds:.1f}",
             f"{outcome.timeline.busy(device):.0%}",
             str(lent.count(TEXT_ENCODER)),
             str(lent.count(UNET)),
+        )
+    return table
+
+
+def _users(outcome: Outcome) -> Table:
+    """What each user got, and when."""
+    table = Table(title="who waited how long", title_justify="left")
+    table.add_column("user")
+    for column in ("images", "cancelled", "device seconds", "first after", "last after"):
+        table.add_column(column, justify="right")
+    for user in dict.fromkeys(drawing.job.user for drawing in outcome.drawings):
+        own = [drawing for drawing in outcome.drawings if drawing.job.user == user]
+        ends = [drawing.finished for drawing in own if not drawing.cancelled]
+        table.add_row(
+            user,
+            str(len(ends)),
+            str(len(own) - len(ends)),
+            f"{sum(drawing.seconds for drawing in own):.1f}",
+            f"{min(ends):.1f} s" if ends else "",
+            f"{max(ends):.1f} s" if ends else "",
         )
     return table
 
@@ -149,8 +181,11 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
         OSError: if they cannot be written.
     """
     pages = grid(
-        [drawing.image for drawing in outcome.drawings],
-        [(drawing.job.subject, drawing.job.user) for drawing in outcome.drawings],
+        [_crossed(one.image) if one.cancelled else one.image for one in outcome.drawings],
+        [
+            (one.job.subject, f"{one.job.user}, cancelled" if one.cancelled else one.job.user)
+            for one in outcome.drawings
+        ],
         outcome.title,
     )
     png = io.BytesIO()
@@ -168,6 +203,19 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
             part.unlink(missing_ok=True)
             raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     return list(pictures)
+
+
+def _crossed(image: Image) -> Image:
+    """How far an image had come that nobody wants any more."""
+    size, (middle, arm) = (96, 96), (48, 9)
+    faint = Images.blend(image.convert("RGB").resize(size), Images.new("RGB", size, "white"), 0.55)
+    pen = ImageDraw.Draw(faint)
+    disc = (middle - 2 * arm, middle - 2 * arm, middle + 2 * arm, middle + 2 * arm)
+    pen.ellipse(disc, fill="white", outline=ALARM, width=2)
+    for side in (-1, 1):
+        ends = (middle - arm, middle - side * arm, middle + arm, middle + side * arm)
+        pen.line(ends, fill=ALARM, width=4)
+    return faint
 
 
 def _count(number: int, thing: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import diffusers.utils.logging
 import torch
@@ -20,14 +21,16 @@ USERS = ("ann", "bob", "cyd", "dan", "eve", "fay", "gil", "hal")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 JOBS = {"digits": 20, "large": 4}
 STEPS = {"digits": 20, "large": 6}
+# So many jobs are needed for one of them to be cancelled.
+MANY = 10
 # torch's settings and the terminal are the process's.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def run(options: Options, devices: list[co.Device]) -> int:
     """Runs the demo; returns the exit status."""
-    jobs = wanted(options.jobs or JOBS[options.preset], options.users)
     steps = options.steps or STEPS[options.preset]
+    jobs = changed(wanted(options.jobs or JOBS[options.preset], options.users), steps)
     heavy = options.preset == "large"
     if heavy:
         print("making 400 MB of random weights, and loading them in three ways ...", flush=True)
@@ -41,7 +44,7 @@ def run(options: Options, devices: list[co.Device]) -> int:
             with _with_room(devices[0]) as single:
                 whole = SharedPipeline(single, folder) if moved else pipeline
                 alone = Studio(single, whole, steps)
-                again = alone.draw_all(jobs if heavy else jobs[:2])
+                again = alone.draw_all(jobs if heavy and len(jobs) < MANY else jobs[:2])
         outcome = report.Outcome(
             drawings,
             studio.timeline,
@@ -86,9 +89,18 @@ def _reproducible() -> Iterator[None]:
 
 
 def wanted(count: int, users: int) -> list[Job]:
-    """What the users want: a digit each time, in turn."""
-    names = [*USERS, *(f"user {n}" for n in range(len(USERS) + 1, users + 1))]
+    """What the users want: the first has a big batch, and comes first; the others a few each."""
+    names = [*USERS, *(f"user {n}" for n in range(len(USERS) + 1, users + 1))][:users]
+    few = max(count // (users + 2), 1)
+    rest = [name for name in names[1:] for _ in range(few)][: max(count - 1, 0)]
+    whose = [names[0]] * (count - len(rest)) + rest
     return [
-        Job(names[n % users], f"a handwritten {WORDS[n % len(WORDS)]}", seed=n)
-        for n in range(count)
+        Job(user, f"a handwritten {WORDS[n % len(WORDS)]}", seed=n) for n, user in enumerate(whose)
     ]
+
+
+def changed(jobs: list[Job], steps: int) -> list[Job]:
+    """The same, but that the last one is cancelled half-way, if they are many."""
+    if len(jobs) < MANY or steps < 2:
+        return jobs
+    return [*jobs[:-1], replace(jobs[-1], cancelled_after=steps // 2)]

@@ -1,42 +1,42 @@
-"""The jobs of several users: each leases a device, and borrows idle ones for parts of its work."""
+"""The jobs of several users: a queue, and a handler that draws one image."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image as Images
 from PIL.Image import Image
 from torch import Tensor
 
 import coresident as co
 from coresident.demo.guidance import GuidedUNet
-from coresident.demo.pipeline import SharedPipeline
-from coresident.display import JobProgress, Timeline
-from coresident.display.progress import Bar
+from coresident.demo.pipeline import MODULES, SharedPipeline
+from coresident.display import Timeline, watch
 
 TEXT_ENCODER, UNET, VAE = "text encoder", "unet", "vae"
 GUIDANCE = 3.0
-# Seconds from one job to the next: users do not press the button at one instant.
-ARRIVAL = 0.02
-
-# Records what a device does for a job: ``work(device, stage=...)``.
-Work = Callable[..., AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image that a user wants."""
+    """One image that a user wants.
+
+    Attributes:
+        user: Who.
+        prompt: Of what.
+        seed: What makes it this one among all of them.
+        cancelled_after: After how many steps the user changes his mind, if he does.
+    """
 
     user: str
     prompt: str
     seed: int
+    cancelled_after: int | None = None
 
     @property
     def subject(self) -> str:
@@ -46,11 +46,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image, and how it came about."""
+    """What came of a job.
+
+    Attributes:
+        job: The job.
+        image: The image; the last preview of a job that was cancelled.
+        device: Where it was drawn.
+        cancelled: Whether the user has cancelled it.
+        waited: Seconds from when it was submitted to when it began.
+        finished: Seconds from when the first job was submitted to its end.
+        seconds: How long it has had its device.
+    """
 
     job: Job
     image: Image
     device: co.Device
+    cancelled: bool = False
+    waited: float = 0.0
+    finished: float = 0.0
+    seconds: float = 0.0
 
 
 class Studio:
@@ -72,133 +86,175 @@ class Studio:
         if steps < 1:
             raise co.InvalidValueError(f"steps is {steps}: a job has at least 1")
         self.timeline = Timeline(runtime.devices)
-        self._numbers = itertools.count(1)
         self._runtime = runtime
         self._pipeline = pipeline
         self._steps = steps
         self._split = split
+        self._drawn = 0
 
     def draw_all(self, jobs: list[Job], cancel: co.CancelToken | None = None) -> list[Drawing]:
         """Draws everything, as much at once as there are devices; waits.
 
+        The first job comes alone. The others come as soon as it has begun, while all other devices
+        are idle still.
+
         Args:
             jobs: What to draw.
-            cancel: A token that ends all of them. It is raised as well when one of them fails.
+            cancel: A token that ends all of them.
 
         Raises:
             BaseException: what the first job that failed raised, or ``KeyboardInterrupt``. The
                 other jobs are cancelled then, and have ended.
         """
-        cancel = co.CancelToken() if cancel is None else cancel
-        count = len(self._runtime.devices)
-        # A job more than there is room for, so that a device that comes free is taken at once.
-        at_once = -(-count // 2) if self._split else count + 1
-        with JobProgress(len(jobs)) as progress, ThreadPoolExecutor(at_once, "job") as threads:
-            futures = []
+        devices = self._runtime.devices
+        # A device for the other half of each job, if there are two halves.
+        served = devices[: -(-len(devices) // 2)] if self._split else devices
+        queue = co.JobQueue(devices=devices)
+        server = self._runtime.serve(self._draw, queue, devices=served)
+        with queue, server, _bars(queue), queue.subscribe() as events:
             try:
-                for job in jobs:
-                    futures.append(threads.submit(self.draw, job, progress, cancel))
-                    cancel.wait(ARRIVAL)
-                ended, _ = concurrent.futures.wait(futures, return_when="FIRST_EXCEPTION")
-                for future in ended:
-                    future.result()
+                return self._follow(queue, events, jobs, cancel)
             except BaseException:
-                cancel.cancel("another job has failed")
-                threads.shutdown(wait=False, cancel_futures=True)
+                queue.cancel(everything=True, reason="another job has failed")
                 raise
-        return [future.result() for future in futures]
 
-    def draw(self, job: Job, progress: JobProgress, cancel: co.CancelToken) -> Drawing:
-        """Draws one image on the first device that comes free; waits for it."""
-        with self._runtime.pool.lease(cancel=cancel) as lease, torch.inference_mode():
-            home, number = lease.device, next(self._numbers)
-            work = partial(self._work, home=home, job=job, number=number)
-            with progress.job(str(home), job.user, job.prompt, self._steps) as bar:
-                texts = self._encode(job, home, work, cancel)
-                latents = self._denoise(job, home, texts, bar, work, cancel)
-                image = self._decode(home, latents, work, cancel)
-            return Drawing(job, image, home)
-
-    def _encode(
-        self, job: Job, home: co.Device, work: Work, cancel: co.CancelToken
-    ) -> tuple[Tensor, Tensor]:
-        """The prompt and the empty prompt as the UNet takes them, encoded where it is idle."""
-
-        def encode(device: co.Device) -> tuple[Tensor, Tensor]:
-            pipe = self._pipeline.on(device)
-            resident = self._pipeline.resident("text_encoder", device, cancel)
-            with resident, work(device, stage=TEXT_ENCODER):
-                texts = pipe.encode_prompt(job.prompt, pipe.device, 1, True)
-                guided, unguided = (text.to(home.torch_name) for text in texts)
-                return guided, unguided
-
-        with self._runtime.pool.borrow(affinity=TEXT_ENCODER) as spare:
-            device = spare.device if spare else home
-            return self._runtime.workers.run(device, encode, device, cancel=cancel)
-
-    def _denoise(
+    def _follow(
         self,
-        job: Job,
-        home: co.Device,
-        texts: tuple[Tensor, Tensor],
-        bar: Bar,
-        work: Work,
-        cancel: co.CancelToken,
-    ) -> Tensor:
+        queue: co.JobQueue,
+        events: co.Events,
+        jobs: list[Job],
+        cancel: co.CancelToken | None,
+    ) -> list[Drawing]:
+        """Submits the jobs, does what their users do, and collects the drawings."""
+        submitted = [self._submit(queue, jobs[0])]
+        left, previews = len(jobs), dict[int, Image]()
+        while left:
+            event = events.next(cancel=cancel)
+            if event is None:
+                raise co.ClosedError("somebody has closed the queue of the studio")
+            if len(submitted) == 1 and event.kind not in ("queued", "claimed", "started"):
+                submitted += [self._submit(queue, job) for job in jobs[1:]]
+            if event.kind == "failed":
+                event.job.result()
+            left -= event.kind in ("finished", "cancelled")
+            wish = jobs[event.id - submitted[0].id]
+            if event.preview is not None:
+                previews[event.id] = event.preview
+            if wish.cancelled_after is not None and (event.step or 0) >= wish.cancelled_after:
+                event.job.cancel(f"{wish.user} has changed his mind")
+        began = submitted[0].submitted
+        drawings = [
+            _drawing(job, wish, previews.get(job.id), began)
+            for job, wish in zip(submitted, jobs, strict=True)
+        ]
+        for job in submitted:
+            if job.cancelled():
+                self.timeline.mark_cancelled(self._drawn + job.id)
+        self._drawn += len(jobs)
+        return drawings
+
+    def _submit(self, queue: co.JobQueue, job: Job) -> co.Job:
+        return queue.submit(
+            {"prompt": job.prompt, "seed": job.seed},
+            user=job.user,
+            needs=[self._pipeline.key(part) for part in MODULES],
+        )
+
+    def _draw(self, job: co.ServedJob) -> Image:
+        """The handler: draws one image, on the job's device and idle ones."""
+        wish = Job(job.user, **job.payload)
+        with torch.inference_mode():
+            job.stage(TEXT_ENCODER)
+            texts = job.run_borrowed(self._encode, job, wish, to="job")
+            job.stage(UNET)
+            latents = self._denoise(job, wish, *texts)
+            job.stage(VAE)
+            return self._decode(job, wish, latents)
+
+    def _encode(self, job: co.ServedJob, wish: Job) -> tuple[Tensor, Tensor]:
+        """The prompt and the empty prompt as the UNet takes them, on the current device."""
+        device = co.current_device() or job.device
+        pipe = self._pipeline.on(device)
+        resident = self._pipeline.resident("text_encoder", device, job.token)
+        with resident, self._work(device, job, wish, TEXT_ENCODER):
+            guided, unguided = pipe.encode_prompt(wish.prompt, pipe.device, 1, True)
+            return guided, unguided
+
+    def _denoise(self, job: co.ServedJob, wish: Job, guided: Tensor, unguided: Tensor) -> Tensor:
         """Latents ``(1, channels, height, width)`` of the image."""
-        guided, unguided = texts
-        with self._devices_for_guidance(home) as devices, ExitStack() as resident:
+        with self._devices_for_guidance(job) as devices, ExitStack() as resident:
             for device in devices:
-                resident.enter_context(self._pipeline.resident("unet", device, cancel))
-            bar.show_device(" + ".join(map(str, devices)))
+                resident.enter_context(self._pipeline.resident("unet", device, job.token))
             models = {device: self._pipeline.module("unet", device) for device in devices}
-            watch = partial(work, stage=UNET)
-            unet = GuidedUNet(home, models, self._runtime.workers, watch, cancel)
-
-            def after_step(_pipe: Any, _step: int, _time: Any, tensors: Any) -> Any:
-                cancel.raise_if_cancelled()
-                bar.advance()
-                return tensors
-
-            return self._pipeline.on(home, unet=unet)(
+            work = partial(self._work, job=job, wish=wish, stage=UNET)
+            unet = GuidedUNet(job.device, models, self._runtime.workers, work, job.token)
+            return self._pipeline.on(job.device, unet=unet)(
                 prompt_embeds=guided,
                 negative_prompt_embeds=unguided,
                 num_inference_steps=self._steps,
                 guidance_scale=GUIDANCE,
-                generator=torch.Generator().manual_seed(job.seed),
+                generator=torch.Generator().manual_seed(wish.seed),
                 output_type="latent",
-                callback_on_step_end=after_step,
+                callback_on_step_end=job.on_step_with(_preview),
             ).images
 
-    def _decode(
-        self, home: co.Device, latents: Tensor, work: Work, cancel: co.CancelToken
-    ) -> Image:
+    def _decode(self, job: co.ServedJob, wish: Job, latents: Tensor) -> Image:
+        home = job.device
         pipe = self._pipeline.on(home)
-        with self._pipeline.resident("vae", home, cancel), work(home, stage=VAE):
+        resident = self._pipeline.resident("vae", home, job.token)
+        with resident, self._work(home, job, wish, VAE):
             decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
             image: Image = pipe.image_processor.postprocess(decoded)[0]
             return image
 
     @contextmanager
-    def _devices_for_guidance(self, home: co.Device) -> Iterator[list[co.Device]]:
+    def _devices_for_guidance(self, job: co.ServedJob) -> Iterator[list[co.Device]]:
         """The job's own device, and with it an idle one if the halves are to run at once."""
         with ExitStack() as stack:
             spare = stack.enter_context(self._runtime.pool.borrow()) if self._split else None
-            yield [home, spare.device] if spare else [home]
+            yield [job.device, spare.device] if spare else [job.device]
 
     @contextmanager
-    def _work(
-        self, device: co.Device, *, home: co.Device, job: Job, number: int, stage: str
-    ) -> Iterator[None]:
+    def _work(self, device: co.Device, job: co.ServedJob, wish: Job, stage: str) -> Iterator[None]:
         """Records what a device does for a job, until it has done it."""
         with self.timeline.record(
             device,
             user=job.user,
-            job=job.subject,
+            job=wish.subject,
             stage=stage,
-            borrowed=device != home,
-            number=number,
+            borrowed=device != job.device,
+            number=self._drawn + job.id,
         ):
             yield
             if device.torch_name != "cpu":
                 torch.accelerator.synchronize(device.torch_name)
+
+
+def _bars(queue: co.JobQueue) -> Any:
+    return watch(queue, describe=lambda job: str(job.payload["prompt"]))
+
+
+def _preview(tensors: dict[str, Any]) -> Image:
+    """The latents of a step as a small grey image."""
+    latents = tensors["latents"][0].float().mean(0)
+    low, high = latents.min(), latents.max()
+    grey = (latents - low) / (high - low).clamp(min=1e-6) * 255
+    return Images.fromarray(grey.to("cpu", torch.uint8).numpy())
+
+
+def _drawing(job: co.Job, wish: Job, preview: Image | None, began: float) -> Drawing:
+    device = job.device
+    if device is None:
+        raise co.CancelledError(f"job {job.id} was cancelled before it began")
+    cancelled = job.cancelled()
+    image = preview or Images.new("L", (8, 8)) if cancelled else job.result()
+    started, finished = job.started or job.submitted, job.finished or job.submitted
+    return Drawing(
+        wish,
+        image,
+        device,
+        cancelled,
+        waited=started - job.submitted,
+        finished=finished - began,
+        seconds=finished - started,
+    )

@@ -15,6 +15,9 @@ INK, FAINT = "#1f2937", "#9ca3af"
 HUES = ("215,75%", "28,85%", "150,50%", "330,60%", "265,50%", "190,70%", "55,70%", "0,65%")
 LIGHTNESS = (32, 62, 82, 48, 72)
 LETTER = 6.2
+ALARM = "#dc2626"
+# Pixels that a bar needs for a pattern to be seen on it.
+NARROW = 10
 
 
 # What XML has no way to write.
@@ -49,9 +52,15 @@ def draw(
         "</pattern></defs>",
         f"<rect width='{WIDTH}' height='{foot + 34}' rx='8' fill='#fff'/>",
         text(20, 27, title, 15, weight=600),
-        *_legend(users, stages, any(span.borrowed for span in spans)),
+        *_legend(
+            users,
+            stages,
+            any(span.borrowed for span in spans),
+            any(span.cancelled for span in spans),
+        ),
         *_axis(seconds, scale, foot),
     ]
+    marks: list[str] = []
     for row, (device, busy, own) in enumerate(lanes):
         top = TOP + LANE * row + (LANE - BAR) / 2
         parts.append(text(20, top + 18, device, 13, weight=600))
@@ -61,14 +70,22 @@ def draw(
             wide = max((span.end - span.start) * scale, 1.5)
             look = users.index(span.user), stages.index(span.stage)
             parts.append(_bar(span, left, top, wide, *look))
-    return "\n".join([*parts, "</svg>", ""])
+            if span.cancelled:
+                marks.append(_cross(left + wide, top + BAR / 2, 7))
+            if span.borrowed and wide < NARROW:
+                marks.append(
+                    _pin(left + wide / 2, top - 1, f"hsl({_hue(look[0])},{LIGHTNESS[0]}%)")
+                )
+    # Over all bars, also those beside them.
+    return "\n".join([*parts, *marks, "</svg>", ""])
 
 
 def _bar(span: Span, left: float, top: float, wide: float, user: int, stage: int) -> str:
-    fill = f"hsl({HUES[user % len(HUES)]},{_lightness(stage)}%)"
+    fill = f"hsl({_hue(user)},{_lightness(stage)}%)"
     ink = INK if _lightness(stage) > 70 else "#fff"
     place = f"x='{left:.1f}' y='{top:.0f}' width='{wide:.1f}' height='{BAR}'"
     how = " on a borrowed device" if span.borrowed else ""
+    how += ", cancelled" if span.cancelled else ""
     about = f"{span.user}: {span.job}, {span.stage}{how}, {span.end - span.start:.3f} s"
     shape = f"<rect {place} fill='{fill}' stroke='#fff' stroke-width='.6'/>"
     if span.borrowed:
@@ -77,6 +94,27 @@ def _bar(span: Span, left: float, top: float, wide: float, user: int, stage: int
         if len(words) * LETTER < wide - 4:
             shape += text(left + wide / 2, top + 17 + 14 * line, words, 11, ink, anchor="middle")
     return f"<g><title>{escape(about)}</title>{shape}</g>"
+
+
+def _pin(x: float, foot: float, fill: str) -> str:
+    """Points at a bar that is too narrow to show how it looks."""
+    return f"<path d='M{x:.1f} {foot:.1f}l-5 -8h10z' fill='{fill}'/>"
+
+
+def _hue(user: int) -> str:
+    return HUES[user % len(HUES)]
+
+
+def _cross(x: float, y: float, arm: float) -> str:
+    """A cross on a white disc, where something was cut short."""
+    top, foot = y - arm / 2, y + arm / 2
+    lines = (
+        f"<path d='M{x - side:.1f} {top:.1f}L{x + side:.1f} {foot:.1f}' "
+        f"stroke='{ALARM}' stroke-width='2.2' stroke-linecap='round'/>"
+        for side in (arm / 2, -arm / 2)
+    )
+    disc = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{arm:.1f}' fill='#fff' stroke='{ALARM}'/>"
+    return disc + "".join(lines)
 
 
 def _axis(seconds: float, scale: float, foot: float) -> list[str]:
@@ -93,8 +131,8 @@ def _axis(seconds: float, scale: float, foot: float) -> list[str]:
     return parts
 
 
-def _legend(users: list[str], stages: list[str], lent: bool) -> list[str]:
-    entries = [(f"hsl({HUES[n % len(HUES)]},62%)", user) for n, user in enumerate(users[:8])]
+def _legend(users: list[str], stages: list[str], lent: bool, cancelled: bool) -> list[str]:
+    entries = [(f"hsl({_hue(n)},62%)", user) for n, user in enumerate(users[:8])]
     entries += [(f"hsl(0,0%,{_lightness(n)}%)", stage) for n, stage in enumerate(stages)]
     entries += [("url(#lent)", "borrowed device")] if lent else []
     parts, x = [], 20.0
@@ -102,6 +140,11 @@ def _legend(users: list[str], stages: list[str], lent: bool) -> list[str]:
         parts.append(f"<rect x='{x:.0f}' y='39' width='12' height='12' rx='2' fill='{fill}'/>")
         parts.append(text(x + 17, 49, words, 12))
         x += 17 + len(words) * 7 + 14
+        if fill == "url(#lent)":
+            parts.append(_pin(x - 10, 49, INK))
+            x += 12
+    if cancelled:
+        parts += [_cross(x + 7, 45, 7), text(x + 19, 49, "cancelled", 12)]
     return parts
 
 

@@ -13,6 +13,25 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+def bars(console: Console) -> Progress:
+    """Bars with a device, a user, what it is, and its stage; shown where somebody looks."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    return Progress(
+        TextColumn("{task.fields[device]}", style="cyan", markup=False),
+        TextColumn("{task.fields[user]}", style="bold", markup=False),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", style="dim", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Elapsed(),
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal or console.is_jupyter),
+    )
+
+
 @dataclass(frozen=True)
 class Bar:
     """The bar of one job."""
@@ -46,27 +65,14 @@ class JobProgress:
 
     def __init__(self, jobs: int, console: Console | None = None) -> None:
         from rich import get_console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn as Elapsed
 
-        console = console or get_console()
-        self._progress = Progress(
-            TextColumn("{task.fields[device]}", style="cyan", markup=False),
-            TextColumn("{task.fields[user]}", style="bold", markup=False),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Elapsed(),
-            console=console,
-            transient=True,
-            disable=not (console.is_terminal or console.is_jupyter),
-        )
-        self._all = self._progress.add_task("all jobs", total=jobs, device="", user="")
+        self._progress = bars(console or get_console())
+        self._all = self._progress.add_task("all jobs", total=jobs, device="", user="", stage="")
 
     @contextmanager
     def job(self, device: str, user: str, what: str, steps: int) -> Iterator[Bar]:
         """Shows a bar of so many steps while the block runs. Does not wait."""
-        task = self._progress.add_task(what, total=steps, device=device, user=user)
+        task = self._progress.add_task(what, total=steps, device=device, user=user, stage="")
         try:
             yield Bar(self._progress, task)
             self._progress.advance(self._all)

@@ -21,6 +21,7 @@ class Span:
         end: Seconds since the timeline began.
         borrowed: Whether the device was lent for it.
         number: Tells jobs of the same name apart.
+        cancelled: Whether the job was cancelled in it.
 
     Raises:
         InvalidValueError: ``start`` and ``end`` are not finite and in this order.
@@ -34,6 +35,7 @@ class Span:
     end: float
     borrowed: bool = False
     number: int = 0
+    cancelled: bool = False
 
     def __post_init__(self) -> None:
         if not -math.inf < self.start <= self.end < math.inf:

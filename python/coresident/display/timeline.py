@@ -55,6 +55,13 @@ class Timeline:
         span = Span(str(device), user, job, stage, start, end, borrowed, number)
         self.spans.append(span)
 
+    def mark_cancelled(self, number: int) -> None:
+        """Says that the job of a number was cancelled: its last span shows it. Does not wait."""
+        own = [at for at, span in enumerate(self.spans) if span.number == number]
+        if own:
+            last = max(own, key=lambda at: self.spans[at].end)
+            self.spans[last] = replace(self.spans[last], cancelled=True)
+
     @property
     def start(self) -> float:
         """When the first span starts, in seconds; 0 without one."""
@@ -87,6 +94,7 @@ class Timeline:
                 spans[0],
                 start=min(span.start for span in spans),
                 end=max(span.end for span in spans),
+                cancelled=any(span.cancelled for span in spans),
             )
             for spans in grouped
         ]

@@ -27,9 +27,15 @@ from coresident.torch.working_memory import signature
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
+    from coresident.torch.streamed import Streamed
 
 # An estimate may be so many times of what is really needed.
 _AT_MOST = 4
+
+
+def unknown(most: int) -> int:
+    """Bytes that are left for working memory of which nothing is known, of so many in all."""
+    return most // 8
 
 
 class _Inside(threading.local):
@@ -50,7 +56,8 @@ class Calls:
     Args:
         replica: Whose module is called.
         place: Where its weights are.
-        pins: What keeps them there.
+        pins: What keeps them there, if all of them stay.
+        streamed: What has them come, if not.
         room: Where it finds more.
         reserved: What was reserved beside the weights.
         fixed: Whether that is what the caller has asked for, so that nothing more is reserved.
@@ -61,7 +68,8 @@ class Calls:
         self,
         replica: Replica,
         place: Place,
-        pins: _core.Pins,
+        pins: _core.Pins | None,
+        streamed: Streamed | None,
         room: Room,
         reserved: _core.Reservation | None,
         fixed: bool,
@@ -73,6 +81,7 @@ class Calls:
         self._purpose = f"working memory of {self._key}"
         self._place = place
         self._pins = pins
+        self._streamed = streamed
         self._room = room
         self._budget = room.vram[self._device]
         self._held: list[_core.Reservation] = []
@@ -83,7 +92,7 @@ class Calls:
         self._closed = False
         # The most that was seen to be needed; None once that was not measured.
         self._peak: int | None = 0
-        self._meter = Meter(self._device, self._fill)
+        self._meter = Meter(self._device, self._fill, self._give_up)
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
         for part, module in (("", self._module), *self._module.named_children()):
             if type(module).forward is not torch.nn.Module.forward:
@@ -135,6 +144,8 @@ class Calls:
         if need and not self._fixed:
             least = need if measured is not None else need // _AT_MOST
             self._reserve(need, least, part, args, kwargs)
+        if self._streamed is not None:
+            self._streamed.adapt(0 if need or self._fixed else unknown(self._most()))
         before = Arguments(args, kwargs)
         try:
             return self._once(part, alike, measured, forward, args, kwargs)
@@ -161,7 +172,9 @@ class Calls:
     ) -> Any:
         if self._device.type == "cuda":
             # Whichever it is now: pages leave after all that have used them.
-            self._pins.also_on(torch.cuda.current_stream(self._device.index).cuda_stream)
+            used = self._pins if self._streamed is None else self._streamed.streaming
+            if used is not None:
+                used.also_on(torch.cuda.current_stream(self._device.index).cuda_stream)
         live = self._meter.live
         with self._meter.measure(self._module, known) as measured:
             output = owned(forward(*args, **kwargs), self._place)
@@ -176,9 +189,9 @@ class Calls:
 
     def _reserve(self, need: int, least: int, part: str, args: Any, kwargs: Any) -> None:
         """Reserves what is missing; of an estimate as much as there can be."""
-        most = max(0, self._most() - self._place.nbytes)
+        most = max(0, self._most() - self._least())
         if least > most:
-            weights = _core.size(self._place.nbytes)
+            weights = _core.size(self._least())
             raise BudgetExceededError(
                 f"{self._called(part)} needs {_core.size(need)} of working memory on "
                 f"{self._device} beside {weights} of weights, and there can be {_core.size(most)} "
@@ -226,6 +239,7 @@ class Calls:
     def _all_that_can_be(self) -> Iterator[None]:
         """Frees everything that nobody uses, and keeps it for the block: others would take it."""
         gc.collect()
+        self._give_up(self._place.nbytes)
         self._place.area.arena.evict()
         _torch_memory.empty_cache(self._device)
         self._budget.look()
@@ -248,7 +262,7 @@ class Calls:
         about = (
             f" needs about {_core.size(need)} of working memory" if need else " ran out of memory"
         )
-        weights = f"{_core.size(self._place.nbytes)} of its own weights{self._others()}"
+        weights = f"{_core.size(self._least())} of its own weights{self._others()}"
         return DeviceMemoryError(
             f"{self._called(part)}{about} on {self._device}, where {_core.size(free)} is free "
             f"after everything unpinned was evicted, beside {weights}: {told}"
@@ -272,6 +286,14 @@ class Calls:
     def _alternative(self, part: str, args: Any, kwargs: Any) -> str:
         need = tiled(self._module, part, args, kwargs)
         return "" if need is None else f"; in tiles, with enable_tiling(), about {_core.size(need)}"
+
+    def _give_up(self, nbytes: int) -> bool:
+        """Gives up weights that need not stay. Returns whether there were some."""
+        return self._room.give_up(self._device, nbytes)
+
+    def _least(self) -> int:
+        """Bytes that its weights need at least."""
+        return self._place.nbytes if self._streamed is None else self._streamed.least()
 
     def _most(self) -> int:
         total, limit = self._budget.total, self._budget.limit

@@ -33,11 +33,19 @@ class Meter:
         device: The device.
         told: Called with the bytes that are live whenever they become more or fewer, on a virtual
             device. Must not wait, nor raise.
+        give_up: Called with bytes that are missing on a virtual device. Gives up what can come
+            again, and tells whether that was something.
     """
 
-    def __init__(self, device: _core.Device, told: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        device: _core.Device,
+        told: Callable[[int], None],
+        give_up: Callable[[int], bool] = lambda _nbytes: False,
+    ) -> None:
         self._device = device
         self._told = told
+        self._give_up = give_up
         self._lock = threading.Lock()
         self._taken = 0
         # Each counts one thread's.
@@ -108,8 +116,9 @@ class Meter:
         """Has the device's memory taken by what is live now; whether it has so much."""
         assert self._occupied is not None
         live = self.live
-        if not self._occupied.resize(live):
-            return False
+        while not self._occupied.resize(live):
+            if not self._give_up(live - self._occupied.nbytes):
+                return False
         self._told(live)
         return True
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from coresident import _core
 from coresident.errors import InvalidDeviceError, ReleasedError
@@ -18,6 +19,7 @@ from coresident.torch.working_memory import WorkingMemory
 # Of a model that was loaded without a runtime.
 _NO_ROOM = Room({}, {}, WorkingMemory())
 _CLOCK = itertools.count()
+Blocks = tuple[tuple[int, ...], ...]
 
 
 class Model:
@@ -48,6 +50,8 @@ class Model:
         self._lock = threading.RLock()
         self._idle: dict[_core.Device, list[Tensors]] = {}
         self._places: dict[_core.Device, Place] = {}
+        # Those that nobody streams through now, by the blocks that they are for.
+        self._streamed: dict[tuple[_core.Device, Blocks], list[Place]] = {}
         self._closed = False
         # By the order of uses.
         self.used_at = 0
@@ -105,6 +109,8 @@ class Model:
         device: Any,
         working_memory: int | str | None = None,
         *,
+        stream: bool | Literal["auto"] = "auto",
+        blocks: Iterable[str] | None = None,
         timeout: float | None = None,
         cancel: _core.CancelToken | None = None,
     ) -> Residence:
@@ -129,21 +135,38 @@ class Model:
         that has changed objects it was given, such as the cache of a language model, is not made
         once more.
 
+        A model that can never fit is streamed: what is in none of its blocks stays on the device,
+        and of the blocks as much as there is room for, also while it runs. The rest comes while the
+        block before it computes, and leaves after its call. A block that is called in another order
+        than before has to be waited for. Outside its call a block's tensors are in host memory, but
+        for those that stay. Gradients cannot be computed through it. Parts of a block that are
+        called by themselves, without it, use its tensors where they are: in host memory.
+
         Waits in line, for others to end theirs and for the copies.
 
         Args:
             device: A device, or its name.
             working_memory: Bytes for activations, or a text such as ``"3GiB"``; reserved together
                 with the weights, and never more. ``None`` reserves what each call is known to need.
-            timeout: Seconds to wait; ``None`` waits for ever.
-            cancel: A token that ends the wait.
+            stream: Whether only some of the weights are on the device at a time: ``"auto"`` if they
+                and the working memory that is known can never fit.
+            blocks: Names of the parts of the module that are streamed, each as a whole, or of lists
+                of such parts; everything else stays. ``None`` takes its repeated layers, in parts
+                if they are large.
+            timeout: Seconds to wait, also for a block within a call; ``None`` waits for ever.
+            cancel: A token that ends the wait, also for a block within a call.
 
         Returns:
             What holds it, to be used with ``with``, which gives the module, or released.
 
         Raises:
-            InvalidDeviceError: there is no such device, or it is none of the runtime's.
-            BudgetExceededError: they can never fit; from a call, with what it would need in tiles.
+            InvalidDeviceError: there is no such device, it is none of the runtime's, or it is one
+                without virtual memory management, through which nothing can be streamed.
+            InvalidTypeError: ``blocks`` is no list of names.
+            InvalidValueError: ``stream`` is something else, there are no such blocks, or the device
+                has no pages to stream through.
+            BudgetExceededError: they can never fit, or not even the largest block; from a call,
+                with what it would need in tiles.
             BudgetTimeoutError: the time was over.
             CancelledError: the token was raised.
             DeadlockError: the caller has what he waits for himself, or two have each other's.
@@ -151,7 +174,7 @@ class Model:
             ReleasedError: the model has been closed.
         """
         replica = self.replica(device, timeout=timeout, cancel=cancel)
-        return replica._on(working_memory, timeout, cancel, owned=True)
+        return replica._on(working_memory, stream, blocks, timeout, cancel, owned=True)
 
     def area(self, device: Any) -> _core.Area:
         """Where its weights are on a device: for its priority, its residency, and blocks of it.
@@ -185,6 +208,19 @@ class Model:
                 area = arena.area(self.weights, self.order)
                 self._places[device] = Place(area, self.order)
             return self._places[device]
+
+    def take_streamed(self, device: _core.Device, blocks: Blocks) -> Place | None:
+        """A place through which the weights were streamed before; ``None`` if there is none."""
+        with self._lock:
+            self._check()
+            known = self._streamed.get((device, blocks))
+            return known.pop() if known else None
+
+    def give_back_streamed(self, device: _core.Device, blocks: Blocks, place: Place) -> None:
+        """Keeps such a place for the next one."""
+        with self._lock:
+            if not self._closed:
+                self._streamed.setdefault((device, blocks), []).append(place)
 
     def drop_copies(self, device: _core.Device) -> int:
         """Lets go of copies on a device that no replica uses. Returns their bytes."""
@@ -222,7 +258,8 @@ class Model:
         with self._lock:
             self._closed = True
             (idle, self._idle), (state, self._state) = (self._idle, {}), (self._state, {})
-            places, self._places = self._places, {}
+            places, self._places = (self._places, self._streamed), {}
+            self._streamed = {}
         for tensors in (tensors for all_of_them in idle.values() for tensors in all_of_them):
             tensors.drop()
         del idle, state, places

@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -157,6 +158,8 @@ class Replica:
         self,
         working_memory: int | str | None = None,
         *,
+        stream: bool | Literal["auto"] = "auto",
+        blocks: Iterable[str] | None = None,
         timeout: float | None = None,
         cancel: _core.CancelToken | None = None,
     ) -> Residence:
@@ -169,11 +172,13 @@ class Replica:
             InvalidValueError: it is on the device already.
             CoresidentError: as :meth:`Model.on`.
         """
-        return self._on(working_memory, timeout, cancel)
+        return self._on(working_memory, stream, blocks, timeout, cancel)
 
     def _on(
         self,
         working_memory: int | str | None,
+        stream: bool | str,
+        blocks: Iterable[str] | None,
         timeout: float | None,
         cancel: _core.CancelToken | None,
         *,
@@ -186,7 +191,14 @@ class Replica:
             self._residing = True
         if self._model.room is not None:
             self._model.room.note_use(self._model, self.device)
-        resident = Residence(self, working_memory, owned=owned, timeout=timeout, cancel=cancel)
+        resident = Residence(
+            *(self, working_memory),
+            stream=stream,
+            blocks=blocks,
+            owned=owned,
+            timeout=timeout,
+            cancel=cancel,
+        )
         with self._lock:
             self._resident, released = resident, self._released
         if released:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coresident import _core
-from coresident.errors import CoresidentError, ReleasedError
+from coresident.errors import CoresidentError, InvalidValueError, ReleasedError
 from coresident.torch.calls import Calls
 from coresident.torch.room import Place
+from coresident.torch.streamed import Streamed
+from coresident.torch.streaming import Plan, planned
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
@@ -34,6 +37,8 @@ class Residence:
         replica: Replica,
         working_memory: int | str | None,
         *,
+        stream: bool | str,
+        blocks: Iterable[str] | None,
         owned: bool,
         timeout: float | None,
         cancel: _core.CancelToken | None,
@@ -50,6 +55,9 @@ class Residence:
         self._pins: _core.Pins | None = None
         self._reserved: _core.Reservation | None = None
         self._calls: Calls | None = None
+        self._streamed: Streamed | None = None
+        # What is streamed, and whose pages they are afterwards.
+        self._plan: Plan | None = None
         self._versions: list[int] = []
         # What has come to the module beside its weights, such as adapters, and where it was.
         self._moved: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -58,13 +66,21 @@ class Residence:
         terms: dict[str, Any] = {"timeout": timeout, "cancel": cancel}
         try:
             self._place = replica._place()
-            self._take(working_memory, terms)
-            self._enter()
+            if self._place is not None:
+                self._plan = planned(replica, self._place, working_memory, stream, blocks)
+            elif stream is True:
+                raise InvalidValueError(
+                    f"{self.device} has no memory of its own with pages, through which weights "
+                    "could be streamed: leave stream out"
+                )
+            streaming = self._take(working_memory, terms)
+            self._enter(streaming, terms)
             room = replica._model.room
-            if self._place is not None and self._pins is not None and room is not None:
+            if self._place is not None and room is not None:
                 fixed = working_memory is not None
                 self._calls = Calls(
-                    replica, self._place, self._pins, room, self._reserved, fixed, terms
+                    *(replica, self._place, self._pins, self._streamed),
+                    *(room, self._reserved, fixed, terms),
                 )
         except BaseException:
             try:
@@ -85,6 +101,11 @@ class Residence:
         if self._calls is not None:
             return self._calls.reserved
         return 0 if self._reserved is None else self._reserved.nbytes
+
+    @property
+    def streaming(self) -> _core.StreamingStatus | None:
+        """What stays on the device and what comes block by block; ``None`` if all of it stays."""
+        return None if self._streamed is None else self._streamed.streaming.status()
 
     def hand_over(self) -> Residence:
         """Says that nobody in particular will release it: to be called before another thread does.
@@ -122,16 +143,19 @@ class Residence:
         if written and area is not None:
             # After the pins, whose stream may still be writing.
             area.renew()
-            # Others may be using the model: for them at once, if that keeps nobody waiting.
-            with suppress(CoresidentError):
-                area.fault(timeout=0).release()
+            if self._plan is None:
+                # Others may be using the model: for them at once, if that keeps nobody waiting.
+                with suppress(CoresidentError):
+                    area.fault(timeout=0).release()
             self._replica._warn_of(
                 written, "whoever has used the model there meanwhile has seen it, and nobody will"
             )
         return True
 
-    def _take(self, working_memory: int | str | None, terms: dict[str, Any]) -> None:
-        """Makes the weights resident, and reserves working memory with them."""
+    def _take(
+        self, working_memory: int | str | None, terms: dict[str, Any]
+    ) -> _core.Streaming | None:
+        """Makes the weights resident, or some of them, and reserves working memory with them."""
         if self._place is not None:
             if self._private:
                 # What is written in host memory is not known to the pages.
@@ -139,12 +163,17 @@ class Residence:
             stream = None
             if self.device.type == "cuda":
                 stream = torch.cuda.current_stream(self.device.index).cuda_stream
+            if self._plan is not None:
+                self._place = self._plan.place()
+                streaming = self._plan.open(self._place, working_memory, stream, terms)
+                self._reserved = streaming.working_memory
+                return streaming
             self._pins = self._place.area.fault(
                 working_memory=working_memory, stream=stream, **terms
             )
             self._reserved = self._pins.working_memory
             self._place.look()
-            return
+            return None
         budget, began = self._replica._budget(), time.perf_counter()
         if working_memory is not None and budget is not None:
             purpose = f"working memory of {self._replica._model.key}"
@@ -155,20 +184,25 @@ class Residence:
             took = time.perf_counter() - began
             room.copies.requested(self.device, weights.key, weights.nbytes, working, took)
             self._recorded = True
+        return None
 
-    def _enter(self) -> None:
-        """Points the parameters to the device."""
+    def _enter(self, streaming: _core.Streaming | None, terms: dict[str, Any]) -> None:
+        """Points the parameters to the device, but for those that come when they are needed."""
         if self._place is None:
             return
         own, views = self._replica._made, self._place.views
+        if streaming is not None and self._plan is not None:
+            self._streamed = self._plan.streamed(streaming, self._place, terms)
+        later = set() if self._plan is None else self._plan.in_blocks
         self._versions = [tensor._version for tensor in own]
         with torch.inference_mode(False), torch.no_grad():
             if self._private:
                 # What torch has as copies is no part of the map that the pages are filled from.
                 for at in self._replica._model.copies:
                     views[at].copy_(own[at])
-            for tensor, view in zip(own, views, strict=True):
-                tensor.data = view
+            for at, (tensor, view) in enumerate(zip(own, views, strict=True)):
+                if at not in later:
+                    tensor.data = view
             target, known = views[0].device if views else None, set(map(id, own))
             for tensor in (*self.module.parameters(), *self.module.buffers()):
                 if target is not None and id(tensor) not in known and tensor.device != target:
@@ -182,15 +216,18 @@ class Residence:
             return []
         own, host = self._replica._made, self._replica._tensors.all
         before, self._versions = self._versions, []
+        if self._streamed is not None:
+            self._streamed.keep_writes()
+        later = set() if self._plan is None else self._plan.in_blocks
         written = [at for at, tensor in enumerate(own) if tensor._version != before[at]]
         with torch.inference_mode(False), torch.no_grad():
             for at, (tensor, there) in enumerate(zip(own, host, strict=True)):
                 view = self._place.views[at]
-                if self._private and not self._place.has(tensor):
+                if self._private and at not in later and not self._place.has(tensor):
                     # Put in its place on purpose.
                     continue
                 # Writes through ``.data`` are not counted.
-                if self._private and not _is_same(view.to(there.device), there):
+                if self._private and at not in later and not _is_same(view.to(there.device), there):
                     there.copy_(view)
                 tensor.data = there
             for tensor, at_rest in self._moved:
@@ -202,6 +239,10 @@ class Residence:
     def _give_back(self) -> None:
         if self._calls is not None:
             self._calls.close()
+        if self._streamed is not None:
+            self._streamed.close()
+        if self._plan is not None:
+            self._plan.give_back()
         if self._pins is not None:
             self._pins.release()
         if self._reserved is not None:

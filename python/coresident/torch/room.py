@@ -16,6 +16,7 @@ from coresident.torch.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
     from coresident.torch.model import Model
+    from coresident.torch.streamed import Streamed
 
 # After pages, which are as fast to bring again, and before nothing.
 _PRIORITY = 60
@@ -55,6 +56,7 @@ class Room:
         self.vram = vram
         self.working_memory = working_memory
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._streamed: dict[_core.Device, weakref.WeakSet[Streamed]] = {}
         self._evicted: set[_core.Device] = set()
         self._lock = threading.RLock()
 
@@ -83,6 +85,18 @@ class Room:
         planner = self.planners.get(device)
         return planner is None or planner.policy != "always-evict"
 
+    def add_streamed(self, device: _core.Device, streamed: Streamed) -> None:
+        """Says that a model is streamed on a device, for as long as somebody has this."""
+        with self._lock:
+            self._streamed.setdefault(device, weakref.WeakSet()).add(streamed)
+
+    def give_up(self, device: _core.Device, nbytes: int) -> bool:
+        """Has models that are streamed on a device give up bytes of what stays there. Returns
+        whether that was something."""
+        with self._lock:
+            streamed = list(self._streamed.get(device, ()))
+        return any(each.give_up(nbytes) for each in streamed)
+
     def charge(
         self, model: Model, device: _core.Device, nbytes: int, terms: dict[str, Any]
     ) -> _core.Reservation | None:
@@ -105,6 +119,12 @@ class Room:
         reserved = budget.reserve(nbytes, purpose=model.key, **terms).hand_over()
         _torch_memory.cover(device, reserved)
         return reserved
+
+    def drop_copies(self, device: _core.Device) -> int:
+        """Lets go of all copies on a device that no replica uses. Returns their bytes."""
+        with self._lock:
+            models = list(self._models)
+        return sum(model.drop_copies(device) for model in models)
 
     def _drop_copies(self, device: _core.Device, missing: int) -> None:
         with self._lock:

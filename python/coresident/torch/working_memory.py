@@ -87,6 +87,16 @@ class WorkingMemory:
             self._peaks.move_to_end((key, part, signature))
             return found.nbytes
 
+    def largest(self, key: str) -> int:
+        """The most bytes that were measured of any call of a model; 0 without any. Does not wait.
+
+        Args:
+            key: What the model's weights are called.
+        """
+        with self._lock:
+            peaks = [peak.nbytes for (of, _, _), peak in self._peaks.items() if of == key]
+        return max(peaks, default=0)
+
     def learn(self, key: str, part: str, signature: str, nbytes: int) -> None:
         """Remembers a measured peak; saves it if it is the largest so far. Waits as :meth:`save`.
 

@@ -139,6 +139,11 @@ impl CudaMemory {
         self.opened.get().map_or(0, |state| state.device.blocks.kept_bytes())
     }
 
+    /// Bytes that nobody has of a device that somebody uses here; `None` of another.
+    pub(super) fn free_if_used(&self) -> Option<u64> {
+        self.opened.get().map(|_| self.free())
+    }
+
     /// Bytes that nobody has, also of a device that is not opened; `None` if it does not tell.
     fn known_free(&self) -> Option<u64> {
         match self.opened.get() {

@@ -75,15 +75,13 @@ impl Ring {
 
     /// The next buffer, read by now.
     fn next(&self, buffers: &mut Buffers) -> Result<usize, MemoryError> {
-        if buffers.all.len() < BUFFERS {
+        // All at once, so that what is charged is what is locked.
+        while buffers.all.len() < BUFFERS {
             match self.buffer() {
-                Ok(buffer) => {
-                    buffers.next = buffers.all.len();
-                    buffers.all.push(buffer);
-                }
+                Ok(buffer) => buffers.all.push(buffer),
                 // With fewer it goes on, only slower; with none, slower still.
                 Err(_) if buffers.all.is_empty() => buffers.all.push(Buffer::pageable()),
-                Err(_) => {}
+                Err(_) => break,
             }
         }
         let at = buffers.next % buffers.all.len();
@@ -235,4 +233,33 @@ fn batches(pieces: Vec<Piece>, begins: impl Fn(Address) -> bool) -> Vec<Batch> {
         }
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::HostBytes;
+
+    struct Nothing;
+
+    impl HostBytes for Nothing {
+        fn copy_to(&self, _from: usize, _to: &mut [u8]) {}
+    }
+
+    #[test]
+    fn pieces_side_by_side_go_together_but_never_into_another_block() {
+        const LENGTH: usize = 1 << 20;
+        let piece = |at: usize| Piece {
+            source: Arc::new(Nothing),
+            from: 0,
+            to: at * LENGTH,
+            length: LENGTH,
+        };
+        let spans = |begins: &dyn Fn(Address) -> bool| -> Vec<(usize, usize)> {
+            let batches = batches(vec![piece(1), piece(2), piece(3), piece(5)], begins);
+            batches.iter().map(|batch| (batch.to / LENGTH, batch.length / LENGTH)).collect()
+        };
+        assert_eq!(spans(&|_| false), [(1, 3), (5, 1)]);
+        assert_eq!(spans(&|to| to == 3 * LENGTH), [(1, 2), (3, 1), (5, 1)]);
+    }
 }

@@ -14,6 +14,7 @@ use super::{Arena, no_block};
 use crate::arena::{self, Beside, PageSet};
 use crate::device::{ByteSize, DeviceType, Stream};
 use crate::python::error::{Error, Result, invalid_value};
+use crate::python::streaming::Streaming;
 use crate::python::wait::{Terms, caller, patiently};
 use crate::python::weights::{state_dict, strings, text};
 use crate::python::{argument, budget};
@@ -53,6 +54,14 @@ impl Area {
         Self { placed, arena, all }
     }
 
+    pub(in crate::python) fn placed(&self) -> &arena::Area {
+        &self.placed
+    }
+
+    pub(in crate::python) fn arena_of(&self, py: Python<'_>) -> Py<Arena> {
+        self.arena.clone_ref(py)
+    }
+
     fn set(&self, block: Option<&Bound<'_, PyAny>>) -> Result<Arc<PageSet>> {
         Ok(self.own(block)?.map_or_else(|| self.all.clone(), |block| block.set.clone()))
     }
@@ -71,7 +80,7 @@ impl Area {
 
     /// The stream of this handle; without one the default stream, or whoever calls on a device that is
     /// the host.
-    pub(super) fn stream(&self, handle: Option<&Bound<'_, PyAny>>) -> Result<Stream> {
+    pub(in crate::python) fn stream(&self, handle: Option<&Bound<'_, PyAny>>) -> Result<Stream> {
         let handle = handle.filter(|handle| !handle.is_none());
         let handle = handle.map(|handle| argument::whole_number("stream", handle)).transpose()?;
         let device = self.placed.arena().device();
@@ -197,6 +206,22 @@ impl Area {
             })
             .transpose()?;
         Ok(Pins::new(slf, pins, working))
+    }
+
+    /// Streams it, block by block.
+    #[pyo3(signature = (
+        blocks, *, working_memory=None, leave=None, stream=None, timeout=None, cancel=None
+    ))]
+    fn stream_blocks(
+        slf: &Bound<'_, Self>,
+        blocks: &Bound<'_, PyAny>,
+        working_memory: Option<&Bound<'_, PyAny>>,
+        leave: Option<&Bound<'_, PyAny>>,
+        stream: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cancel: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Streaming> {
+        Streaming::open(slf, blocks, working_memory, leave, stream, (timeout, cancel))
     }
 
     /// Views of the tensors' addresses, for a module whose pages somebody pins.

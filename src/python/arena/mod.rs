@@ -5,6 +5,8 @@ mod pins;
 mod status;
 mod tensor;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use indexmap::IndexMap;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
@@ -31,7 +33,7 @@ use crate::weights::Tensor;
 /// One device's memory in pages, and the models that have some of it.
 #[pyclass(frozen, weakref, module = "coresident", name = "Arena")]
 pub(super) struct Arena {
-    pages: arena::Arena,
+    pub(super) pages: arena::Arena,
     device: Py<device::Device>,
     budget: Py<Budget>,
     ram: Option<Py<Budget>>,
@@ -123,11 +125,12 @@ impl Arena {
     }
 
     /// The place of some weights on the device: the one that somebody has, or a new one.
-    #[pyo3(signature = (weights, order=None))]
+    #[pyo3(signature = (weights, order=None, *, groups=None))]
     fn area(
         slf: &Bound<'_, Self>,
         weights: &Bound<'_, PyAny>,
         order: Option<&Bound<'_, PyAny>>,
+        groups: Option<Vec<usize>>,
     ) -> Result<Area> {
         let owner = caller(slf.py())?;
         let (key, identity, known) = tensors_of(weights)?;
@@ -149,11 +152,17 @@ impl Arena {
             }
         };
         let tensors: Vec<(String, Tensor)> = tensors;
-        let order = tensors.iter().map(|(name, _)| name.clone()).collect();
+        let mut order: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
+        if groups.is_some() {
+            // Its own: no tensor has such a name twice.
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            order.push(format!("\0{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        }
         let identity = Identity { of: identity, order };
         let contents =
             || tensors.into_iter().map(|(name, tensor)| Content::of(&name, tensor)).collect();
-        let area = slf.get().pages.area(&key, identity, &owner, contents)?;
+        let groups = groups.unwrap_or_default();
+        let area = slf.get().pages.area_in_groups(&key, identity, &owner, &groups, contents)?;
         Ok(Area::new(area, slf.clone().unbind()))
     }
 
@@ -199,6 +208,12 @@ impl Arena {
         visit.call(&self.budget)?;
         self.ram.as_ref().map_or(Ok(()), |ram| visit.call(ram))?;
         self.planner.as_ref().map_or(Ok(()), |planner| visit.call(planner))
+    }
+}
+
+impl Arena {
+    pub(super) fn ledger<'py>(&self, py: Python<'py>) -> Bound<'py, Budget> {
+        self.budget.bind(py).clone()
     }
 }
 

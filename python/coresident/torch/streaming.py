@@ -1,0 +1,156 @@
+"""Whether a model is streamed, and in which blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from coresident import _core
+from coresident.errors import BudgetExceededError, InvalidTypeError, InvalidValueError
+from coresident.torch.blocks import Block, find, told
+from coresident.torch.calls import unknown
+from coresident.torch.room import Place
+from coresident.torch.streamed import Streamed
+
+if TYPE_CHECKING:
+    from coresident.torch.replica import Replica
+
+
+class Plan:
+    """A replica's weights in blocks, and the place through which they are streamed.
+
+    Attributes:
+        in_blocks: Places of the tensors in blocks in the list of all weights.
+    """
+
+    def __init__(self, replica: Replica, blocks: list[Block], budget: _core.Budget) -> None:
+        model = replica._model
+        self._replica = replica
+        self._blocks = blocks
+        self._budget = budget
+        self.in_blocks = {at for block in blocks for at in block.tensors}
+        # What torch has as copies is no part of what pages are filled from.
+        stays = [at for at in range(len(model.order)) if at not in self.in_blocks]
+        self._order = [model.order[at] for at in stays]
+        self._groups: list[int] = []
+        for block in blocks:
+            self._groups.append(len(self._order))
+            self._order += [model.order[at] for at in block.tensors]
+        self._key = tuple(tuple(block.tensors) for block in blocks)
+        self._place: Place | None = None
+
+    def place(self) -> Place:
+        """Pages for a streaming alone: those of an earlier one that has ended, or new ones."""
+        replica, model = self._replica, self._replica._model
+        if not replica._writable:
+            self._place = model.take_streamed(replica.device, self._key)
+        if self._place is None:
+            source: _core.PrivateWeights | _core.Weights = model.weights
+            if replica._writable and replica._tensors._private is not None:
+                source = replica._tensors._private
+            area = self._arena().area(source, self._order, groups=self._groups)
+            self._place = Place(area, model.order)
+        return self._place
+
+    def give_back(self) -> None:
+        """Keeps the place, with what is there, for the next streaming."""
+        if self._place is not None and not self._replica._writable:
+            self._replica._model.give_back_streamed(self._replica.device, self._key, self._place)
+        self._place = None
+
+    def _arena(self) -> _core.Arena:
+        room = self._replica._model.room
+        assert room is not None
+        return room.arenas[self._replica.device]
+
+    def open(
+        self,
+        place: Place,
+        working_memory: int | str | None,
+        stream: int | None,
+        terms: dict[str, Any],
+    ) -> _core.Streaming:
+        """Begins to stream; waits for what that needs at least.
+
+        Raises:
+            BudgetExceededError: it can never have so much.
+            CoresidentError: as :meth:`Model.on`.
+        """
+        order = self._replica._model.order
+        names = [[order[at] for at in block.tensors] for block in self._blocks]
+        leave = None
+        if working_memory is None:
+            leave = self._known_peak() or unknown(self._budget.limit)
+        try:
+            return place.area.stream_blocks(
+                names, working_memory=working_memory, leave=leave, stream=stream, **terms
+            )
+        except BudgetExceededError as error:
+            raise BudgetExceededError(
+                f"{error}: {told(self._blocks)}", error.budget, error.asked, error.free, error.limit
+            ) from None
+
+    def _known_peak(self) -> int:
+        room, key = self._replica._model.room, self._replica._model.key
+        return 0 if room is None else room.working_memory.largest(key)
+
+    def streamed(self, streaming: _core.Streaming, place: Place, terms: dict[str, Any]) -> Streamed:
+        """What has the blocks come and go."""
+        replica, room = self._replica, self._replica._model.room
+        made = Streamed(
+            *(self._blocks, streaming, place, replica._made, replica._tensors.all),
+            *(replica.device, self._budget, replica._writable, terms),
+        )
+        if room is not None:
+            room.add_streamed(replica.device, made)
+        return made
+
+
+def planned(
+    replica: Replica,
+    place: Place,
+    working_memory: int | str | None,
+    stream: bool | str,
+    blocks: Iterable[str] | None,
+) -> Plan | None:
+    """How a replica's weights are streamed; ``None`` if all of them are to stay.
+
+    Raises:
+        InvalidTypeError: ``blocks`` is no list of names.
+        InvalidValueError: ``stream`` or ``blocks`` is something else, or there are no blocks.
+    """
+    if not (stream is True or stream is False or stream == "auto"):
+        raise InvalidValueError(f"stream is True, False or 'auto', not {stream!r}")
+    if stream is False:
+        if blocks is not None:
+            raise InvalidValueError("blocks is for what is streamed, and stream is False")
+        return None
+    budget = place.area.arena.budget
+    total = budget.total
+    most = budget.limit if total is None else min(budget.limit, total - budget.headroom)
+    beside = 0
+    if working_memory is not None:
+        beside = _bytes(working_memory)
+    elif (room := replica._model.room) is not None:
+        beside = room.working_memory.largest(replica._model.key)
+    if stream == "auto" and (place.area.arena.moving or place.nbytes + beside <= most):
+        return None
+    made, model = replica._made, replica._model
+    places = {id(tensor): at for at, tensor in enumerate(made)}
+    for at in model.copies:
+        places.pop(id(made[at]), None)
+    nbytes = [tensor.nbytes for tensor in made]
+    found = find(replica.module, blocks, places, nbytes, max(0, most - beside))
+    if not found:
+        if stream == "auto" and blocks is None:
+            return None
+        raise InvalidValueError(f"{type(replica.module).__name__} has no blocks with weights")
+    return Plan(replica, found, budget)
+
+
+def _bytes(working_memory: int | str) -> int:
+    if isinstance(working_memory, (int, str)) and not isinstance(working_memory, bool):
+        return _core.parse_size(working_memory)
+    raise InvalidTypeError(
+        f"working_memory is bytes or a text such as '3GiB', not {type(working_memory).__name__}"
+    )

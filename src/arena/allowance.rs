@@ -1,0 +1,214 @@
+//! Bytes of a device that one area keeps for itself: its pages come and go within them, and nobody waits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ArenaError;
+use super::area::{Area, Pins, Shared as AreaShared};
+use super::layout::PageSet;
+use crate::budget::{BudgetError, Reservation};
+use crate::device::{Event, MemoryError, Places, Stream};
+use crate::sync::{Mutant, planted};
+use crate::trace::Cause;
+use crate::wait::{Owner, Patience};
+
+/// How often a wait for a stream looks whether it is over.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Bytes that were reserved for pages of one area and that they have not now. A page that comes takes
+/// its bytes from here, and one that [retires](Allowance::retire) gives them back to it: nobody else gets
+/// them meanwhile, so that whoever has an allowance needs no turn in the arena, and waits for nobody's
+/// bytes while others wait for his.
+///
+/// One at a time brings pages, and no other one has the area: [`Area::fault`] would not know of those
+/// that are on their way.
+pub struct Allowance {
+    area: Arc<AreaShared>,
+    bytes: Reservation,
+}
+
+/// Pages that were brought.
+pub struct Brought {
+    /// What keeps them.
+    pub pins: Pins,
+    /// How many have got memory.
+    pub fresh: usize,
+    /// What passes when their content is there.
+    pub filled: Vec<Event>,
+}
+
+impl Area {
+    /// Has an allowance of what was reserved of the arena's budget.
+    #[must_use]
+    pub fn allowance(&self, bytes: Reservation) -> Allowance {
+        bytes.disown();
+        bytes.rename(&format!("pages of {:?} that come and go", self.key()));
+        Allowance { area: self.0.clone(), bytes }
+    }
+
+    /// Pins pages that are all there, whether their content is there already or still comes.
+    #[must_use]
+    pub fn pin_resident(
+        &self,
+        set: &Arc<PageSet>,
+        stream: Stream,
+        owner: &Owner,
+    ) -> Option<Brought> {
+        let filled = self.0.arena.state.lock().pin(self.0.number, set)?;
+        Some(Brought { pins: Pins::new(&self.0, set, stream, owner), fresh: 0, filled })
+    }
+
+    /// Has the stream of pins go on only when the content of their pages is there, as
+    /// [`Area::fault`].
+    ///
+    /// # Errors
+    /// [`ArenaError::Wait`], and [`ArenaError::Memory`] if it does not come.
+    pub fn await_content(
+        &self,
+        pins: &Pins,
+        filled: Vec<Event>,
+        stream: Stream,
+        patience: &Patience<'_>,
+    ) -> Result<(), ArenaError> {
+        self.0.content_is_there(pins, filled, stream, patience)
+    }
+
+    /// Whether its pages have addresses of their own, and can come and go each by itself.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`] of a lost device.
+    pub fn is_paged(&self) -> Result<bool, ArenaError> {
+        Ok(matches!(self.0.arena.memory.places()?, Places::Fixed))
+    }
+
+    /// Bytes of one of its pages.
+    #[must_use]
+    pub fn page(&self) -> usize {
+        self.0.arena.memory.page()
+    }
+
+    /// How many of some pages have no memory now, and how many have some and are used by nobody.
+    #[must_use]
+    pub fn absent_and_unused(&self, set: &PageSet) -> (usize, usize) {
+        self.0.arena.state.lock().absent_and_unused(self.0.number, set)
+    }
+}
+
+impl Allowance {
+    /// How many pages could come.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        let pages = self.bytes.bytes() / self.area.arena.memory.page() as u64;
+        usize::try_from(pages).unwrap_or(usize::MAX)
+    }
+
+    fn bytes_of(&self, pages: usize) -> u64 {
+        (pages * self.area.arena.memory.page()) as u64
+    }
+
+    /// Takes over more bytes of the budget.
+    ///
+    /// # Errors
+    /// [`ArenaError::Budget`].
+    pub fn add(&self, more: &Reservation) -> Result<(), ArenaError> {
+        Ok(self.bytes.absorb(more)?)
+    }
+
+    /// Gives up to so many pages' bytes back to the budget. Returns how many.
+    pub fn give_back(&self, pages: usize) -> usize {
+        let pages = pages.min(self.pages());
+        let given = pages > 0 && self.bytes.shrink(self.bytes_of(pages)).is_ok();
+        if given { pages } else { 0 }
+    }
+
+    /// Pins pages. Those that have no memory get some, and are filled; nobody is waited for or asked.
+    /// Nothing if there are too few bytes in the allowance.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`], also if the device is full whatever the budget says.
+    pub fn bring(
+        &self,
+        set: &Arc<PageSet>,
+        stream: Stream,
+        owner: &Owner,
+    ) -> Result<Option<Brought>, ArenaError> {
+        let area = &self.area;
+        area.arena.birth.check("arena")?;
+        let (pins, mut coming) = area.claim(set, stream, owner);
+        let fresh = coming.missing.len();
+        let bytes = self.bytes_of(fresh);
+        let taken = match self.bytes.split(bytes) {
+            Ok(taken) => taken,
+            Err(BudgetError::TooMuch { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if let Err(error) = area.commit(&coming.missing, false) {
+            self.bytes.absorb(&taken)?;
+            return Err(error.into());
+        }
+        area.land.reservation.absorb(&taken)?;
+        area.land.reservation.fill_more(bytes);
+        coming.given = true;
+        let filled = area.fill(pins.set(), &mut coming, owner, Cause::Streamed)?;
+        Ok(Some(Brought { pins, fresh, filled }))
+    }
+
+    /// Unpins pages, and takes the memory of those away that nobody else uses, when all streams are done
+    /// with them: waits for that. Returns how many have left.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`] of a lost device: they are unpinned, and stay.
+    pub fn retire(&self, mut pins: Pins) -> Result<usize, ArenaError> {
+        let (arena, number, set) = (&self.area.arena, self.area.number, pins.set().clone());
+        pins.end();
+        let mut passed: Vec<Event> = Vec::new();
+        let mut to_come: Vec<Event> = pins.marks().into_iter().map(|mark| mark.event).collect();
+        let runs = loop {
+            to_come.extend(arena.state.lock().fences_of(number, &set));
+            for event in to_come.drain(..) {
+                if !planted(Mutant::RetiredWhileUsed) {
+                    until_over(&event)?;
+                }
+                passed.push(event);
+            }
+            if let Some(runs) = arena.state.lock().retire(number, &set, &passed) {
+                break runs;
+            }
+        };
+        pins.forget();
+        let mut left = 0;
+        for run in runs {
+            let length = self.bytes_of(run.pages.len());
+            left += run.pages.len();
+            run.land.reservation.fill_less(length);
+            run.land.decommit(&run.pages);
+            // It has at least the bytes of these pages.
+            let bytes = run.land.reservation.split(length);
+            let given = bytes.and_then(|bytes| {
+                if planted(Mutant::RetiredBytesAreLost) {
+                    Ok(())
+                } else {
+                    self.bytes.absorb(&bytes)
+                }
+            });
+            let gone = arena.state.lock().left(&run);
+            if let Some(track) = &run.land.track {
+                track.evicted(length);
+            }
+            arena.left.notify_all();
+            drop(gone);
+            given?;
+        }
+        Ok(left)
+    }
+}
+
+/// Waits for a fence, whether what is before it was done or has failed.
+fn until_over(event: &Event) -> Result<(), MemoryError> {
+    while !event.is_over() {
+        if let Err(error @ MemoryError::Lost { .. }) = event.wait(Some(Instant::now() + SLICE)) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The thread of a streaming: it takes away what is over, and brings what is visited next.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Shared, Streaming};
+use crate::device::{Event, Stream};
+use crate::load_lock::Mode;
+use crate::sync::{Mutant, planted, wait_until};
+use crate::wait::{Owner, Patience, exiting};
+
+/// How many pages are brought at once: copies begin while the rest still gets memory.
+const CHUNK: usize = 16;
+/// How many copies are on their way at most: what is wanted in another order is not far behind.
+const ON_THEIR_WAY: usize = 2;
+/// How long it looks at a copy before it looks at everything else again.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// A copy that is on its way.
+struct Copy {
+    event: Event,
+    began: Instant,
+    pages: usize,
+}
+
+/// What there was to do.
+enum Done {
+    Something,
+    Nothing,
+    Closed,
+}
+
+impl Streaming {
+    /// Does what its thread does, until it is closed.
+    pub fn serve(&self) {
+        self.0.clone().serve();
+    }
+}
+
+impl Shared {
+    pub(super) fn serve(self: Arc<Self>) {
+        let owner = Owner::thread(|| format!("the streaming of {}", self.area.key()));
+        let mut copies = VecDeque::new();
+        let mut before = Instant::now();
+        loop {
+            let news = self.state.lock().news;
+            self.note_copies(&mut copies, &mut before);
+            match self.work(&mut copies, &owner) {
+                Done::Something => continue,
+                Done::Closed => return,
+                Done::Nothing => {}
+            }
+            if let Some(Copy { event, .. }) = copies.front() {
+                let _ = event.wait(Some(Instant::now() + SLICE));
+                continue;
+            }
+            let mut state = self.state.lock();
+            while state.news == news && !state.closed {
+                state = wait_until(&self.told, state, None);
+            }
+        }
+    }
+
+    /// Counts what has come since.
+    fn note_copies(&self, copies: &mut VecDeque<Copy>, before: &mut Instant) {
+        while copies.front().is_some_and(|copy| copy.event.is_over()) {
+            let Some(copy) = copies.pop_front() else { return };
+            let now = Instant::now();
+            let mut figures = self.figures.lock();
+            figures.copied += copy.pages;
+            figures.copying += now.saturating_duration_since(copy.began.max(*before));
+            *before = now;
+        }
+    }
+
+    fn work(&self, copies: &mut VecDeque<Copy>, owner: &Owner) -> Done {
+        let state = self.state.lock();
+        if state.closed || exiting() {
+            return Done::Closed;
+        }
+        let wants =
+            !state.over.is_empty() || (copies.len() < ON_THEIR_WAY && state.next().is_some());
+        drop(state);
+        if !wants {
+            return Done::Nothing;
+        }
+        let Ok(_turn) = self.turn.acquire(Mode::Write, owner, &Patience::FOREVER) else {
+            return Done::Closed;
+        };
+        let mut state = self.state.lock();
+        if state.closed {
+            return Done::Closed;
+        }
+        if let Some(pins) = state.over.pop_front() {
+            drop(state);
+            // Of a lost device it stays.
+            let _ = self.allowance.retire(pins);
+            return Done::Something;
+        }
+        let next = state.next().filter(|_| copies.len() < ON_THEIR_WAY);
+        drop(state);
+        let Some((block, there, set)) = next else { return Done::Nothing };
+        let part = Arc::new(set.part(there, CHUNK.min(self.allowance.pages())));
+        if part.is_empty() {
+            return Done::Nothing;
+        }
+        let began = Instant::now();
+        // What fails here fails again, and is told, when the block is visited.
+        let Ok(Some(mut brought)) = self.bring(&part, Stream::Host, owner) else {
+            return Done::Nothing;
+        };
+        brought.pins.disown();
+        if let Some(event) = brought.filled.pop().filter(|_| brought.fresh > 0) {
+            copies.push_back(Copy { event, began, pages: brought.fresh });
+        }
+        let mut state = self.state.lock();
+        let twice = if state.closed || state.is_inside(block) {
+            // Who visits it has pinned it.
+            Some(brought.pins)
+        } else if state.next().is_some_and(|(next, from, _)| (next, from) == (block, there)) {
+            state.brought(block, part.len(), brought.pins);
+            None
+        } else if planted(Mutant::BroughtInVainStays) {
+            std::mem::forget(brought.pins);
+            None
+        } else {
+            state.over.push_back(brought.pins);
+            None
+        };
+        drop(state);
+        drop(twice);
+        Done::Something
+    }
+}
