@@ -224,8 +224,11 @@ impl Jobs {
         if job.told != *known {
             let said = std::mem::replace(&mut job.told, known.clone());
             let job = known.clone();
-            let first = said.is_empty();
-            told.push(if first { Told::Begins(job) } else { Told::Corrected { said, job } });
+            told.push(if said.is_empty() {
+                Told::Begins(job)
+            } else {
+                Told::Corrected { said, job }
+            });
         }
     }
 

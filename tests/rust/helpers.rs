@@ -120,9 +120,13 @@ impl Random {
         (self.next() >> 16) % end
     }
 
+    /// A place among so many.
+    pub(crate) fn place(&mut self, of: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(of).unwrap())).unwrap()
+    }
+
     /// One of these.
     pub(crate) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        let end = u64::try_from(all.len()).unwrap();
-        &all[usize::try_from(self.below(end)).unwrap()]
+        &all[self.place(all.len())]
     }
 }

@@ -57,11 +57,11 @@ fn model(pages_of_device: u64, blocks: &[usize], jitter: Option<u64>) -> Model {
     let budget = Budget::new(BudgetSpec { limit, ..BudgetSpec::named(NAME) });
     let host = HostSide::default();
     let arena = Arena::over(device.name, device.pages.clone(), &budget, host);
-    let (area, _) = area(&arena, page(), blocks);
-    let resident = area.block(&[0]);
-    let blocks = (1..=blocks.len()).map(|at| area.block(&[at])).collect();
+    let (place, _) = area(&arena, page(), blocks);
+    let resident = place.block(&[0]);
+    let blocks = (1..=blocks.len()).map(|at| place.block(&[at])).collect();
     let wrong = Arc::default();
-    Model { device, budget, area, resident, blocks, wrong }
+    Model { device, budget, area: place, resident, blocks, wrong }
 }
 
 /// An area of one page and blocks of so many pages, and how many bytes of it have been copied.
@@ -80,8 +80,8 @@ fn area(arena: &Arena, page: usize, blocks: &[usize]) -> (Area, Arc<AtomicUsize>
     };
     let identity = Identity { of: 1, order: Vec::new() };
     let groups: Vec<usize> = (1..=blocks.len()).collect();
-    let area = arena.area_in_groups("model", identity, &owner("main"), &groups, contents).unwrap();
-    (area, copied)
+    let made = arena.area_in_groups("model", identity, &owner("main"), &groups, contents);
+    (made.unwrap(), copied)
 }
 
 impl Model {
@@ -194,11 +194,11 @@ fn moved(blocks: usize, pages: usize, room: usize) -> usize {
     let name = Name::new(DeviceType::Virtual, 0).unwrap();
     let arena = Arena::over(name, Arc::new(AtOnce), &budget, HostSide::default());
     let sizes = vec![pages; blocks];
-    let (area, copied) = area(&arena, SMALL, &sizes);
-    let sets = (1..=blocks).map(|at| area.block(&[at])).collect();
-    let spec = Spec { resident: area.block(&[0]), blocks: sets, working_memory: 0, leave: 0 };
+    let (place, copied) = area(&arena, SMALL, &sizes);
+    let sets = (1..=blocks).map(|at| place.block(&[at])).collect();
+    let spec = Spec { resident: place.block(&[0]), blocks: sets, working_memory: 0, leave: 0 };
     let me = owner("main");
-    let streaming = Streaming::open(&area, spec, Stream::Host, &me, &Patience::FOREVER).unwrap().0;
+    let streaming = Streaming::open(&place, spec, Stream::Host, &me, &Patience::FOREVER).unwrap().0;
     let kept = streaming.plan(streaming.allotted()).unwrap().kept;
     for _ in 0..20 {
         for (block, keep) in kept.iter().enumerate() {
@@ -247,17 +247,17 @@ fn bytes_moved_are_at_most_a_tenth_more_than_the_least() {
 fn what_is_planned_fits_and_nothing_is_kept_in_vain() {
     let mut random = Random(5);
     for _ in 0..300 {
-        let count = 1 + random.below(40) as usize;
+        let count = 1 + random.place(40);
         let blocks: Vec<Cost> = (0..count)
             .map(|_| Cost {
-                pages: 1 + random.below(30) as usize,
-                seconds: 0.001 * (1 + random.below(20)) as f64,
+                pages: 1 + random.place(30),
+                seconds: 0.001 * f64::from(1 + u8::try_from(random.below(20)).unwrap()),
             })
             .collect();
         let all: usize = blocks.iter().map(|block| block.pages).sum();
         let largest = blocks.iter().map(|block| block.pages).max().unwrap();
-        let room = largest + random.below((all - largest + 1) as u64) as usize;
-        let rate = [None, Some(100.0), Some(5000.0)][random.below(3) as usize];
+        let room = largest + random.place(all - largest + 1);
+        let rate = *random.pick(&[None, Some(100.0), Some(5000.0)]);
         let made = plan(&blocks, rate, room).unwrap();
         let kept: usize = made.kept.iter().sum();
         assert!(kept + made.ring <= room, "{made:?} in {room}");
@@ -292,7 +292,7 @@ fn streams_that_are_late_see_what_is_right_in_any_order() {
     let mut random = Random(9);
     let kept = streaming.plan(streaming.allotted()).unwrap().kept;
     for turn in 0..200 {
-        let block = if turn % 3 == 0 { random.below(8) as usize } else { turn % 8 };
+        let block = if turn % 3 == 0 { random.place(8) } else { turn % 8 };
         made.visit(&streaming, block, kept[block], Some(stream));
         if turn % 50 == 10 {
             assert!(streaming.shrink(2, &owner("main"), &Patience::FOREVER).unwrap() <= 2);
