@@ -60,7 +60,6 @@ AIMS = [
     Aim("release of a large one", "release", seconds=10e-6),
     Aim("replica", "the next module, 686 tensors", seconds=5e-3),
     Aim("queue in memory", "claim, finish and submit", seconds=50e-6),
-    Aim("queue in a file", "claim, finish and submit in a file", ratio=2.0),
     Aim("fault and unpin", "a resident block of 40 tensors, per tensor", seconds=1e-6),
 ]
 
