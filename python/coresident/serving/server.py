@@ -93,7 +93,7 @@ class Server:
         self._idleness = self._timer = None
         if wanted:
             self._idleness = Idleness(
-                wanted, devices, runtime.free, runtime.weights.clear, time.monotonic()
+                wanted, devices, self._free_vram, runtime.weights.clear, time.monotonic()
             )
             self._timer = IdleTimer(self._idleness, lambda error: self.note(repr(error)))
         self._workers = [Worker(self, device) for device in devices]
@@ -407,6 +407,12 @@ class Server:
         """Whether a job that has raised is to be queued again, because it was the server that has
         told it to stop."""
         return self._mode == "cancel" and job.token.reason == _STOPPED
+
+    def _free_vram(self, device: _core.Device) -> int:
+        """Lets go of a device's weights; returns the bytes of those that are still in use there."""
+        self.runtime.free(device)
+        arena = self.runtime.arenas.get(device)
+        return 0 if arena is None else arena.status().evictable
 
     def note(self, text: str) -> None:
         """Notes an error that is no job's."""
