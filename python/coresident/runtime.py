@@ -439,7 +439,7 @@ class Runtime:
             WaitTimeoutError: naming what still runs.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        for server in self._servers:
+        for server in self._unended():
             server.stop(timeout=until and max(0.0, until - time.monotonic()))
         self.pool.close()
         self.workers.close(timeout=until and max(0.0, until - time.monotonic()))
@@ -454,12 +454,15 @@ class Runtime:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for server in self._servers:
+        for server in self._unended():
             server.stop(None if kind is None else "cancel")
         self.pool.close()
         self.workers.close("drain" if kind is None else "cancel")
         if kind is None:
             self._hints.give()
+
+    def _unended(self) -> list[Server]:
+        return [one for one in self._servers if not (one.ended or one.abandoned)]
 
     def __repr__(self) -> str:
         return f"<Runtime {', '.join(map(str, self.devices))}>"

@@ -21,14 +21,20 @@ class House:
 
     def __init__(self, *policies: co.IdlePolicy) -> None:
         self.freed: list[str] = []
+        # Bytes that streams use still, each time that a device is freed.
+        self.stays: list[int] = []
         by_device = dict(zip((ONE, OTHER), policies, strict=False))
         self.idleness = Idleness(
             by_device,
             [ONE, OTHER],
-            lambda device: self.freed.append(str(device)),
+            self._free,
             lambda: self.freed.append("host"),
             now=0.0,
         )
+
+    def _free(self, device: co.Device) -> int:
+        self.freed.append(str(device))
+        return self.stays.pop(0) if self.stays else 0
 
     def look(self, now: float) -> tuple[float | None, list[str]]:
         self.freed.clear()
@@ -83,6 +89,20 @@ def test_after_a_cancel_weights_leave_at_once_if_that_is_wanted() -> None:
             house.idleness.ends(ONE, 1, cancelled=cancelled)
             assert house.freed == (freed if cancelled else [])
         assert house.look(5) == (None if freed else 11, [])
+
+
+def test_what_streams_still_use_leaves_a_little_later() -> None:
+    house = House(co.IdlePolicy(vram=10))
+    house.stays = [1 << 20, 1 << 20]
+    assert house.look(10) == (10.5, ["virtual:0"])
+    assert house.look(10.5) == (11, ["virtual:0"])
+    assert house.look(11) == (None, ["virtual:0"])
+    house.stays = [1 << 20]
+    house.idleness.begins(ONE)
+    house.idleness.ends(ONE, 20, cancelled=False)
+    assert house.look(30) == (30.5, ["virtual:0"])
+    house.idleness.begins(ONE)
+    assert house.look(31) == (None, []), "it has a job again"
 
 
 # On live devices

@@ -662,7 +662,7 @@ def test_a_script_that_ends_runs_what_it_has_queued_first() -> None:
         server = runtime.serve(lambda job: os.write(1, b"ran %d\\n" % job.payload))
         for number in range(5):
             server.queue.submit(number)
-        print("the end of the script", flush=True)
+        os.write(1, b"the end of the script\\n")
         """
     )
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -720,8 +720,8 @@ FOREVER = """
             {on}
         job.raise_if_cancelled()
 
-    runtime = co.Runtime(co.virtual_devices(1))
-    with co.JobQueue(devices=runtime.devices) as queue:
+    with co.Runtime(co.virtual_devices(1)) as runtime:
+        queue = co.JobQueue(devices=runtime.devices)
         job = queue.submit(b"")
         try:
             runtime.serve_forever(work, queue, grace={grace})

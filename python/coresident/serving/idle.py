@@ -12,6 +12,9 @@ from typing import Any
 from coresident import _core
 from coresident.errors import InvalidDeviceError, InvalidTypeError, InvalidValueError
 
+# Seconds until what streams still use is tried again.
+_AGAIN = 0.5
+
 
 @dataclass(frozen=True)
 class IdlePolicy:
@@ -86,7 +89,8 @@ class Idleness:
     Args:
         policies: By device.
         devices: All that are served.
-        free_vram: Lets go of what one device has.
+        free_vram: Lets go of what one device has; returns how many bytes are still there, because
+            streams use them, and have to go later.
         free_ram: Lets go of what nobody uses on the host.
         now: The time, in seconds.
     """
@@ -95,7 +99,7 @@ class Idleness:
         self,
         policies: Mapping[_core.Device, IdlePolicy],
         devices: list[_core.Device],
-        free_vram: Callable[[_core.Device], object],
+        free_vram: Callable[[_core.Device], int | None],
         free_ram: Callable[[], object],
         now: float,
     ) -> None:
@@ -107,12 +111,15 @@ class Idleness:
         self._since: dict[_core.Device, float | None] = dict.fromkeys(devices, now)
         self._emptied: set[_core.Device] = set()
         self._host_emptied = False
+        # When to try once more where something was in use.
+        self._again: dict[_core.Device, float] = {}
 
     def begins(self, device: _core.Device) -> None:
         """A job begins there."""
         with self._lock:
             self._since[device] = None
             self._emptied.discard(device)
+            self._again.pop(device, None)
             self._host_emptied = False
 
     def ends(self, device: _core.Device, now: float, *, cancelled: bool) -> None:
@@ -124,7 +131,7 @@ class Idleness:
             if free:
                 self._emptied.add(device)
         if free:
-            self._free_vram(device)
+            self._free(device, now)
 
     def look(self, now: float) -> float | None:
         """Lets go of what is due. Returns when there may be more to do; ``None`` if not before
@@ -140,17 +147,31 @@ class Idleness:
                     devices.append(device)
                 else:
                     due.append(since + policy.vram)
+            for device, at in list(self._again.items()):
+                if at <= now:
+                    del self._again[device]
+                    devices.append(device)
+                else:
+                    due.append(at)
             when = self._host_is_due()
             if when is not None and not self._host_emptied:
                 if when <= now:
                     host = self._host_emptied = True
                 else:
                     due.append(when)
-        for device in devices:
-            self._free_vram(device)
+        due += [now + _AGAIN for device in devices if self._free(device, now)]
         if host:
             self._free_ram()
         return min(due, default=None)
+
+    def _free(self, device: _core.Device, now: float) -> bool:
+        """Lets go of what a device has. Returns whether that has to be tried once more."""
+        if not self._free_vram(device):
+            return False
+        with self._lock:
+            if self._since[device] is not None:
+                self._again[device] = now + _AGAIN
+        return True
 
     def _host_is_due(self) -> float | None:
         """When every device will have been idle for as long as its policy says."""

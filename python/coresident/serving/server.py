@@ -93,12 +93,18 @@ class Server:
         self._idleness = self._timer = None
         if wanted:
             self._idleness = Idleness(
-                wanted, devices, runtime.free, runtime.weights.clear, time.monotonic()
+                wanted, devices, self._free_vram, runtime.weights.clear, time.monotonic()
             )
             self._timer = IdleTimer(self._idleness, lambda error: self.note(repr(error)))
         self._workers = [Worker(self, device) for device in devices]
         self._alive = set(self._workers)
         self._busy: set[Worker] = set()
+        # For draining: those who wait for their device; how often anything has changed; what is
+        # raised when it does; and what had changed when each worker looked last and found nothing.
+        self._away: set[Worker] = set()
+        self._look = 0
+        self._again = _core.CancelToken()
+        self._looked: dict[Worker, int] = {}
         # A forecast of the user's own stays.
         asking = [] if runtime.forecast is not None else [runtime.planners[one] for one in devices]
         arenas = [runtime.arenas[one] for one in devices if one in runtime.arenas]
@@ -131,6 +137,11 @@ class Server:
         """The jobs that run now, in the order of their devices. Does not wait."""
         jobs = (worker.running for worker in self._workers)
         return [job for job in jobs if job is not None]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether a second Ctrl-C has left its jobs to themselves: nobody waits for it any more."""
+        return self._abandoned
 
     @property
     def ended(self) -> bool:
@@ -264,6 +275,8 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.abandoned:
+            return
         try:
             self.stop(None if kind is None else "cancel")
         except KeyboardInterrupt:
@@ -295,28 +308,54 @@ class Server:
         """A job that is kept for the worker's device, waited for; ``None`` if none will come."""
         while True:
             with self._lock:
-                mode, others = self._mode, bool(self._busy - {worker})
+                mode, look, again = self._mode, self._look, self._again
+                self._away.discard(worker)
             if mode in ("finish", "cancel"):
                 return None
-            waits: dict[str, Any] = {"cancel": self._stirred}
-            if mode == "drain":
-                # What runs elsewhere may queue its job again, or let others of its user begin.
-                at_once = not others or self._drained.cancelled
-                waits = {"timeout": 0} if at_once else {"cancel": self._drained}
             try:
-                offer = self.queue.offer(worker.device, **waits)
+                if mode is None:
+                    offer = self.queue.offer(worker.device, cancel=self._stirred)
+                else:
+                    found = self._drain(worker, look, again)
+                    if found is None:
+                        return None
+                    offer = found
             except CancelledError:
                 continue
-            except WaitTimeoutError:
-                self._drained.cancel()
-                return None
             with self._lock:
                 self._busy.add(worker)
+                self._look_again()
             return offer
+
+    def _drain(self, worker: Worker, look: int, again: _core.CancelToken) -> _core.Offer | None:
+        """The next job, while there are any: what runs elsewhere may queue its job again, or let
+        others of its user begin. It is over once all have looked since anything has changed, and
+        none has found a job."""
+        with contextlib.suppress(WaitTimeoutError):
+            return self.queue.offer(worker.device, timeout=0)
+        with self._lock:
+            self._looked[worker] = look
+            others = self._alive - self._away
+            if not self._busy and all(self._looked.get(one) == self._look for one in others):
+                self._drained.cancel()
+                self._look_again()
+        if self._drained.cancelled:
+            return None
+        return self.queue.offer(worker.device, cancel=again)
+
+    def _look_again(self) -> None:
+        """Has those who drain look once more. Called with the lock held."""
+        if self._mode is not None:
+            before, self._again = self._again, _core.CancelToken()
+            self._look += 1
+            before.cancel()
 
     def waits_for_its_device(self, worker: Worker) -> _core.CancelToken:
         """A worker has no job in hand, and waits for its device, at most until this is raised."""
-        self.rests(worker)
+        with self._lock:
+            self._busy.discard(worker)
+            self._away.add(worker)
+            self._look_again()
         # Once nothing else is left to drain, only a job that no other device may run is waited for.
         return self.stopping if self._drained.cancelled else self._drained
 
@@ -346,6 +385,7 @@ class Server:
         if self.is_here:
             with self._lock:
                 self._busy.discard(worker)
+                self._look_again()
 
     def left(self, worker: Worker) -> None:
         """A worker has ended."""
@@ -354,6 +394,7 @@ class Server:
         with self._lock:
             self._alive.discard(worker)
             self._busy.discard(worker)
+            self._look_again()
             over = not self._alive
         if over:
             self._end()
@@ -366,6 +407,12 @@ class Server:
         """Whether a job that has raised is to be queued again, because it was the server that has
         told it to stop."""
         return self._mode == "cancel" and job.token.reason == _STOPPED
+
+    def _free_vram(self, device: _core.Device) -> int:
+        """Lets go of a device's weights; returns the bytes of those that are still in use there."""
+        self.runtime.free(device)
+        arena = self.runtime.arenas.get(device)
+        return 0 if arena is None else arena.status().evictable
 
     def note(self, text: str) -> None:
         """Notes an error that is no job's."""
@@ -399,6 +446,7 @@ class Server:
                 self._mode = mode
             mode = self._mode
             running = [worker.running for worker in self._workers]
+            self._look_again()
         self._stirred.cancel()
         if mode != "drain":
             self.stopping.cancel()
@@ -484,7 +532,7 @@ def signals(wake: _core.CancelToken) -> Iterator[None]:
 
 def finish_all() -> None:
     """Stops every server, and waits for it: the interpreter exits."""
-    servers = [one for one in _all() if one.is_here and not one.ended and not one._abandoned]
+    servers = [one for one in _all() if one.is_here and not one.ended and not one.abandoned]
     for server in servers:
         server._begin_stop(server._chosen(None))
     try:
