@@ -94,7 +94,7 @@ rules! {
     streaming by 2 {
         a_block_is_there_and_right_while_it_is_visited: RetiredWhileUsed, RetiredBytesAreLost,
             OverStaysPinned;
-        a_block_that_comes_unexpectedly_is_right: BroughtInVainStays, RetiredBytesAreLost;
+        a_block_that_comes_unexpectedly_is_right: BroughtInVainStays;
         an_end_in_the_middle_leaves_nothing_pinned: ClosedStaysPinned;
     }
     worker by 4 {
