@@ -108,6 +108,7 @@ __all__ = [
     "entered_child",
     "has_forked",
     "hint_kinds",
+    "parse_size",
     "policies",
     "register_provider",
     "release_this_thread",

@@ -81,7 +81,7 @@ class Streamed:
             [tensor._version for tensor, _, _ in tensors] if writable else []
             for tensors in self._tensors
         ]
-        self._lower(self._keep)
+        # What stayed from before is used once more, also where the plan has other pages stay.
         self._wrapped: list[tuple[torch.nn.Module, str, _Around, Any]] = []
         for at, block in enumerate(blocks):
             # Around the hooks of a call, and around what is called without them.
@@ -104,13 +104,7 @@ class Streamed:
                     "of all of it cannot do: capture within the blocks, or use stream=False"
                 )
             stream = current.cuda_stream
-        try:
-            self.streaming.enter(block, stream=stream, **self._terms)
-        except DeviceMemoryError as error:
-            # Others outside have the memory, or what stays is too much.
-            if not self.give_up(max(error.asked, self._pages[block] * self._page)):
-                raise
-            self.streaming.enter(block, stream=stream, **self._terms)
+        self._bring(block, stream)
         with self._lock:
             if self._writable and not self._closed and self._inside[block] == 0:
                 self._look_for_writes(block)
@@ -122,6 +116,21 @@ class Streamed:
                 for tensor, view, _ in tensors[there:]:
                     tensor.data = view
                 self._there[block] = len(tensors)
+
+    def _bring(self, block: int, stream: int | None) -> None:
+        try:
+            return self.streaming.enter(block, stream=stream, **self._terms)
+        except DeviceMemoryError:
+            # What stays is more than is planned.
+            with self._lock:
+                self._lower(self._keep)
+        try:
+            self.streaming.enter(block, stream=stream, **self._terms)
+        except DeviceMemoryError as error:
+            # Others outside have the memory.
+            if not self.give_up(max(error.asked, self._pages[block] * self._page)):
+                raise
+            self.streaming.enter(block, stream=stream, **self._terms)
 
     def leave(self, block: int) -> None:
         """Ends a visit of a block."""
