@@ -41,8 +41,8 @@ pub struct Served {
     pub peak: Option<u64>,
 }
 
-/// So many of the last requests are looked at.
-const REQUESTS: usize = 4000;
+/// So many of the last requests are looked at, where nobody says how many.
+pub const REQUESTS: usize = 4000;
 
 /// A request as it is read.
 struct Read {
@@ -144,6 +144,18 @@ impl Recorded {
     /// # Errors
     /// [`TraceError::Device`] and [`TraceError::Malformed`].
     pub fn of(recording: &Recording, device: Option<&str>) -> Result<Self, TraceError> {
+        Self::last_of(recording, device, REQUESTS)
+    }
+
+    /// The same, of so many of the last requests at most, though at least one.
+    ///
+    /// # Errors
+    /// As [`Recorded::of`].
+    pub fn last_of(
+        recording: &Recording,
+        device: Option<&str>,
+        most: usize,
+    ) -> Result<Self, TraceError> {
         let device = chosen(recording, device)?;
         let name: Name = device.parse().map_err(|_| TraceError::Malformed {
             why: format!("{device:?} is the name of no device"),
@@ -151,7 +163,7 @@ impl Recorded {
         let label = recording.label(device);
         let of_device = recording.events.iter().filter(|event| Some(event.device) == label);
         let requests = of_device.clone().filter(|event| event.kind == Kind::Request).count();
-        let mut skipped = requests.saturating_sub(REQUESTS);
+        let mut skipped = requests.saturating_sub(most.max(1));
         let begins_late = recording.lost > 0 || skipped > 0;
         let mut reading = Reading::default();
         for event in of_device {

@@ -229,6 +229,105 @@ def test_a_limit_that_is_too_low_is_told_once(caplog: pytest.LogCaptureFixture) 
         assert other.hints() == []
 
 
+class Heard(logging.Handler):
+    """Keeps which threads have logged something, and when the first has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+        self.first = threading.Event()
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.threads.append(threading.current_thread())
+        self.first.set()
+
+
+def called(what: Any) -> list[str]:
+    """The names of what is not written in Python and was called meanwhile by this thread."""
+    names: list[str] = []
+
+    def note(_frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            names.append(function.__name__)
+
+    sys.setprofile(note)
+    try:
+        what()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+def test_whoever_uses_models_never_replays() -> None:
+    made, heard = House("64MiB"), Heard()
+    made.runtime.vram[made.device].limit = "20MiB"
+    log = logging.getLogger("coresident.hints")
+    log.addHandler(heard)
+    try:
+        names = called(lambda: [made.use("clip", "unet", "vae") for _ in range(34)])
+        assert heard.first.wait(60), "the 100th use has begun a look"
+        [looked] = heard.threads
+        looked.join()
+        assert "hints_on" in called(made.runtime.hints), "a replay here would be seen"
+    finally:
+        log.removeHandler(heard)
+        made.runtime.close()
+    assert {"lease", "used"} <= set(names)
+    assert not {"hints_on", "recording"} & set(names)
+    assert looked is not threading.current_thread()
+    assert looked.daemon
+    assert heard.threads == [looked], "it is told once, also by whoever closes"
+
+
+def test_closing_looks_at_the_last_requests_only(caplog: pytest.LogCaptureFixture) -> None:
+    made = House("64MiB")
+    made.runtime.vram[made.device].limit = "20MiB"
+    with caplog.at_level(logging.ERROR, "coresident.hints"):
+        for _ in range(110):
+            made.use("clip", "unet", "vae")
+    with caplog.at_level(logging.WARNING, "coresident.hints"):
+        made.runtime.close()
+    recording = made.recording()
+    [all_of_it], [last] = (recording.hints_on("virtual:0", most) for most in (None, 300))
+    assert last.copies < all_of_it.copies
+    assert [record.getMessage() for record in caplog.records] == [str(last)]
+
+
+def test_the_interpreter_exits_whatever_is_looked_for() -> None:
+    script = """
+import threading
+import coresident as co
+from coresident import _hints
+
+def looks():
+    return [one for one in threading.enumerate() if one.name == "coresident hints"]
+
+[device] = co.virtual_devices(1)
+early, late = co.Runtime(device), co.Runtime(device)
+for runtime in early, late:
+    timeline = runtime.timeline
+    timeline.set_device(device, 40, 12, 0, 0, "lru")
+    for number in range(4000):
+        timeline.record("request", device, f"unet {number % 3}", nbytes=10, of=12)
+        cause = "first use" if number < 3 else "came back"
+        timeline.record("copy", device, f"unet {number % 3}", cause=cause, nbytes=10)
+for _ in range(100):
+    early._hints.used(device)
+begun = len(looks())
+_hints.finish_all()
+for _ in range(100):
+    late._hints.used(device)
+print(begun, len(looks()) <= begun, late._hints._look)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "1 True None")
+    # What was found in time is told, and nothing else.
+    assert done.stderr.count("\n") <= 1, done.stderr
+    assert "Fatal" not in done.stderr
+
+
 def test_what_a_hint_says_helps_on_the_device() -> None:
     made = reloading("20MiB", hints=False)
     with made.runtime:
@@ -434,6 +533,11 @@ assert len(timeline.recording().events) == 1
         (lambda: trace.explain(co.Timeline()).svg(3), co.InvalidTypeError, "title is a text"),
         (lambda: trace.explain(co.Timeline()).save_svg(3), co.InvalidTypeError, "path"),
         (lambda: co.Runtime("cpu", timeline=3), co.InvalidTypeError, "timeline is True, False or"),
+        (
+            lambda: co.Timeline().recording().hints_on("cpu", "all"),
+            co.InvalidTypeError,
+            "requests is a whole number",
+        ),
         (lambda: co.Runtime("cpu", hints="no"), co.InvalidTypeError, "hints is True or False"),
         (lambda: co.Runtime("cpu").silence_hints("all"), co.InvalidValueError, "kind is one of"),
         (lambda: co.Runtime("cpu").silence_hints(3), co.InvalidTypeError, "kind is a text"),
