@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Component, Conditions, NoPolicy, PolicyName, Request, Step, Trace, TraceError, steps_under,
+    Component, Conditions, NoPolicy, PolicyName, Request, Said, Step, Trace, TraceError,
+    steps_under,
 };
 use crate::device::Name;
 use crate::trace::{Cause, Event, Kind, Label, Recording, Setting};
@@ -53,6 +54,8 @@ struct Read {
     job: u64,
     bounds: Option<u64>,
     peak: Option<u64>,
+    /// What was said of jobs since the request before.
+    said: Vec<Event>,
 }
 
 /// What the events say, one after the other.
@@ -62,6 +65,8 @@ struct Reading {
     /// What is in use, as often as it is.
     open: Vec<Label>,
     copies: Vec<Event>,
+    /// What was said of jobs since the last request.
+    said: Vec<Event>,
     /// When jobs ran: from, until.
     spans: Vec<(u64, u64)>,
     jobs: u64,
@@ -69,6 +74,15 @@ struct Reading {
 }
 
 impl Reading {
+    /// Of what comes before the first request only those jobs matter that are still running.
+    fn skip(&mut self, event: &Event) {
+        match event.kind {
+            Kind::JobDeclared => self.said.push(*event),
+            Kind::JobReleased => self.said.retain(|said| said.job != event.job),
+            _ => {}
+        }
+    }
+
     fn event(&mut self, event: &Event) {
         let component = event.component;
         match event.kind {
@@ -93,6 +107,7 @@ impl Reading {
                 self.copies.push(*event);
                 self.covers(event.ended());
             }
+            Kind::JobDeclared | Kind::JobReleased => self.said.push(*event),
             Kind::Gone => self.open.retain(|open| *open != component),
             _ => {}
         }
@@ -113,7 +128,8 @@ impl Reading {
         self.last = bounds;
         self.open.push(event.component);
         let (component, event, job) = (event.component, *event, self.jobs);
-        self.requests.push(Read { component, event, held, job, bounds, peak: None });
+        let said = std::mem::take(&mut self.said);
+        self.requests.push(Read { component, event, held, job, bounds, peak: None, said });
     }
 
     fn covers(&mut self, until: u64) {
@@ -169,6 +185,8 @@ impl Recorded {
         for event in of_device {
             if skipped == 0 {
                 reading.event(event);
+            } else {
+                reading.skip(event);
             }
             skipped -= usize::from(skipped > 0 && event.kind == Kind::Request);
         }
@@ -215,6 +233,15 @@ impl Recorded {
             let held = request.held.iter().filter_map(|held| numbers.get(held).copied());
             conditions.held.push(held.collect());
             conditions.bounds.push(request.bounds);
+            let said = request.said.iter().map(|event| match event.kind {
+                Kind::JobReleased => Said::Ends { job: event.job },
+                _ => Said::Begins {
+                    job: event.job,
+                    within: event.of,
+                    stages: recording.list(event.component),
+                },
+            });
+            conditions.said.push(said.collect());
         }
         conditions.observed = Some(device);
         conditions.whole = setting.page <= 1;

@@ -67,6 +67,11 @@ named! {
         Borrow = 13 "borrow",
         /// Some `bytes` of a component were wanted, and not all of them; else as a request.
         Part = 14 "part",
+        /// Somebody has said that he begins a job: `component` is the [list](super::Timeline::list) of
+        /// its stages, or nothing if they are not known; `of` the job that it is a part of.
+        JobDeclared = 15 "job declared",
+        /// He has said that it is over.
+        JobReleased = 16 "job released",
     }
 }
 

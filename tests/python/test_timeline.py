@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
 import threading
@@ -52,6 +53,11 @@ class House:
                     if call:
                         with torch.inference_mode():
                             module(torch.zeros(1, 512))
+
+    def job(self, *keys: str, stages: list[str] | None) -> None:
+        """The same, where its stages are declared."""
+        with self.runtime.job(stages, device=self.device):
+            self.use(*keys)
 
     def recording(self) -> co.trace.Recording:
         return self.runtime.timeline.recording()
@@ -137,6 +143,82 @@ def test_a_replay_moves_what_was_really_moved(policy: str, working: int) -> None
     assert done.policy == policy
     assert recording.copied() == made.runtime.analyze(made.device).filled
     assert done.bytes_moved == recording.copied() >= done.bound > 0
+
+
+def without(recording: co.trace.Recording, *kinds: str) -> co.trace.Recording:
+    """A recording that has not recorded these events."""
+    file = json.loads(recording.to_json())
+    gone = {file["kinds"].index(kind) for kind in kinds}
+    stay = [at for at, kind in enumerate(file["events"]["kind"]) if kind not in gone]
+    file["events"] = {of: [all_[at] for at in stay] for of, all_ in file["events"].items()}
+    return co.trace.Recording.parse(json.dumps(file))
+
+
+def some_jobs(count: int) -> list[list[str]]:
+    """Jobs that nobody could foretell."""
+    some = random.Random(5)
+    return [some.sample(sorted(SIZES), some.randint(1, 4)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("policy", trace.POLICIES)
+def test_a_replay_knows_the_stages_that_were_declared(policy: str, tmp_path: Path) -> None:
+    made = House("25MiB", hints=False, policy=policy)
+    with made.runtime:
+        for number, keys in enumerate(some_jobs(40)):
+            # One in five does not say, and one in seven does something else.
+            stages = None if number % 5 == 4 else keys
+            made.job(*(keys[::-1] if number % 7 == 6 else keys), stages=stages)
+            if number % 10 == 9:
+                made.use("clip", "vae")
+            if number % 8 == 7:
+                with made.runtime.job(["other unet", "clip", "other unet"], device=made.device):
+                    made.use("other unet")
+                    made.job("unet", "vae", stages=["unet", "vae"])
+                    made.use("clip", "other unet")
+        recording = made.recording()
+    done = trace.replay(recording)
+    assert done.bytes_moved == recording.copied() >= done.bound > 0
+    begun = made.events("job declared")
+    assert len(begun) == len(made.events("job released")) == 50
+    stages = [recording.names[label] for label in begun["component"]]
+    assert json.loads(stages[0]) == some_jobs(1)[0]
+    assert stages[4] == "", "it did not say"
+    nested = begun[begun["of"] != 0]
+    assert len(nested) == 5
+    assert set(nested["of"]) <= set(begun["job"])
+    path = tmp_path / "timeline.json"
+    recording.save(path)
+    assert trace.replay(path).bytes_moved == recording.copied()
+    if policy == trace.POLICIES[0]:
+        guessed = trace.replay(without(recording, "job declared", "job released"))
+        assert guessed.bytes_moved != recording.copied(), "it makes a difference"
+
+
+def test_declared_jobs_are_told_what_would_have_spared_copies() -> None:
+    made = House("64MiB", hints=False)
+    made.runtime.vram[made.device].limit = "20MiB"
+    with made.runtime:
+        for keys in some_jobs(60):
+            made.job(*keys, stages=keys)
+        recording, found = made.recording(), made.runtime.hints()
+    assert [hint.kind for hint in found] == ["budget"]
+    told = without(recording, "job declared", "job released")
+    assert told.hints_on("virtual:0") == [], "of what it cannot explain it says nothing"
+
+
+def test_there_is_an_end_to_lists_of_stages() -> None:
+    made = House("64MiB", hints=False)
+    with made.runtime:
+        many = [f"model {number}" for number in range(1100)]
+        for key in many:
+            made.runtime.job([key], device=made.device).release()
+        made.runtime.job(many * 2, device=made.device).release()
+        made.job("clip", stages=["clip"])
+        recording, begun = made.recording(), made.events("job declared")["component"]
+    names = [recording.names[label] for label in begun]
+    assert names[:1024] == [json.dumps([key]) for key in many[:1024]]
+    assert set(names[1024:]) == {"(others)"}
+    assert trace.replay(recording).bytes_moved == recording.copied()
 
 
 def test_models_that_are_used_at_once_stay_in_a_replay_too(house: House) -> None:
