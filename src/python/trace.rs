@@ -411,7 +411,7 @@ impl Recording {
             policy.clone_into(&mut recorded.setting.policy);
         }
         if let Some(lookahead) = lookahead.filter(|lookahead| !lookahead.is_none()) {
-            recorded.setting.lookahead = argument::whole_number("lookahead", lookahead)?;
+            recorded = recorded.knowing(argument::whole_number("lookahead", lookahead)?);
         }
         let policy = recorded.policy().map_err(|error| invalid_value(&error.to_string()))?;
         let (moved, bound) = detached(py, || {

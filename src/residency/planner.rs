@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use super::running::{Jobs, Origin, Told, stages};
-use super::{Bounds, Component, Forecast, Outlook, Policy, PolicyName};
+use super::{Bounds, Component, Forecast, Needs, Outlook, Policy, PolicyName};
 use crate::arena::{About, Evictable, EvictionOrder};
 use crate::device::Name;
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, planted};
@@ -12,7 +12,7 @@ use crate::trace::{Event, Kind, Label, Timeline};
 use crate::wait::{Birth, Forked, Owner};
 
 /// So many jobs are asked for that come next.
-const AHEAD: usize = 8;
+const AHEAD: usize = Event::LISTS;
 
 /// No use by anybody.
 const NOTHING: u64 = u64::MAX;
@@ -47,6 +47,8 @@ struct Books {
     policy: Box<dyn Policy>,
     jobs: Jobs,
     numbers: HashMap<String, Component>,
+    /// Which jobs were recorded last as those that are known to come, if any were.
+    recorded: Option<Vec<Needs>>,
 }
 
 impl Books {
@@ -88,7 +90,7 @@ impl Planner {
             forecast: Mutex::new(None),
             records: OnceLock::new(),
             last: AtomicU64::new(NOTHING),
-            books: Mutex::new(Books { policy: policy.make(), jobs, numbers }),
+            books: Mutex::new(Books { policy: policy.make(), jobs, numbers, recorded: None }),
         }))
     }
 
@@ -187,10 +189,24 @@ impl Shared {
         }
     }
 
-    /// What the next jobs need; with no lock held.
-    fn coming(&self) -> Vec<Arc<[String]>> {
+    /// What the next jobs need, if anybody knows; with no lock held.
+    fn coming(&self) -> Option<Vec<Needs>> {
         let forecast = self.forecast.lock().clone();
-        forecast.map_or_else(Vec::new, |forecast| forecast.coming(self.device, AHEAD))
+        forecast.map(|forecast| forecast.coming(self.device, AHEAD))
+    }
+
+    /// Records what is known to come, if that was not recorded before; under the books' mutex, so that
+    /// it is in the order of decisions.
+    fn record_coming(&self, books: &mut Books, coming: Option<&[Needs]>) {
+        let Some((timeline, device)) = self.records.get() else { return };
+        if books.recorded.as_deref() == coming || !timeline.is_on() {
+            return;
+        }
+        let known = coming.unwrap_or_default();
+        let labels: Vec<Label> = known.iter().take(AHEAD).map(|job| timeline.list(job)).collect();
+        let event = Event { device: *device, at: timeline.now(), ..Event::of(Kind::Forecast) };
+        timeline.record(&event.with_lists(&labels));
+        books.recorded = coming.map(<[Needs]>::to_vec);
     }
 
     fn bounds(&self) -> Option<u64> {
@@ -212,7 +228,8 @@ impl Shared {
         let mut told = Vec::new();
         books.jobs.used(component, job, owner, bounds, &mut told);
         books.tell(told);
-        let outlook = books.outlook(&coming);
+        self.record_coming(&mut books, coming.as_deref());
+        let outlook = books.outlook(coming.as_deref().unwrap_or_default());
         books.policy.used(component, bytes, &outlook);
         self.last.store(now, Ordering::Relaxed);
     }
@@ -226,7 +243,8 @@ impl Shared {
         let mut told = Vec::new();
         books.jobs.end_beyond(bounds, &mut told);
         books.tell(told);
-        let outlook = books.outlook(&coming);
+        self.record_coming(&mut books, coming.as_deref());
+        let outlook = books.outlook(coming.as_deref().unwrap_or_default());
         books.policy.order(&mut components, &outlook);
         drop(books);
         Ranks::of(&components)

@@ -78,7 +78,14 @@ impl Reading {
     fn skip(&mut self, event: &Event) {
         match event.kind {
             Kind::JobDeclared => self.said.push(*event),
-            Kind::JobReleased => self.said.retain(|said| said.job != event.job),
+            Kind::JobReleased => {
+                let own = |said: &Event| said.kind == Kind::JobDeclared && said.job == event.job;
+                self.said.retain(|said| !own(said));
+            }
+            Kind::Forecast => {
+                self.said.retain(|said| said.kind != Kind::Forecast);
+                self.said.push(*event);
+            }
             _ => {}
         }
     }
@@ -107,7 +114,7 @@ impl Reading {
                 self.copies.push(*event);
                 self.covers(event.ended());
             }
-            Kind::JobDeclared | Kind::JobReleased => self.said.push(*event),
+            Kind::JobDeclared | Kind::JobReleased | Kind::Forecast => self.said.push(*event),
             Kind::Gone => self.open.retain(|open| *open != component),
             _ => {}
         }
@@ -235,6 +242,11 @@ impl Recorded {
             conditions.bounds.push(request.bounds);
             let said = request.said.iter().map(|event| match event.kind {
                 Kind::JobReleased => Said::Ends { job: event.job },
+                Kind::Forecast => {
+                    let lists = event.lists().into_iter();
+                    let needs = lists.map(|list| recording.list(list).unwrap_or_default());
+                    Said::Coming(needs.map(Into::into).collect())
+                }
                 _ => Said::Begins {
                     job: event.job,
                     within: event.of,
@@ -244,6 +256,10 @@ impl Recorded {
             conditions.said.push(said.collect());
         }
         conditions.observed = Some(device);
+        conditions.foretold = reading
+            .requests
+            .iter()
+            .any(|request| request.said.iter().any(|event| event.kind == Kind::Forecast));
         conditions.whole = setting.page <= 1;
         conditions.watermarks = setting.high.map(|high| (setting.low, high));
         let served = served(&reading);
@@ -282,6 +298,15 @@ impl Recorded {
     /// [`NoPolicy`], if it is one that is not known here.
     pub fn policy(&self) -> Result<PolicyName, NoPolicy> {
         self.setting.policy.parse()
+    }
+
+    /// Has so many of the jobs be known beside the running one that came in the end, whatever was known
+    /// then.
+    #[must_use]
+    pub fn knowing(mut self, lookahead: u64) -> Self {
+        self.setting.lookahead = lookahead;
+        self.conditions.foretold = false;
+        self
     }
 
     /// What that policy would do once more.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    Bounds, Component, Forecast, Job, Outlook, Planner, Policy, PolicyName, Trace, TraceError,
-    least_bytes,
+    Bounds, Component, Forecast, Job, Needs, Outlook, Planner, Policy, PolicyName, Trace,
+    TraceError, least_bytes,
 };
 use crate::device::Name;
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -78,6 +78,8 @@ pub struct Conditions {
     pub bounds: Vec<Option<u64>>,
     /// By request, what was said of jobs since the one before it; nothing, if it is empty.
     pub said: Vec<Vec<Said>>,
+    /// Whether that tells too which jobs are known to come, in place of those that do.
+    pub foretold: bool,
     /// Weights leave without anybody asking until there are as few bytes as the first, when there are
     /// more than the second.
     pub watermarks: Option<(u64, u64)>,
@@ -104,6 +106,8 @@ pub enum Said {
         /// What has bounded its requests.
         job: u64,
     },
+    /// From now on these jobs are known to come.
+    Coming(Vec<Needs>),
 }
 
 /// The same as [`steps`], where something else holds too.
@@ -120,7 +124,7 @@ pub fn steps_under(
     let (components, names) = trace.components();
     let jobs = trace.jobs();
     let decider: Box<dyn Decider + '_> = match conditions.observed {
-        Some(device) => Box::new(Observing::new(device, &names, policy)),
+        Some(device) => Box::new(Observing::new(device, &names, policy, conditions.foretold)),
         None => Box::new(Told { policy: policy.make(), outlook: Outlook::default() }),
     };
     let always_evicts = policy == PolicyName::AlwaysEvict;
@@ -207,6 +211,8 @@ struct Observing<'a> {
     /// Jobs that somebody has begun, by what bounds their requests, each with who it was.
     declared: HashMap<u64, (Job, Owner)>,
     bounds: Option<u64>,
+    /// Whether somebody tells what comes next.
+    foretold: bool,
 }
 
 /// What bounds the running job, plus one.
@@ -229,13 +235,13 @@ impl Forecast for Coming {
 }
 
 impl<'a> Observing<'a> {
-    fn new(device: Name, names: &'a [&'a str], policy: PolicyName) -> Self {
+    fn new(device: Name, names: &'a [&'a str], policy: PolicyName, foretold: bool) -> Self {
         let job = Arc::new(Current(AtomicU64::new(0)));
         let planner = Planner::new(device, policy, Some(job.clone()));
         let coming = Arc::new(Coming::default());
         planner.set_forecast(Some(coming.clone()));
         let (owner, declared) = (somebody(), HashMap::new());
-        Self { names, planner, owner, job, coming, declared, bounds: None }
+        Self { names, planner, owner, job, coming, declared, bounds: None, foretold }
     }
 
     fn name(&self, component: Component) -> String {
@@ -250,6 +256,9 @@ fn somebody() -> Owner {
 
 impl Decider for Observing<'_> {
     fn begin(&mut self, _job: &[Component], next: Vec<Vec<Component>>) {
+        if self.foretold {
+            return;
+        }
         let named = |job: Vec<Component>| job.into_iter().map(|it| self.name(it)).collect();
         *self.coming.0.lock() = next.into_iter().map(named).collect();
     }
@@ -266,6 +275,11 @@ impl Decider for Observing<'_> {
             }
             Said::Ends { job } => {
                 self.declared.remove(job);
+            }
+            Said::Coming(needs) => {
+                if self.foretold {
+                    needs.clone_into(&mut self.coming.0.lock());
+                }
             }
         }
     }

@@ -194,6 +194,61 @@ def test_a_replay_knows_the_stages_that_were_declared(policy: str, tmp_path: Pat
         assert guessed.bytes_moved != recording.copied(), "it makes a difference"
 
 
+@pytest.mark.parametrize("policy", trace.POLICIES)
+@pytest.mark.parametrize("declares", [True, False])
+def test_a_replay_knows_what_was_known_to_come(policy: str, declares: bool) -> None:
+    made, jobs, some = House("25MiB", hints=False, policy=policy), some_jobs(40), random.Random(6)
+    runtime = made.runtime
+    with runtime:
+        for number, keys in enumerate(jobs):
+            # Now none, now more than anybody looks at, now wrong, now unknown.
+            coming = jobs[number + 1 : number + 1 + some.randint(0, 12)]
+            runtime.forecast = coming[::-1] if number % 9 == 8 else coming
+            if number % 11 == 10:
+                runtime.forecast = None
+            if number % 13 == 12:
+                runtime.forecast = lambda _device, most, known=coming: known[:most]
+            if declares:
+                made.job(*keys, stages=keys)
+            else:
+                made.use(*keys)
+        recording, known = made.recording(), made.events("forecast")
+    assert trace.replay(recording).bytes_moved == recording.copied()
+    assert 20 < len(known) <= 43, "once for each change"
+    first = recording.names[known["component"][0]]
+    assert first == "" or json.loads(first) in jobs
+    if policy == trace.POLICIES[0]:
+        blind = trace.replay(without(recording, "forecast"), lookahead=0)
+        assert blind.bytes_moved != recording.copied(), "it makes a difference"
+        assert trace.replay(recording, lookahead=0).bytes_moved == blind.bytes_moved
+        assert trace.replay(recording, lookahead=8).lookahead == 8
+
+
+def test_jobs_of_a_queue_are_told_what_would_have_spared_copies() -> None:
+    made = House("64MiB", hints=False)
+    runtime = made.runtime
+    runtime.vram[made.device].limit = "20MiB"
+
+    def work(job: co.ServedJob) -> None:
+        for key in job.needs:
+            with made.models[key].on(job.device, PAGE):
+                pass
+
+    with runtime:
+        with runtime.serve(work) as server:
+            jobs = [
+                server.queue.submit({}, user=f"user {at % 2}", needs=keys)
+                for at, keys in enumerate(some_jobs(40))
+            ]
+            for job in jobs:
+                job.result(120)
+        recording, found = made.recording(), runtime.hints()
+    assert trace.replay(recording).bytes_moved == recording.copied()
+    assert len(made.events("forecast")) > 1
+    assert len(made.events("job declared")) == 40
+    assert [hint.kind for hint in found] == ["budget"]
+
+
 def test_declared_jobs_are_told_what_would_have_spared_copies() -> None:
     made = House("64MiB", hints=False)
     made.runtime.vram[made.device].limit = "20MiB"
