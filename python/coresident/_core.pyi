@@ -4475,8 +4475,9 @@ class Recording:
             InvalidValueError: as :meth:`copied`.
         """
 
-    def hints_on(self, device: str) -> list[Hint]:
-        """As :func:`coresident.trace.hints`, on one device."""
+    def hints_on(self, device: str, requests: int | None = None) -> list[Hint]:
+        """As :func:`coresident.trace.hints`, on one device, by so many of its last requests;
+        ``None`` for 4000."""
 
 @final
 class Hint:

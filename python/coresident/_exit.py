@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-from coresident import _core, _serve
+from coresident import _core, _hints, _serve
 
 
 def _before_threads_are_joined() -> None:
@@ -17,6 +17,7 @@ def _before_threads_are_joined() -> None:
     if (serving := sys.modules.get("coresident.serving.server")) is not None:
         serving.finish_all()
     _serve.finish_all()
+    _hints.finish_all()
 
 
 def _entered_child() -> None:

@@ -94,8 +94,8 @@ class Runtime:
         timeline: Whether to record what happens, which takes a tenth of a microsecond for each copy
             and 4.5 MiB in all; or a timeline to record in. ``runtime.timeline.enabled`` switches it
             at any time.
-        hints: Whether to look from time to time what would have spared copies, and to log it as a
-            warning of ``coresident.hints``, each once.
+        hints: Whether to look from time to time, in a thread that ends then, what would have spared
+            copies, and to log it as a warning of ``coresident.hints``, each once.
 
     Raises:
         InvalidDeviceError: for a text that names no device, or an empty list.
@@ -430,7 +430,7 @@ class Runtime:
 
     def close(self, *, timeout: float | None = None) -> None:
         """Stops what serves, refuses new leases and tasks, and waits for the tasks that are queued
-        or run.
+        or run. Then logs hints, by the last 300 requests of each device.
 
         Args:
             timeout: Seconds to wait for servers and workers; ``None`` waits for ever.

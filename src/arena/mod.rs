@@ -215,6 +215,9 @@ impl Arena {
     /// timeline it records in already, it stays with.
     pub fn record_in(&self, timeline: &Timeline) {
         self.0.records.begin(timeline);
+        if let Some(order) = &self.0.order {
+            order.record_in(timeline);
+        }
     }
 
     /// The area of what has this identity: the one that somebody has, or a new one with these contents.

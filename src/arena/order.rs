@@ -1,6 +1,7 @@
 //! Which weights leave first: asked of whoever knows what is needed next.
 
 use super::Shared;
+use crate::trace::Timeline;
 use crate::wait::Owner;
 
 /// Who knows in which order weights should leave. Called with no lock held; must not wait, nor call
@@ -24,6 +25,9 @@ pub trait EvictionOrder: Send + Sync {
     fn job(&self, _owner: &Owner) -> u64 {
         0
     }
+
+    /// What it is told of jobs is to be recorded there too.
+    fn record_in(&self, _timeline: &Timeline) {}
 
     /// What decides, for whoever records that.
     fn about(&self) -> About {

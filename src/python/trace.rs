@@ -411,7 +411,7 @@ impl Recording {
             policy.clone_into(&mut recorded.setting.policy);
         }
         if let Some(lookahead) = lookahead.filter(|lookahead| !lookahead.is_none()) {
-            recorded.setting.lookahead = argument::whole_number("lookahead", lookahead)?;
+            recorded = recorded.knowing(argument::whole_number("lookahead", lookahead)?);
         }
         let policy = recorded.policy().map_err(|error| invalid_value(&error.to_string()))?;
         let (moved, bound) = detached(py, || {
@@ -443,9 +443,23 @@ impl Recording {
     }
 
     /// What would have spared copies on a device.
-    fn hints_on(&self, py: Python<'_>, device: &Bound<'_, PyAny>) -> Result<Vec<Hint>> {
-        let recorded = self.recorded(Some(device))?;
-        let hints = detached(py, || residency::hints(&recorded))?;
+    #[pyo3(signature = (device, requests=None))]
+    fn hints_on(
+        &self,
+        py: Python<'_>,
+        device: &Bound<'_, PyAny>,
+        requests: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Vec<Hint>> {
+        let device = text("device", Some(device))?;
+        let requests = requests.filter(|requests| !requests.is_none());
+        let most = requests.map(|requests| argument::whole_number("requests", requests));
+        let most = most
+            .transpose()?
+            .map_or(residency::REQUESTS, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        let hints = detached(py, || {
+            let device = (!device.is_empty()).then_some(device.as_str());
+            residency::hints(&Recorded::last_of(&self.0, device, most)?)
+        })?;
         Ok(hints.into_iter().map(Hint).collect())
     }
 

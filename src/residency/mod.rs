@@ -55,8 +55,8 @@ pub use hints::{Advice, Hint, HintKind, hints};
 pub use oracle::least_bytes;
 pub use planner::{Job, Planner};
 pub use policy::{NoPolicy, POLICIES, Policy, PolicyName};
-pub use recorded::Recorded;
-pub use replay::{Conditions, Replayed, Step, multiple, replay, steps, steps_under};
+pub use recorded::{REQUESTS, Recorded};
+pub use replay::{Conditions, Replayed, Said, Step, multiple, replay, steps, steps_under};
 use table::Table;
 pub use trace::{Request, Trace, TraceError};
 

@@ -1,17 +1,18 @@
 //! `Planner`: a policy that decides on a live device.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::running::{Jobs, Origin, Told, stages};
-use super::{Bounds, Component, Forecast, Outlook, Policy, PolicyName};
+use super::{Bounds, Component, Forecast, Needs, Outlook, Policy, PolicyName};
 use crate::arena::{About, Evictable, EvictionOrder};
 use crate::device::Name;
 use crate::sync::{AtomicBool, AtomicU64, Mutant, Mutex, Ordering, planted};
+use crate::trace::{Event, Kind, Label, Timeline};
 use crate::wait::{Birth, Forked, Owner};
 
 /// So many jobs are asked for that come next.
-const AHEAD: usize = 8;
+const AHEAD: usize = Event::LISTS;
 
 /// No use by anybody.
 const NOTHING: u64 = u64::MAX;
@@ -34,6 +35,8 @@ struct Shared {
     name: PolicyName,
     bounds: Option<Arc<dyn Bounds>>,
     forecast: Mutex<Option<Arc<dyn Forecast>>>,
+    /// Where jobs are recorded, and what the device is called there.
+    records: OnceLock<(Timeline, Label)>,
     /// What was used last, and by whom: of that nothing new has to be noted. Written under the mutex of
     /// the books.
     last: AtomicU64,
@@ -44,6 +47,8 @@ struct Books {
     policy: Box<dyn Policy>,
     jobs: Jobs,
     numbers: HashMap<String, Component>,
+    /// Which jobs were recorded last as those that are known to come, if any were.
+    recorded: Option<Vec<Needs>>,
 }
 
 impl Books {
@@ -83,8 +88,9 @@ impl Planner {
             name: policy,
             bounds,
             forecast: Mutex::new(None),
+            records: OnceLock::new(),
             last: AtomicU64::new(NOTHING),
-            books: Mutex::new(Books { policy: policy.make(), jobs, numbers }),
+            books: Mutex::new(Books { policy: policy.make(), jobs, numbers, recorded: None }),
         }))
     }
 
@@ -121,12 +127,17 @@ impl Planner {
         self.0.birth.check("planner")?;
         let origin = Origin::Declared { owner: owner.number() };
         let mut books = self.0.books.lock();
-        let stages = stages.map(|keys| keys.iter().map(|key| books.number(key)).collect());
+        let expected = stages.map(|keys| keys.iter().map(|key| books.number(key)).collect());
         let mut told = Vec::new();
-        let number = books.jobs.begin(origin, stages, &mut told);
+        let number = books.jobs.begin(origin, expected, &mut told);
+        let outer = books.jobs.outer(number);
         books.tell(told);
         self.0.last.store(NOTHING, Ordering::Relaxed);
         drop(books);
+        self.0.record(Kind::JobDeclared, number, |timeline, event| {
+            event.component = stages.map_or(Label::NOTHING, |stages| timeline.list(stages));
+            event.of = outer.map_or(0, recorded);
+        });
         Ok(Job { planner: self.clone(), number, ended: AtomicBool::new(false) })
     }
 
@@ -161,11 +172,41 @@ impl Planner {
     }
 }
 
+/// By which number a job that was declared is recorded: odd, others' are even, and none is 0.
+fn recorded(number: u64) -> u64 {
+    2 * number + 1
+}
+
 impl Shared {
-    /// What the next jobs need; with no lock held.
-    fn coming(&self) -> Vec<Arc<[String]>> {
+    /// Records something of a job that was declared.
+    fn record(&self, kind: Kind, number: u64, tell: impl FnOnce(&Timeline, &mut Event)) {
+        let Some((timeline, device)) = self.records.get() else { return };
+        if timeline.is_on() {
+            let (at, job) = (timeline.now(), recorded(number));
+            let mut event = Event { device: *device, at, job, ..Event::of(kind) };
+            tell(timeline, &mut event);
+            timeline.record(&event);
+        }
+    }
+
+    /// What the next jobs need, if anybody knows; with no lock held.
+    fn coming(&self) -> Option<Vec<Needs>> {
         let forecast = self.forecast.lock().clone();
-        forecast.map_or_else(Vec::new, |forecast| forecast.coming(self.device, AHEAD))
+        forecast.map(|forecast| forecast.coming(self.device, AHEAD))
+    }
+
+    /// Records what is known to come, if that was not recorded before; under the books' mutex, so that
+    /// it is in the order of decisions.
+    fn record_coming(&self, books: &mut Books, coming: Option<&[Needs]>) {
+        let Some((timeline, device)) = self.records.get() else { return };
+        if books.recorded.as_deref() == coming || !timeline.is_on() {
+            return;
+        }
+        let known = coming.unwrap_or_default();
+        let labels: Vec<Label> = known.iter().take(AHEAD).map(|job| timeline.list(job)).collect();
+        let event = Event { device: *device, at: timeline.now(), ..Event::of(Kind::Forecast) };
+        timeline.record(&event.with_lists(&labels));
+        books.recorded = coming.map(<[Needs]>::to_vec);
     }
 
     fn bounds(&self) -> Option<u64> {
@@ -187,7 +228,8 @@ impl Shared {
         let mut told = Vec::new();
         books.jobs.used(component, job, owner, bounds, &mut told);
         books.tell(told);
-        let outlook = books.outlook(&coming);
+        self.record_coming(&mut books, coming.as_deref());
+        let outlook = books.outlook(coming.as_deref().unwrap_or_default());
         books.policy.used(component, bytes, &outlook);
         self.last.store(now, Ordering::Relaxed);
     }
@@ -201,7 +243,8 @@ impl Shared {
         let mut told = Vec::new();
         books.jobs.end_beyond(bounds, &mut told);
         books.tell(told);
-        let outlook = books.outlook(&coming);
+        self.record_coming(&mut books, coming.as_deref());
+        let outlook = books.outlook(coming.as_deref().unwrap_or_default());
         books.policy.order(&mut components, &outlook);
         drop(books);
         Ranks::of(&components)
@@ -255,9 +298,14 @@ impl EvictionOrder for Planner {
         let declared = self.0.books.lock().jobs.declared_by(owner.number());
         // Told apart, and none of them 0.
         match declared {
-            Some(number) => 2 * number + 1,
+            Some(number) => recorded(number),
             None => self.0.bounds().map_or(0, |bounds| 2 * bounds + 2),
         }
+    }
+
+    fn record_in(&self, timeline: &Timeline) {
+        let device = || timeline.label(&self.0.device.to_string());
+        self.0.records.get_or_init(|| (timeline.clone(), device()));
     }
 
     fn about(&self) -> About {
@@ -297,6 +345,8 @@ impl Job {
         books.jobs.end(self.number, &mut told);
         books.tell(told);
         shared.last.store(NOTHING, Ordering::Relaxed);
+        drop(books);
+        shared.record(Kind::JobReleased, self.number, |_, _| {});
         true
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Component, Conditions, NoPolicy, PolicyName, Request, Step, Trace, TraceError, steps_under,
+    Component, Conditions, NoPolicy, PolicyName, Request, Said, Step, Trace, TraceError,
+    steps_under,
 };
 use crate::device::Name;
 use crate::trace::{Cause, Event, Kind, Label, Recording, Setting};
@@ -41,8 +42,8 @@ pub struct Served {
     pub peak: Option<u64>,
 }
 
-/// So many of the last requests are looked at.
-const REQUESTS: usize = 4000;
+/// So many of the last requests are looked at, where nobody says how many.
+pub const REQUESTS: usize = 4000;
 
 /// A request as it is read.
 struct Read {
@@ -53,6 +54,8 @@ struct Read {
     job: u64,
     bounds: Option<u64>,
     peak: Option<u64>,
+    /// What was said of jobs since the request before.
+    said: Vec<Event>,
 }
 
 /// What the events say, one after the other.
@@ -62,6 +65,8 @@ struct Reading {
     /// What is in use, as often as it is.
     open: Vec<Label>,
     copies: Vec<Event>,
+    /// What was said of jobs since the last request.
+    said: Vec<Event>,
     /// When jobs ran: from, until.
     spans: Vec<(u64, u64)>,
     jobs: u64,
@@ -69,6 +74,22 @@ struct Reading {
 }
 
 impl Reading {
+    /// Of what comes before the first request only those jobs matter that are still running.
+    fn skip(&mut self, event: &Event) {
+        match event.kind {
+            Kind::JobDeclared => self.said.push(*event),
+            Kind::JobReleased => {
+                let own = |said: &Event| said.kind == Kind::JobDeclared && said.job == event.job;
+                self.said.retain(|said| !own(said));
+            }
+            Kind::Forecast => {
+                self.said.retain(|said| said.kind != Kind::Forecast);
+                self.said.push(*event);
+            }
+            _ => {}
+        }
+    }
+
     fn event(&mut self, event: &Event) {
         let component = event.component;
         match event.kind {
@@ -93,6 +114,7 @@ impl Reading {
                 self.copies.push(*event);
                 self.covers(event.ended());
             }
+            Kind::JobDeclared | Kind::JobReleased | Kind::Forecast => self.said.push(*event),
             Kind::Gone => self.open.retain(|open| *open != component),
             _ => {}
         }
@@ -113,7 +135,8 @@ impl Reading {
         self.last = bounds;
         self.open.push(event.component);
         let (component, event, job) = (event.component, *event, self.jobs);
-        self.requests.push(Read { component, event, held, job, bounds, peak: None });
+        let said = std::mem::take(&mut self.said);
+        self.requests.push(Read { component, event, held, job, bounds, peak: None, said });
     }
 
     fn covers(&mut self, until: u64) {
@@ -144,6 +167,18 @@ impl Recorded {
     /// # Errors
     /// [`TraceError::Device`] and [`TraceError::Malformed`].
     pub fn of(recording: &Recording, device: Option<&str>) -> Result<Self, TraceError> {
+        Self::last_of(recording, device, REQUESTS)
+    }
+
+    /// The same, of so many of the last requests at most, though at least one.
+    ///
+    /// # Errors
+    /// As [`Recorded::of`].
+    pub fn last_of(
+        recording: &Recording,
+        device: Option<&str>,
+        most: usize,
+    ) -> Result<Self, TraceError> {
         let device = chosen(recording, device)?;
         let name: Name = device.parse().map_err(|_| TraceError::Malformed {
             why: format!("{device:?} is the name of no device"),
@@ -151,12 +186,14 @@ impl Recorded {
         let label = recording.label(device);
         let of_device = recording.events.iter().filter(|event| Some(event.device) == label);
         let requests = of_device.clone().filter(|event| event.kind == Kind::Request).count();
-        let mut skipped = requests.saturating_sub(REQUESTS);
+        let mut skipped = requests.saturating_sub(most.max(1));
         let begins_late = recording.lost > 0 || skipped > 0;
         let mut reading = Reading::default();
         for event in of_device {
             if skipped == 0 {
                 reading.event(event);
+            } else {
+                reading.skip(event);
             }
             skipped -= usize::from(skipped > 0 && event.kind == Kind::Request);
         }
@@ -203,8 +240,26 @@ impl Recorded {
             let held = request.held.iter().filter_map(|held| numbers.get(held).copied());
             conditions.held.push(held.collect());
             conditions.bounds.push(request.bounds);
+            let said = request.said.iter().map(|event| match event.kind {
+                Kind::JobReleased => Said::Ends { job: event.job },
+                Kind::Forecast => {
+                    let lists = event.lists().into_iter();
+                    let needs = lists.map(|list| recording.list(list).unwrap_or_default());
+                    Said::Coming(needs.map(Into::into).collect())
+                }
+                _ => Said::Begins {
+                    job: event.job,
+                    within: event.of,
+                    stages: recording.list(event.component),
+                },
+            });
+            conditions.said.push(said.collect());
         }
         conditions.observed = Some(device);
+        conditions.foretold = reading
+            .requests
+            .iter()
+            .any(|request| request.said.iter().any(|event| event.kind == Kind::Forecast));
         conditions.whole = setting.page <= 1;
         conditions.watermarks = setting.high.map(|high| (setting.low, high));
         let served = served(&reading);
@@ -243,6 +298,15 @@ impl Recorded {
     /// [`NoPolicy`], if it is one that is not known here.
     pub fn policy(&self) -> Result<PolicyName, NoPolicy> {
         self.setting.policy.parse()
+    }
+
+    /// Has so many of the jobs be known beside the running one that came in the end, whatever was known
+    /// then.
+    #[must_use]
+    pub fn knowing(mut self, lookahead: u64) -> Self {
+        self.setting.lookahead = lookahead;
+        self.conditions.foretold = false;
+        self
     }
 
     /// What that policy would do once more.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    Bounds, Component, Forecast, Outlook, Planner, Policy, PolicyName, Trace, TraceError,
-    least_bytes,
+    Bounds, Component, Forecast, Job, Needs, Outlook, Planner, Policy, PolicyName, Trace,
+    TraceError, least_bytes,
 };
 use crate::device::Name;
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -76,6 +76,10 @@ pub struct Conditions {
     pub observed: Option<Name>,
     /// By request, what bounds the job there, if anything does; nothing, if it is empty.
     pub bounds: Vec<Option<u64>>,
+    /// By request, what was said of jobs since the one before it; nothing, if it is empty.
+    pub said: Vec<Vec<Said>>,
+    /// Whether that tells too which jobs are known to come, in place of those that do.
+    pub foretold: bool,
     /// Weights leave without anybody asking until there are as few bytes as the first, when there are
     /// more than the second.
     pub watermarks: Option<(u64, u64)>,
@@ -83,6 +87,27 @@ pub struct Conditions {
     pub whole: bool,
     /// By request, what else is in use then and cannot leave; none if it is empty.
     pub held: Vec<Vec<Component>>,
+}
+
+/// What somebody has said of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// It begins.
+    Begins {
+        /// What bounds its requests.
+        job: u64,
+        /// The job that it is a part of; 0 is none.
+        within: u64,
+        /// What it uses, in order, if that is known.
+        stages: Option<Vec<String>>,
+    },
+    /// It is over.
+    Ends {
+        /// What has bounded its requests.
+        job: u64,
+    },
+    /// From now on these jobs are known to come.
+    Coming(Vec<Needs>),
 }
 
 /// The same as [`steps`], where something else holds too.
@@ -99,7 +124,7 @@ pub fn steps_under(
     let (components, names) = trace.components();
     let jobs = trace.jobs();
     let decider: Box<dyn Decider + '_> = match conditions.observed {
-        Some(device) => Box::new(Observing::new(device, &names, policy)),
+        Some(device) => Box::new(Observing::new(device, &names, policy, conditions.foretold)),
         None => Box::new(Told { policy: policy.make(), outlook: Outlook::default() }),
     };
     let always_evicts = policy == PolicyName::AlwaysEvict;
@@ -111,6 +136,9 @@ pub fn steps_under(
         let next = jobs[number + 1..].iter().take(lookahead).map(of).collect();
         device.decider.begin(&components[job.clone()], next);
         for at in job.clone() {
+            for said in conditions.said.get(at).into_iter().flatten() {
+                device.decider.hear(said);
+            }
             let bounds = conditions.bounds.get(at).copied().flatten();
             device.decider.goes_on(&components[at + 1..job.end], bounds);
             let request = &trace.requests[at];
@@ -133,6 +161,8 @@ pub fn steps_under(
 trait Decider {
     /// A job begins, after which these come.
     fn begin(&mut self, job: &[Component], next: Vec<Vec<Component>>);
+    /// Somebody says something of jobs.
+    fn hear(&mut self, said: &Said);
     /// It has these left after the next use, which is within these bounds.
     fn goes_on(&mut self, rest: &[Component], bounds: Option<u64>);
     fn used(&mut self, component: Component, bytes: u64);
@@ -151,6 +181,8 @@ impl Decider for Told {
         self.policy.begin(job);
         self.outlook.next = next;
     }
+
+    fn hear(&mut self, _said: &Said) {}
 
     fn goes_on(&mut self, rest: &[Component], _bounds: Option<u64>) {
         self.outlook.rest = rest.to_vec();
@@ -176,6 +208,11 @@ struct Observing<'a> {
     owner: Owner,
     job: Arc<Current>,
     coming: Arc<Coming>,
+    /// Jobs that somebody has begun, by what bounds their requests, each with who it was.
+    declared: HashMap<u64, (Job, Owner)>,
+    bounds: Option<u64>,
+    /// Whether somebody tells what comes next.
+    foretold: bool,
 }
 
 /// What bounds the running job, plus one.
@@ -198,13 +235,13 @@ impl Forecast for Coming {
 }
 
 impl<'a> Observing<'a> {
-    fn new(device: Name, names: &'a [&'a str], policy: PolicyName) -> Self {
+    fn new(device: Name, names: &'a [&'a str], policy: PolicyName, foretold: bool) -> Self {
         let job = Arc::new(Current(AtomicU64::new(0)));
         let planner = Planner::new(device, policy, Some(job.clone()));
         let coming = Arc::new(Coming::default());
         planner.set_forecast(Some(coming.clone()));
-        let owner = Owner::with_thread(Kind::Thread, 0, "replay".to_owned());
-        Self { names, planner, owner, job, coming }
+        let (owner, declared) = (somebody(), HashMap::new());
+        Self { names, planner, owner, job, coming, declared, bounds: None, foretold }
     }
 
     fn name(&self, component: Component) -> String {
@@ -212,18 +249,50 @@ impl<'a> Observing<'a> {
     }
 }
 
+/// Somebody else each time.
+fn somebody() -> Owner {
+    Owner::with_thread(Kind::Thread, 0, "replay".to_owned())
+}
+
 impl Decider for Observing<'_> {
     fn begin(&mut self, _job: &[Component], next: Vec<Vec<Component>>) {
+        if self.foretold {
+            return;
+        }
         let named = |job: Vec<Component>| job.into_iter().map(|it| self.name(it)).collect();
         *self.coming.0.lock() = next.into_iter().map(named).collect();
     }
 
+    fn hear(&mut self, said: &Said) {
+        match said {
+            Said::Begins { job, within, stages } => {
+                let outer = self.declared.get(within).map(|(_, owner)| owner.clone());
+                let owner = outer.unwrap_or_else(somebody);
+                // Refused only to a forked child, which has no planner that it could ask either.
+                if let Ok(begun) = self.planner.begin(stages.as_deref(), &owner) {
+                    self.declared.insert(*job, (begun, owner));
+                }
+            }
+            Said::Ends { job } => {
+                self.declared.remove(job);
+            }
+            Said::Coming(needs) => {
+                if self.foretold {
+                    needs.clone_into(&mut self.coming.0.lock());
+                }
+            }
+        }
+    }
+
     fn goes_on(&mut self, _rest: &[Component], bounds: Option<u64>) {
+        self.bounds = bounds;
         self.job.0.store(bounds.map_or(0, |bounds| bounds.saturating_add(1)), Ordering::Relaxed);
     }
 
     fn used(&mut self, component: Component, bytes: u64) {
-        self.planner.note_use(self.names[component as usize], bytes, None, &self.owner);
+        let job = self.bounds.and_then(|bounds| self.declared.get(&bounds));
+        let (job, owner) = job.map_or((None, &self.owner), |(job, owner)| (Some(job), owner));
+        self.planner.note_use(self.names[component as usize], bytes, job, owner);
     }
 
     fn order(&mut self, candidates: &mut [Component]) {

@@ -232,6 +232,11 @@ impl Jobs {
         }
     }
 
+    /// The job that one is a part of.
+    pub(super) fn outer(&self, number: u64) -> Option<u64> {
+        self.running.iter().find(|job| job.number == number).and_then(|job| job.within)
+    }
+
     /// A job has ended.
     pub(super) fn end(&mut self, number: u64, told: &mut Vec<Told>) {
         let Some(at) = self.running.iter().position(|job| job.number == number) else { return };

@@ -67,6 +67,13 @@ named! {
         Borrow = 13 "borrow",
         /// Some `bytes` of a component were wanted, and not all of them; else as a request.
         Part = 14 "part",
+        /// Somebody has said that he begins a job: `component` is the [list](super::Timeline::list) of
+        /// its stages, or nothing if they are not known; `of` the job that it is a part of.
+        JobDeclared = 15 "job declared",
+        /// He has said that it is over.
+        JobReleased = 16 "job released",
+        /// From now on other jobs are known to come: [`Event::lists`] are the stages of each, in order.
+        Forecast = 17 "forecast",
     }
 }
 
@@ -116,6 +123,9 @@ pub struct Event {
 }
 
 impl Event {
+    /// So many lists an event has room for.
+    pub const LISTS: usize = 8;
+
     /// Something of this kind, that is nothing more.
     #[must_use]
     pub const fn of(kind: Kind) -> Self {
@@ -138,6 +148,26 @@ impl Event {
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.at.saturating_add(self.took)
+    }
+
+    /// So many labels, the first of which there are, in place of names and bytes.
+    #[must_use]
+    pub fn with_lists(self, labels: &[Label]) -> Self {
+        let at = |place: usize| labels.get(place).copied().unwrap_or_default();
+        let two = |place: usize| u64::from(at(place).0) | u64::from(at(place + 1).0) << 32;
+        let (component, whom) = (at(0), at(1));
+        Self { component, whom, bytes: two(2), beside: two(4), of: two(6), ..self }
+    }
+
+    /// The labels of lists that it has in place of names and bytes: at most [`LISTS`](Self::LISTS).
+    #[must_use]
+    pub fn lists(&self) -> Vec<Label> {
+        let half = |bits: u64| Label(u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0));
+        let mut labels = vec![self.component, self.whom];
+        for two in [self.bytes, self.beside, self.of] {
+            labels.extend([half(two), half(two >> 32)]);
+        }
+        labels.into_iter().take_while(|label| *label != Label::NOTHING).collect()
     }
 
     pub(super) fn pack(&self) -> [u64; WORDS] {

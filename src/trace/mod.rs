@@ -62,6 +62,9 @@ use track::Counts;
 /// How many events a timeline keeps where nobody says how many: 4.5 MiB of them.
 pub const EVENTS: usize = 1 << 16;
 
+/// So many bytes a list has at most.
+const LONGEST: usize = 1 << 14;
+
 /// Somebody who has things to record that have been over for a while.
 pub trait Recorder: Send + Sync {
     /// Records what is over by now. Never waits.
@@ -138,6 +141,19 @@ impl Timeline {
     #[must_use]
     pub fn label(&self, text: &str) -> Label {
         if self.0.birth.is_here() { self.0.names.label(text) } else { Label::NOTHING }
+    }
+
+    /// The number of a list of names, which is kept as JSON; [`Label::OTHERS`] of one that is longer than
+    /// 16 KiB, or that comes after a thousand others.
+    #[must_use]
+    pub fn list(&self, names: &[String]) -> Label {
+        if !self.0.birth.is_here() {
+            return Label::NOTHING;
+        }
+        match serde_json::to_string(names) {
+            Ok(text) if text.len() <= LONGEST => self.0.names.list(&text),
+            _ => Label::OTHERS,
+        }
     }
 
     /// Where what happens to a component on a device is recorded. To be kept by who records.

@@ -18,6 +18,8 @@ impl Label {
 
 /// How many names a timeline knows; those that come later are all called alike.
 const MOST: usize = 1 << 16;
+/// How many of them are lists, so that lists leave room for names.
+const LISTS: usize = 1 << 10;
 
 /// The names that a timeline knows.
 pub(super) struct Names(Mutex<Known>);
@@ -26,6 +28,7 @@ pub(super) struct Names(Mutex<Known>);
 struct Known {
     by_text: HashMap<Arc<str>, Label>,
     texts: Vec<Arc<str>>,
+    lists: usize,
 }
 
 impl Known {
@@ -51,6 +54,19 @@ impl Names {
         match known.by_text.get(text) {
             Some(label) => *label,
             None if known.texts.len() < MOST => known.add(text),
+            None => Label::OTHERS,
+        }
+    }
+
+    /// The label of a text that is a list.
+    pub(super) fn list(&self, text: &str) -> Label {
+        let mut known = self.0.lock();
+        match known.by_text.get(text) {
+            Some(label) => *label,
+            None if known.lists < LISTS && known.texts.len() < MOST => {
+                known.lists += 1;
+                known.add(text)
+            }
             None => Label::OTHERS,
         }
     }

@@ -42,6 +42,12 @@ impl Recording {
         known.map_or("", String::as_str)
     }
 
+    /// The names in a list; `None` if it is none that is known.
+    #[must_use]
+    pub fn list(&self, label: Label) -> Option<Vec<String>> {
+        serde_json::from_str(self.name(label)).ok()
+    }
+
     /// The label of a text, if it is in it.
     #[must_use]
     pub fn label(&self, text: &str) -> Option<Label> {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
 import threading
@@ -52,6 +53,11 @@ class House:
                     if call:
                         with torch.inference_mode():
                             module(torch.zeros(1, 512))
+
+    def job(self, *keys: str, stages: list[str] | None) -> None:
+        """The same, where its stages are declared."""
+        with self.runtime.job(stages, device=self.device):
+            self.use(*keys)
 
     def recording(self) -> co.trace.Recording:
         return self.runtime.timeline.recording()
@@ -137,6 +143,137 @@ def test_a_replay_moves_what_was_really_moved(policy: str, working: int) -> None
     assert done.policy == policy
     assert recording.copied() == made.runtime.analyze(made.device).filled
     assert done.bytes_moved == recording.copied() >= done.bound > 0
+
+
+def without(recording: co.trace.Recording, *kinds: str) -> co.trace.Recording:
+    """A recording that has not recorded these events."""
+    file = json.loads(recording.to_json())
+    gone = {file["kinds"].index(kind) for kind in kinds}
+    stay = [at for at, kind in enumerate(file["events"]["kind"]) if kind not in gone]
+    file["events"] = {of: [all_[at] for at in stay] for of, all_ in file["events"].items()}
+    return co.trace.Recording.parse(json.dumps(file))
+
+
+def some_jobs(count: int) -> list[list[str]]:
+    """Jobs that nobody could foretell."""
+    some = random.Random(5)
+    return [some.sample(sorted(SIZES), some.randint(1, 4)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("policy", trace.POLICIES)
+def test_a_replay_knows_the_stages_that_were_declared(policy: str, tmp_path: Path) -> None:
+    made = House("25MiB", hints=False, policy=policy)
+    with made.runtime:
+        for number, keys in enumerate(some_jobs(40)):
+            # One in five does not say, and one in seven does something else.
+            stages = None if number % 5 == 4 else keys
+            made.job(*(keys[::-1] if number % 7 == 6 else keys), stages=stages)
+            if number % 10 == 9:
+                made.use("clip", "vae")
+            if number % 8 == 7:
+                with made.runtime.job(["other unet", "clip", "other unet"], device=made.device):
+                    made.use("other unet")
+                    made.job("unet", "vae", stages=["unet", "vae"])
+                    made.use("clip", "other unet")
+        recording = made.recording()
+    done = trace.replay(recording)
+    assert done.bytes_moved == recording.copied() >= done.bound > 0
+    begun = made.events("job declared")
+    assert len(begun) == len(made.events("job released")) == 50
+    stages = [recording.names[label] for label in begun["component"]]
+    assert json.loads(stages[0]) == some_jobs(1)[0]
+    assert stages[4] == "", "it did not say"
+    nested = begun[begun["of"] != 0]
+    assert len(nested) == 5
+    assert set(nested["of"]) <= set(begun["job"])
+    path = tmp_path / "timeline.json"
+    recording.save(path)
+    assert trace.replay(path).bytes_moved == recording.copied()
+    if policy == trace.POLICIES[0]:
+        guessed = trace.replay(without(recording, "job declared", "job released"))
+        assert guessed.bytes_moved != recording.copied(), "it makes a difference"
+
+
+@pytest.mark.parametrize("policy", trace.POLICIES)
+@pytest.mark.parametrize("declares", [True, False])
+def test_a_replay_knows_what_was_known_to_come(policy: str, declares: bool) -> None:
+    made, jobs, some = House("25MiB", hints=False, policy=policy), some_jobs(40), random.Random(6)
+    runtime = made.runtime
+    with runtime:
+        for number, keys in enumerate(jobs):
+            # Now none, now more than anybody looks at, now wrong, now unknown.
+            coming = jobs[number + 1 : number + 1 + some.randint(0, 12)]
+            runtime.forecast = coming[::-1] if number % 9 == 8 else coming
+            if number % 11 == 10:
+                runtime.forecast = None
+            if number % 13 == 12:
+                runtime.forecast = lambda _device, most, known=coming: known[:most]
+            if declares:
+                made.job(*keys, stages=keys)
+            else:
+                made.use(*keys)
+        recording, known = made.recording(), made.events("forecast")
+    assert trace.replay(recording).bytes_moved == recording.copied()
+    assert 20 < len(known) <= 43, "once for each change"
+    first = recording.names[known["component"][0]]
+    assert first == "" or json.loads(first) in jobs
+    if policy == trace.POLICIES[0]:
+        blind = trace.replay(without(recording, "forecast"), lookahead=0)
+        assert blind.bytes_moved != recording.copied(), "it makes a difference"
+        assert trace.replay(recording, lookahead=0).bytes_moved == blind.bytes_moved
+        assert trace.replay(recording, lookahead=8).lookahead == 8
+
+
+def test_jobs_of_a_queue_are_told_what_would_have_spared_copies() -> None:
+    made = House("64MiB", hints=False)
+    runtime = made.runtime
+    runtime.vram[made.device].limit = "20MiB"
+
+    def work(job: co.ServedJob) -> None:
+        for key in job.needs:
+            with made.models[key].on(job.device, PAGE):
+                pass
+
+    with runtime:
+        with runtime.serve(work) as server:
+            jobs = [
+                server.queue.submit({}, user=f"user {at % 2}", needs=keys)
+                for at, keys in enumerate(some_jobs(40))
+            ]
+            for job in jobs:
+                job.result(120)
+        recording, found = made.recording(), runtime.hints()
+    assert trace.replay(recording).bytes_moved == recording.copied()
+    assert len(made.events("forecast")) > 1
+    assert len(made.events("job declared")) == 40
+    assert [hint.kind for hint in found] == ["budget"]
+
+
+def test_declared_jobs_are_told_what_would_have_spared_copies() -> None:
+    made = House("64MiB", hints=False)
+    made.runtime.vram[made.device].limit = "20MiB"
+    with made.runtime:
+        for keys in some_jobs(60):
+            made.job(*keys, stages=keys)
+        recording, found = made.recording(), made.runtime.hints()
+    assert [hint.kind for hint in found] == ["budget"]
+    told = without(recording, "job declared", "job released")
+    assert told.hints_on("virtual:0") == [], "of what it cannot explain it says nothing"
+
+
+def test_there_is_an_end_to_lists_of_stages() -> None:
+    made = House("64MiB", hints=False)
+    with made.runtime:
+        many = [f"model {number}" for number in range(1100)]
+        for key in many:
+            made.runtime.job([key], device=made.device).release()
+        made.runtime.job(many * 2, device=made.device).release()
+        made.job("clip", stages=["clip"])
+        recording, begun = made.recording(), made.events("job declared")["component"]
+    names = [recording.names[label] for label in begun]
+    assert names[:1024] == [json.dumps([key]) for key in many[:1024]]
+    assert set(names[1024:]) == {"(others)"}
+    assert trace.replay(recording).bytes_moved == recording.copied()
 
 
 def test_models_that_are_used_at_once_stay_in_a_replay_too(house: House) -> None:
@@ -227,6 +364,105 @@ def test_a_limit_that_is_too_low_is_told_once(caplog: pytest.LogCaptureFixture) 
     assert [record.getMessage() for record in caplog.records] == [str(hint)]
     with made.runtime.__class__(co.virtual_devices(1)) as other:
         assert other.hints() == []
+
+
+class Heard(logging.Handler):
+    """Keeps which threads have logged something, and when the first has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+        self.first = threading.Event()
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.threads.append(threading.current_thread())
+        self.first.set()
+
+
+def called(what: Any) -> list[str]:
+    """The names of what is not written in Python and was called meanwhile by this thread."""
+    names: list[str] = []
+
+    def note(_frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            names.append(function.__name__)
+
+    sys.setprofile(note)
+    try:
+        what()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+def test_whoever_uses_models_never_replays() -> None:
+    made, heard = House("64MiB"), Heard()
+    made.runtime.vram[made.device].limit = "20MiB"
+    log = logging.getLogger("coresident.hints")
+    log.addHandler(heard)
+    try:
+        names = called(lambda: [made.use("clip", "unet", "vae") for _ in range(34)])
+        assert heard.first.wait(60), "the 100th use has begun a look"
+        [looked] = heard.threads
+        looked.join()
+        assert "hints_on" in called(made.runtime.hints), "a replay here would be seen"
+    finally:
+        log.removeHandler(heard)
+        made.runtime.close()
+    assert {"lease", "used"} <= set(names)
+    assert not {"hints_on", "recording"} & set(names)
+    assert looked is not threading.current_thread()
+    assert looked.daemon
+    assert heard.threads == [looked], "it is told once, also by whoever closes"
+
+
+def test_closing_looks_at_the_last_requests_only(caplog: pytest.LogCaptureFixture) -> None:
+    made = House("64MiB")
+    made.runtime.vram[made.device].limit = "20MiB"
+    with caplog.at_level(logging.ERROR, "coresident.hints"):
+        for _ in range(110):
+            made.use("clip", "unet", "vae")
+    with caplog.at_level(logging.WARNING, "coresident.hints"):
+        made.runtime.close()
+    recording = made.recording()
+    [all_of_it], [last] = (recording.hints_on("virtual:0", most) for most in (None, 300))
+    assert last.copies < all_of_it.copies
+    assert [record.getMessage() for record in caplog.records] == [str(last)]
+
+
+def test_the_interpreter_exits_whatever_is_looked_for() -> None:
+    script = """
+import threading
+import coresident as co
+from coresident import _hints
+
+def looks():
+    return [one for one in threading.enumerate() if one.name == "coresident hints"]
+
+[device] = co.virtual_devices(1)
+early, late = co.Runtime(device), co.Runtime(device)
+for runtime in early, late:
+    timeline = runtime.timeline
+    timeline.set_device(device, 40, 12, 0, 0, "lru")
+    for number in range(4000):
+        timeline.record("request", device, f"unet {number % 3}", nbytes=10, of=12)
+        cause = "first use" if number < 3 else "came back"
+        timeline.record("copy", device, f"unet {number % 3}", cause=cause, nbytes=10)
+for _ in range(100):
+    early._hints.used(device)
+begun = len(looks())
+_hints.finish_all()
+for _ in range(100):
+    late._hints.used(device)
+print(begun, len(looks()) <= begun, late._hints._look)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "1 True None")
+    # What was found in time is told, and nothing else.
+    assert done.stderr.count("\n") <= 1, done.stderr
+    assert "Fatal" not in done.stderr
 
 
 def test_what_a_hint_says_helps_on_the_device() -> None:
@@ -434,6 +670,11 @@ assert len(timeline.recording().events) == 1
         (lambda: trace.explain(co.Timeline()).svg(3), co.InvalidTypeError, "title is a text"),
         (lambda: trace.explain(co.Timeline()).save_svg(3), co.InvalidTypeError, "path"),
         (lambda: co.Runtime("cpu", timeline=3), co.InvalidTypeError, "timeline is True, False or"),
+        (
+            lambda: co.Timeline().recording().hints_on("cpu", "all"),
+            co.InvalidTypeError,
+            "requests is a whole number",
+        ),
         (lambda: co.Runtime("cpu", hints="no"), co.InvalidTypeError, "hints is True or False"),
         (lambda: co.Runtime("cpu").silence_hints("all"), co.InvalidValueError, "kind is one of"),
         (lambda: co.Runtime("cpu").silence_hints(3), co.InvalidTypeError, "kind is a text"),

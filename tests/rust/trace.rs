@@ -29,6 +29,28 @@ fn events_come_back_in_the_order_in_which_they_were_recorded() {
 }
 
 #[test]
+fn a_list_is_one_name_and_an_event_has_room_for_eight() {
+    let timeline = Timeline::new(10);
+    let names = |count: usize| -> Vec<String> { (0..count).map(|at| format!("{at}\"")).collect() };
+    let labels: Vec<Label> = (0..Event::LISTS).map(|count| timeline.list(&names(count))).collect();
+    for count in 0..=Event::LISTS {
+        let event = Event::of(Kind::Forecast).with_lists(&labels[..count]);
+        assert_eq!(event.lists(), labels[..count]);
+        timeline.record(&event);
+    }
+    assert_eq!(timeline.list(&names(3)), labels[3]);
+    let recording = timeline.recording().unwrap();
+    let read = Recording::parse(&recording.to_json().unwrap()).unwrap();
+    assert_eq!(read.events.last().unwrap().lists(), labels);
+    for (count, label) in labels.into_iter().enumerate() {
+        assert_eq!(read.list(label), Some(names(count)));
+    }
+    assert_eq!(timeline.list(&names(10_000)), Label::OTHERS, "too long");
+    assert_eq!(read.list(Label::OTHERS), None);
+    assert_eq!(read.list(Label::NOTHING), None);
+}
+
+#[test]
 fn the_last_events_are_kept_and_the_others_are_counted() {
     // More than one piece of the ring, and not a whole number of them.
     for kept in [1_u64, 7, 1024, 2500] {
