@@ -308,7 +308,8 @@ impl Drop for Pins {
         if !arena.birth.is_here() {
             return;
         }
-        if self.set.is_empty() {
+        if self.set.is_empty() && self.ended.is_some() {
+            // Forgotten. Others of nothing still give what is above the watermarks its chance to leave.
             return;
         }
         let marks = self.marks();

@@ -225,7 +225,7 @@ def test_every_error_is_ours_and_a_built_in() -> None:
         for _, kind in inspect.getmembers(co, inspect.isclass)
         if issubclass(kind, Exception) and kind is not co.CoresidentError
     ]
-    built_in = (ValueError, TypeError, RuntimeError, MemoryError, OSError, KeyError)
+    built_in = (ValueError, TypeError, RuntimeError, MemoryError, OSError, LookupError)
     assert len(ours) >= 10
     for kind in ours:
         assert issubclass(kind, co.CoresidentError)
