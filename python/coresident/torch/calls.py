@@ -97,7 +97,7 @@ class Calls:
         self._closed = False
         # The most that was seen to be needed; None once that was not measured.
         self._peak: int | None = 0
-        self._meter = Meter(self._device, self._fill, self._give_up)
+        self._meter = Meter(self._device, self._fill, self._make_room)
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
         for part, module in (("", self._module), *self._module.named_children()):
             if type(module).forward is not torch.nn.Module.forward:
@@ -312,6 +312,13 @@ class Calls:
     def _give_up(self, nbytes: int) -> bool:
         """Gives up weights that need not stay. Returns whether there were some."""
         return self._room.give_up(self._device, nbytes)
+
+    def _make_room(self, nbytes: int) -> bool:
+        """The same for activations, where a model is streamed: what nobody uses leaves before what
+        stays of it."""
+        if not self._room.streams(self._device):
+            return False
+        return self._place.area.arena.evict(nbytes) > 0 or self._give_up(nbytes)
 
     def _least(self) -> int:
         """Bytes that its weights need at least."""

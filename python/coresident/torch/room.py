@@ -91,6 +91,11 @@ class Room:
         with self._lock:
             self._streamed.setdefault(device, weakref.WeakSet()).add(streamed)
 
+    def streams(self, device: _core.Device) -> bool:
+        """Whether a model is streamed on a device now."""
+        with self._lock:
+            return any(not each.closed for each in self._streamed.get(device, ()))
+
     def turn(self, device: _core.Device) -> _core.LoadLock:
         """Whoever takes all that can be had on a device has it: of two, each would miss what the
         other one has."""
