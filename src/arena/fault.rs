@@ -141,8 +141,9 @@ impl AreaShared {
                 Ok(true) => passed.push(event),
                 Ok(false) => {}
                 Err(error) => {
-                    // Not if it is the stream that cannot wait.
-                    if matches!(error, ArenaError::Memory(_)) && event.has_passed().is_err() {
+                    // Not if it is the stream that cannot wait. What has failed is made again at once,
+                    // also if its stream is late.
+                    if matches!(error, ArenaError::Memory(_)) && event.has_failed() {
                         let over = event.is_over();
                         arena.state.lock().spoil(self.number, pins.set(), &event, over);
                     }

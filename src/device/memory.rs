@@ -43,6 +43,12 @@ pub trait Fence: Any + Send + Sync {
         None
     }
 
+    /// Whether it is known already that the work before it will not all be done, though it may not be
+    /// over yet; never waits.
+    fn has_failed(&self) -> bool {
+        self.has_passed().is_err()
+    }
+
     /// Whether streams can be told to wait for it by now: work that is still on its way to its own
     /// stream cannot be waited for by others.
     fn has_begun(&self) -> bool {

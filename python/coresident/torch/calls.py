@@ -6,8 +6,9 @@ import copy
 import functools
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from coresident.errors import (
     CoresidentError,
     DeadlockError,
     DeviceMemoryError,
+    WaitTimeoutError,
 )
 from coresident.torch.meter import Meter
 from coresident.torch.repeatable import Arguments, owned
@@ -28,6 +30,9 @@ from coresident.torch.working_memory import signature
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
     from coresident.torch.streamed import Streamed
+
+# Seconds until streams are done with what nobody uses any more, and until it is looked again.
+_SETTLES, _SLICE = 1.0, 0.02
 
 # An estimate may be so many times of what is really needed.
 _AT_MOST = 4
@@ -92,7 +97,7 @@ class Calls:
         self._closed = False
         # The most that was seen to be needed; None once that was not measured.
         self._peak: int | None = 0
-        self._meter = Meter(self._device, self._fill, self._give_up)
+        self._meter = Meter(self._device, self._fill, self._make_room)
         self._wrapped: list[tuple[torch.nn.Module, Any, Any]] = []
         for part, module in (("", self._module), *self._module.named_children()):
             if type(module).forward is not torch.nn.Module.forward:
@@ -238,22 +243,39 @@ class Calls:
     @contextmanager
     def _all_that_can_be(self) -> Iterator[None]:
         """Frees everything that nobody uses, and keeps it for the block: others would take it."""
+        turn: Any = nullcontext()
+        # Whoever has it may wait for this call: then both take what they get.
+        with suppress(DeadlockError, WaitTimeoutError):
+            turn = self._room.turn(self._device).write(**self._terms)
+        before = len(self._held)
+        with turn:
+            try:
+                self._take_all()
+                yield
+            finally:
+                extra, self._held[before:] = self._held[before:], []
+                for reservation in extra:
+                    reservation.release()
+
+    def _take_all(self) -> None:
         gc.collect()
         self._give_up(self._place.nbytes)
-        self._place.area.arena.evict()
         _torch_memory.empty_cache(self._device)
-        self._budget.look()
-        extra = self._budget.try_reserve(self._budget.free, purpose=self._purpose)
-        if extra is None:
-            # Somebody was faster.
-            yield
-            return
-        self._hold(extra)
-        try:
-            yield
-        finally:
-            self._held.remove(extra)
-            extra.release()
+        arena, until = self._place.area.arena, time.monotonic() + _SETTLES
+        while True:
+            gone = arena.evict()
+            self._budget.look()
+            free = self._budget.free
+            more = self._budget.try_reserve(free, purpose=self._purpose) if free else None
+            if more is not None:
+                self._hold(more)
+            unused = arena.status().evictable
+            if (not gone and more is None and not unused) or time.monotonic() > until:
+                return
+            if not gone and more is None:
+                # A stream still uses it, or somebody was faster: the line is not overtaken.
+                with suppress(BudgetExceededError, DeadlockError):
+                    self._hold(self._budget.reserve(unused, purpose=self._purpose, timeout=_SLICE))
 
     def _full(
         self, told: str, need: int | None, part: str, args: Any, kwargs: Any
@@ -290,6 +312,13 @@ class Calls:
     def _give_up(self, nbytes: int) -> bool:
         """Gives up weights that need not stay. Returns whether there were some."""
         return self._room.give_up(self._device, nbytes)
+
+    def _make_room(self, nbytes: int) -> bool:
+        """The same for activations, where a model is streamed: what nobody uses leaves before what
+        stays of it."""
+        if not self._room.streams(self._device):
+            return False
+        return self._place.area.arena.evict(nbytes) > 0 or self._give_up(nbytes)
 
     def _least(self) -> int:
         """Bytes that its weights need at least."""

@@ -58,6 +58,7 @@ class Room:
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
         self._streamed: dict[_core.Device, weakref.WeakSet[Streamed]] = {}
         self._evicted: set[_core.Device] = set()
+        self._turns: dict[_core.Device, _core.LoadLock] = {}
         self._lock = threading.RLock()
 
     def arena(self, device: _core.Device) -> _core.Arena | None:
@@ -89,6 +90,17 @@ class Room:
         """Says that a model is streamed on a device, for as long as somebody has this."""
         with self._lock:
             self._streamed.setdefault(device, weakref.WeakSet()).add(streamed)
+
+    def streams(self, device: _core.Device) -> bool:
+        """Whether a model is streamed on a device now."""
+        with self._lock:
+            return any(not each.closed for each in self._streamed.get(device, ()))
+
+    def turn(self, device: _core.Device) -> _core.LoadLock:
+        """Whoever takes all that can be had on a device has it: of two, each would miss what the
+        other one has."""
+        with self._lock:
+            return self._turns.setdefault(device, _core.LoadLock())
 
     def give_up(self, device: _core.Device, nbytes: int) -> bool:
         """Has models that are streamed on a device give up bytes of what stays there. Returns

@@ -93,6 +93,11 @@ class Streamed:
         self._evict = _evictor(weakref.ref(self))
         budget.add_evictor(self._evict, priority=_PRIORITY)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._closed
+
     def enter(self, block: int) -> None:
         """Has a block on the device; waits for it."""
         stream = None
@@ -124,13 +129,13 @@ class Streamed:
             # What stays is more than is planned.
             with self._lock:
                 self._lower(self._keep)
-        try:
-            self.streaming.enter(block, stream=stream, **self._terms)
-        except DeviceMemoryError as error:
-            # Others outside have the memory.
-            if not self.give_up(max(error.asked, self._pages[block] * self._page)):
-                raise
-            self.streaming.enter(block, stream=stream, **self._terms)
+        # Others outside have the memory: what nobody uses leaves before what stays.
+        for give_up in (self._place.area.arena.evict, self.give_up):
+            try:
+                return self.streaming.enter(block, stream=stream, **self._terms)
+            except DeviceMemoryError as error:
+                give_up(max(error.asked, self._pages[block] * self._page))
+        return self.streaming.enter(block, stream=stream, **self._terms)
 
     def leave(self, block: int) -> None:
         """Ends a visit of a block."""

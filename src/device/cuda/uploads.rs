@@ -348,6 +348,14 @@ impl Fence for Promised {
         }
     }
 
+    fn has_failed(&self) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let wrong = |kept: &Kept| {
+            kept.wrong.is_some() || kept.recorded.as_ref().is_some_and(Fence::has_failed)
+        };
+        kept.as_ref().is_some_and(wrong)
+    }
+
     fn has_begun(&self) -> bool {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
