@@ -1,6 +1,6 @@
 //! `Streaming`: a model that is larger than its device, block by block.
 //!
-//! **What it is.** Of the pages of an [`Area`](crate::arena::Area) some stay: those of what is in no
+//! **What it is.** Of the pages of an [`Area`] some stay: those of what is in no
 //! block, and the first ones of each block, as many as a [`Plan`] says. The others come before their
 //! block is visited and leave after it. A thread of its own brings what is visited next while a block
 //! computes, and takes away what is over. [`Streaming::enter`] waits only for what is not there yet.
