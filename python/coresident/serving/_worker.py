@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import logging
 import sys
 import threading
 import time
@@ -48,7 +47,13 @@ if TYPE_CHECKING:
 _PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 # Characters of an error that a queue keeps.
 _LONGEST_TEXT = 10_000
-LOG = logging.getLogger("coresident.serving")
+
+
+def log(message: str, *args: object) -> None:
+    """Logs an error. Logging is not imported before there is one."""
+    import logging
+
+    logging.getLogger("coresident.serving").error(message, *args)
 
 
 class Worker(threading.Thread):
@@ -207,7 +212,7 @@ class Worker(threading.Thread):
         with contextlib.suppress(BaseException):
             lines = traceback.format_tb(error.__traceback__)
             where = f"job {job.id} of {job.user} on {job.device} failed"
-            LOG.error("%s: %s\n%s", where, describe(error), "".join(lines).rstrip())
+            log("%s: %s\n%s", where, describe(error), "".join(lines).rstrip())
 
     def _pause(self, error: BaseException) -> None:
         """Notes an error, and lets some time pass: a full disk is not to be written to for ever."""

@@ -24,7 +24,7 @@ from coresident.errors import (
     InvalidValueError,
     WaitTimeoutError,
 )
-from coresident.serving._worker import LOG, Worker
+from coresident.serving._worker import Worker, log
 from coresident.serving.borrowing import runs_when_called
 from coresident.serving.idle import Idleness, IdlePolicy, IdleTimer, policies
 from coresident.serving.job import ServedJob
@@ -417,7 +417,7 @@ class Server:
     def note(self, text: str) -> None:
         """Notes an error that is no job's."""
         self.errors.append(text)
-        LOG.error("%s", text)
+        log("%s", text)
 
     @property
     def gave_up(self) -> bool:

@@ -22,6 +22,9 @@ from coresident.torch.streaming import Plan, planned
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
 
+# Seconds that whoever ends a use with a stray write waits for the copies that undo it.
+_RENEWAL = 1.0
+
 
 class Residence:
     """A module whose weights are on its device until this is released, with working memory beside
@@ -144,9 +147,9 @@ class Residence:
             # After the pins, whose stream may still be writing.
             area.renew()
             if self._plan is None:
-                # Others may be using the model: for them at once, if that keeps nobody waiting.
+                # Others may be using the model: for them at once, but for who waits for the device.
                 with suppress(CoresidentError):
-                    area.fault(timeout=0).release()
+                    area.fault(timeout=_RENEWAL).release()
             self._replica._warn_of(
                 written, "whoever has used the model there meanwhile has seen it, and nobody will"
             )
