@@ -330,7 +330,7 @@ class Server:
     def _drain(self, worker: Worker, look: int, again: _core.CancelToken) -> _core.Offer | None:
         """The next job, while there are any: what runs elsewhere may queue its job again, or let
         others of its user begin. It is over once all have looked since anything has changed, and
-        none has found a job."""
+        none has found a job. Raises ``CancelledError`` when it is time to look again."""
         with contextlib.suppress(WaitTimeoutError):
             return self.queue.offer(worker.device, timeout=0)
         with self._lock:
@@ -341,7 +341,10 @@ class Server:
                 self._look_again()
         if self._drained.cancelled:
             return None
-        return self.queue.offer(worker.device, cancel=again)
+        # Not in the queue's line: who is given a job there is not seen to have one until he says so,
+        # and others would find that nothing is left.
+        again.wait()
+        raise CancelledError("something has changed since")
 
     def _look_again(self) -> None:
         """Has those who drain look once more. Called with the lock held."""
