@@ -153,7 +153,7 @@ def test_weights_leave_after_a_cancel_and_after_a_while(runtime: co.Runtime) -> 
         server.queue.submit("once").result(LONG)
         assert arena.status().resident > 0
         job = server.queue.submit("wait")
-        until(lambda: server.running)
+        until(lambda: [one.id for one in server.running] == [job.id])
         job.cancel()
         until(lambda: arena.status().resident == 0)
     with runtime.serve(handler, idle={"virtual:0": co.IdlePolicy(vram=0.01)}) as server:

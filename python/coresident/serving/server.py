@@ -341,8 +341,8 @@ class Server:
                 self._look_again()
         if self._drained.cancelled:
             return None
-        # Not in the queue's line: who is given a job there is not seen to have one until he says so,
-        # and others would find that nothing is left.
+        # Not in the queue's line: who is given a job there has one unseen until he says so, and
+        # others would find that nothing is left.
         again.wait()
         raise CancelledError("something has changed since")
 
