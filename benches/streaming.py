@@ -6,24 +6,34 @@ their own code, with their own hooks, groups and order, on the CPU; only what mo
 replaced: it copies the bytes, and then waits until the same bus would have carried them. What they
 prefetch on a stream of CUDA's cannot be run on the CPU, so that there is a row with what that would
 come to at best: as if all copying were hidden as far as computing takes.
+
+Each step is measured beside one of plain torch with all weights resident, in turn: what counts is
+the median of their ratios, and the machine may do other things meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import coresident as co
 import torch
+from streaming_peers import PEERS, Bus
 
 PAGE = 2 << 20
+HEADS = (
+    "| bus | | step | of resident | moved per step | copying hidden |\n|---|---|---|---|---|---|"
+)
 
 
 def transformer(nbytes: int) -> Any:
@@ -58,180 +68,193 @@ def inputs(tokens: int) -> dict[str, Any]:
     }
 
 
-class Bus:
-    """Carries so many bytes a second, one copy after the other."""
+@dataclass
+class Plain:
+    """Plain torch with everything resident, beside which all is measured."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.moved = 0
-        self.busy = 0.0
+    module: Any
+    given: dict[str, Any]
+    count: int
 
-    def carry(self, tensor: torch.Tensor) -> torch.Tensor:
+    def __post_init__(self) -> None:
+        self.expected = self.module(**self.given)[0]
+        self.seconds = median(self._step() for _ in range(self.count))
+
+    def _step(self) -> float:
         began = time.perf_counter()
-        copy = tensor.detach().clone()
-        self.moved += copy.nbytes
-        left = began + copy.nbytes / self.rate - time.perf_counter()
-        if left > 0:
-            time.sleep(left)
-        self.busy += time.perf_counter() - began
-        return copy
+        self.module(**self.given)
+        return time.perf_counter() - began
+
+    def beside(self, module: Any, count: int | None = None) -> tuple[list[float], list[float]]:
+        """The seconds of a module's steps, and each beside one of plain torch."""
+        took, ratios = [], []
+        for turn in range(count or self.count):
+            # Whichever is first has what the caches have from before.
+            plain = self._step() if turn % 2 else 0.0
+            began = time.perf_counter()
+            output = module(**self.given)[0]
+            took.append(time.perf_counter() - began)
+            ratios.append(took[-1] / (plain or self._step()))
+        assert torch.allclose(output, self.expected, atol=1e-5)
+        return took, ratios
 
 
-@contextmanager
-def group_offload(module: Any, kind: str, bus: Bus) -> Iterator[None]:
-    """diffusers' own hooks, with this bus."""
-    from diffusers.hooks import apply_group_offloading
-    from diffusers.hooks.group_offloading import ModuleGroup
-
-    before = ModuleGroup._transfer_tensor_to_device
-
-    def transfer(_: Any, tensor: Any, source: Any, __: Any) -> None:
-        tensor.data = bus.carry(source)
-
-    ModuleGroup._transfer_tensor_to_device = transfer
-    options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    try:
-        cpu = torch.device("cpu")
-        apply_group_offloading(module, cpu, cpu, offload_type=kind, **options)
-        yield
-    finally:
-        ModuleGroup._transfer_tensor_to_device = before
+def row(bus: str, way: str, step: float, ratio: float, moved: float, hidden: float | None) -> str:
+    """A line of the table."""
+    shown = "" if hidden is None else f"{max(0.0, min(1.0, hidden)):.0%}"
+    cells = [bus, way, f"{step * 1e3:.0f} ms", f"{ratio:.2f}", f"{moved / 2**20:.0f} MiB", shown]
+    return f"| {' | '.join(cells)} |"
 
 
-@contextmanager
-def sequential_offload(module: Any, bus: Bus) -> Iterator[None]:
-    """accelerate's own hooks, with this bus: weights of a module come from the CPU for its call."""
-    from accelerate import cpu_offload, hooks
-
-    before = hooks.set_module_tensor_to_device
-
-    def place(module: Any, name: str, device: Any, value: Any = None, **options: Any) -> None:
-        if value is not None and str(device) != "meta":
-            value = bus.carry(value)
-        before(module, name, device, value=value, **options)
-
-    hooks.set_module_tensor_to_device = place
-    try:
-        cpu_offload(module, torch.device("cpu"), offload_buffers=False)
-        yield
-    finally:
-        hooks.set_module_tensor_to_device = before
+def hidden(step: float, ratio: float, copying: float) -> float:
+    """The share of copying that a step has not become longer by."""
+    return 1 - (step - step / ratio) / copying if copying else 1.0
 
 
-def steps(call: Callable[[], Any], count: int) -> tuple[float, Any]:
-    """The median seconds of some steps after a first one, and what the last has given."""
-    call()
-    took = []
-    for _ in range(count):
-        began = time.perf_counter()
-        output = call()
-        took.append(time.perf_counter() - began)
-    return sorted(took)[count // 2], output
-
-
-class Row:
-    """One way to run the model."""
-
-    def __init__(self, bus: str, way: str, step: float, moved: float, hidden: float | None) -> None:
-        self.bus, self.way, self.step, self.moved, self.hidden = bus, way, step, moved, hidden
-
-    def told(self, resident: float) -> str:
-        hidden = "" if self.hidden is None else f"{self.hidden:.0%}"
-        cells = [self.bus, self.way, f"{self.step * 1e3:.0f} ms", f"{self.step / resident:.2f}"]
-        return f"| {' | '.join([*cells, f'{self.moved / 2**20:.0f} MiB', hidden])} |"
-
-
-def measure(
-    nbytes: int, memory: int, tokens: int, count: int, buses: list[float], folder: Path
-) -> Iterator[str]:
-    """The lines of the table, as Markdown, when they are known."""
-    made = transformer(nbytes)
-    made.save_pretrained(folder)
-    given = inputs(tokens)
-    size = sum(parameter.nbytes for parameter in made.parameters())
-    call = lambda: made(**given)[0]  # noqa: E731
-    plain, expected = steps(call, count)
-    rows = [Row("", "plain torch, resident", plain, 0, None)]
+def fits(folder: Path, plain: Plain, size: int, pairs: int) -> str:
+    """What it costs where everything fits: the median of many pairs, and how they spread."""
     [large] = co.virtual_devices(1, memory=2 * size)
     with co.Runtime([large]) as house, house.load("flux", folder).on(large) as module:
-        fits, output = steps(lambda: module(**given)[0], count)
-        assert torch.equal(output, expected) or torch.allclose(output, expected, atol=1e-5)
-    rows.append(Row("", "coresident, it fits", fits, 0, None))
-    about = (
-        f"A diffusers Flux transformer of {size / 2**20:.0f} MiB on a device of "
-        f"{memory / 2**20:.0f} MiB, {tokens} tokens, {torch.get_num_threads()} thread(s)."
+        module(**plain.given)
+        ratios = plain.beside(module, pairs)[1]
+    low, _, high = quantiles(ratios, n=4)
+    middle = median(ratios)
+    return (
+        f"Where everything fits a step takes {middle:.3f} of plain torch's: the median of {pairs} "
+        f"pairs of steps, half of which lie between {low:.3f} and {high:.3f}."
     )
-    heads = "| bus | | step | of resident | moved per step | copying hidden |"
-    yield from [about, "", heads, "|---|---|---|---|---|---|", *(row.told(plain) for row in rows)]
-    for gigabytes in buses:
-        rows = []
-        rate = gigabytes * 1e9
-        bus = f"{gigabytes:g} GB/s"
-        rows += [ours(folder, memory, rate, given, count, bus, expected, plain)]
-        peers: list[tuple[str, Callable[[Any, Bus], Any]]] = [
-            ("diffusers, group offload by block", lambda m, b: group_offload(m, "block_level", b)),
-            ("diffusers, group offload by leaf", lambda m, b: group_offload(m, "leaf_level", b)),
-            ("accelerate, sequential offload", sequential_offload),
-        ]
-        for name, around in peers:
-            module, carried = type(made).from_pretrained(folder).eval(), Bus(rate)
-            with around(module, carried):
-                step, output = steps(lambda module=module: module(**given)[0], count)
-            assert torch.allclose(output, expected, atol=1e-5), name
-            moved, busy = carried.moved / (count + 1), carried.busy / (count + 1)
-            hidden = max(0.0, min(1.0, 1 - (step - plain) / busy))
-            rows.append(Row(bus, name, step, moved, hidden))
-            if "leaf" not in name and "diffusers" in name:
-                best = max(plain, busy)
-                rows.append(Row(bus, "the same with a stream, at best", best, moved, None))
-        yield from (row.told(plain) for row in rows)
 
 
-def ours(
-    folder: Path,
-    memory: int,
-    rate: float,
-    given: dict[str, Any],
-    count: int,
-    bus: str,
-    expected: Any,
-    plain: float,
-) -> Row:
-    [device] = co.virtual_devices(1, memory=memory, bandwidth=int(rate))
+def streamed(
+    folder: Path, plain: Plain, memory: int, rate: float | None, picture: Path | None = None
+) -> str:
+    """Our row."""
+    bandwidth = None if rate is None else int(rate)
+    [device] = co.virtual_devices(1, memory=memory, bandwidth=bandwidth)
     with co.Runtime([device]) as house:
         residence = house.load("flux", folder).on(device)
         with residence as module:
             for _ in range(3):
-                module(**given)
+                module(**plain.given)
             first = residence.streaming
-            assert first is not None
-            step, output = steps(lambda: module(**given)[0], count)
+            took, ratios = plain.beside(module)
             last = residence.streaming
+            assert first is not None
             assert last is not None
-        assert torch.equal(output, expected) or torch.allclose(output, expected, atol=1e-5)
+            if picture is not None:
+                house.timeline.clear()
+                for _ in range(2):
+                    module(**plain.given)
+                about = f"two steps of {size_of(plain.module) >> 20} MiB on {memory >> 20} MiB"
+                shown = house.explain()
+                shown.save_svg(picture, f"{about}, bus {rate / 1e9 if rate else 0:g} GB/s")
     moved, copying = last.moved - first.moved, last.copying - first.copying
-    hidden = max(0.0, min(1.0, 1 - (step - plain) * (count + 1) / copying)) if copying else 1.0
-    return Row(bus, "**coresident, streamed**", step, moved / (count + 1), hidden)
+    step, ratio = median(took), median(ratios)
+    share = hidden(step, ratio, copying / plain.count)
+    return row(speed(rate), "**coresident, streamed**", step, ratio, moved / plain.count, share)
+
+
+def peers(folder: Path, plain: Plain, rate: float) -> Iterator[str]:
+    """The rows of the others."""
+    for name, around in PEERS.items():
+        module, bus = type(plain.module).from_pretrained(folder).eval(), Bus(rate)
+        with around(module, bus):
+            module(**plain.given)
+            bus.moved, bus.busy = 0, 0.0
+            took, ratios = plain.beside(module)
+        step, ratio = median(took), median(ratios)
+        moved, busy = bus.moved / plain.count, bus.busy / plain.count
+        yield row(speed(rate), name, step, ratio, moved, hidden(step, ratio, busy))
+        if "block" in name:
+            best = max(step / ratio, busy)
+            told = "the same with a stream, at best"
+            yield row(speed(rate), told, best, best / (step / ratio), moved, None)
+
+
+def together(folder: Path, plain: Plain, memory: int, seconds: float) -> str:
+    """Two devices that stream the same host copy, with no bus but the host's memory."""
+    devices = co.virtual_devices(2, memory=memory)
+    steps, moved = [0, 0], [0, 0]
+    begin, end = threading.Barrier(2), threading.Event()
+
+    def run(at: int) -> None:
+        residence = model.on(devices[at])
+        with residence as module, torch.no_grad():
+            module(**plain.given)
+            before = residence.streaming
+            begin.wait()
+            while not end.is_set():
+                module(**plain.given)
+                steps[at] += 1
+            after = residence.streaming
+            assert before is not None
+            assert after is not None
+            moved[at] = after.moved - before.moved
+
+    with co.Runtime(devices) as house:
+        model = house.load("flux", folder)
+        threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
+        for thread in threads:
+            thread.start()
+        end.wait(seconds)
+        end.set()
+        for thread in threads:
+            thread.join()
+    share = moved[0] / sum(moved)
+    return (
+        f"Two devices that stream one host copy at once, {seconds:g} s, no bus but the host's "
+        f"memory: {steps[0]} and {steps[1]} steps, {moved[0] >> 20} and {moved[1] >> 20} MiB, "
+        f"which is {share:.0%} and {1 - share:.0%} of the bytes."
+    )
+
+
+def speed(rate: float | None) -> str:
+    """A bus, in words."""
+    return "the host's" if rate is None else f"{rate / 1e9:g} GB/s"
+
+
+def size_of(module: Any) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def measure(given: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """The lines of the report, as Markdown, when they are known."""
+    memory = given.memory // PAGE * PAGE
+    made = transformer(given.nbytes)
+    made.save_pretrained(folder)
+    plain, size = Plain(made, inputs(given.tokens), given.steps), size_of(made)
+    yield (
+        f"A diffusers Flux transformer of {size / 2**20:.0f} MiB on a device of "
+        f"{memory / 2**20:.0f} MiB, {given.tokens} tokens, {torch.get_num_threads()} thread(s). "
+        f"Plain torch, resident: {plain.seconds * 1e3:.0f} ms for a step."
+    )
+    yield f"\n{fits(folder, plain, size, given.pairs)}\n"
+    yield HEADS
+    for gigabytes in given.buses:
+        rate = gigabytes * 1e9
+        wanted = given.out is not None and gigabytes == given.buses[0]
+        yield streamed(folder, plain, memory, rate, given.out / "streaming.svg" if wanted else None)
+        yield from peers(folder, plain, rate)
+    yield f"\n{together(folder, plain, memory, given.seconds)}"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nbytes", type=int, default=1 << 30, help="bytes of the model")
     parser.add_argument("--memory", type=int, default=400 << 20, help="bytes of the device")
     parser.add_argument("--tokens", type=int, default=256, help="how long a step computes")
     parser.add_argument("--steps", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--pairs", type=int, default=40, help="of steps where everything fits")
+    parser.add_argument("--seconds", type=float, default=20, help="for two devices at once")
     parser.add_argument("--buses", type=float, nargs="+", default=[1, 2, 4, 8], help="GB a second")
-    parser.add_argument("--out", type=Path, help="a folder for the table")
+    parser.add_argument("--out", type=Path, help="a folder for the report and a picture")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    import tempfile
-
+    lines = ["# A model larger than its device", ""]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        memory = given.memory // PAGE * PAGE
-        lines = []
-        amounts = (given.nbytes, memory, given.tokens, given.steps, given.buses)
-        for line in measure(*amounts, Path(folder)):
+        for line in measure(given, Path(folder)):
             print(line, flush=True)
             lines.append(line)
     if given.out is not None:

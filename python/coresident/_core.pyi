@@ -2936,20 +2936,20 @@ class StreamingStatus:
 
     @property
     def late(self) -> int:
-        """How many of the visits have waited for a copy."""
+        """How many of the visits have waited for a copy, by more than 0.1 ms."""
 
     @property
     def stalled(self) -> float:
-        """Seconds in which visits have waited."""
+        """Seconds in which visits have waited: on a device that computes by itself, those in which
+        its stream did, once it has come to the visit's end."""
 
     @property
     def copying(self) -> float:
-        """Seconds in which something was copied ahead."""
+        """Seconds in which something was copied."""
 
     @property
     def hidden(self) -> float:
-        """The share of ``copying`` in which nobody waited, from 0 to 1. On CUDA who visits a block
-        does not wait for copies, its stream does, and this tells nothing."""
+        """The share of ``copying`` in which nobody waited, from 0 to 1."""
 
 @final
 class Block:

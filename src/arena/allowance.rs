@@ -9,7 +9,7 @@ use super::layout::PageSet;
 use crate::budget::{BudgetError, Reservation};
 use crate::device::{Event, MemoryError, Places, Stream};
 use crate::sync::{Mutant, planted};
-use crate::trace::Cause;
+use crate::trace::{Cause, Track};
 use crate::wait::{Owner, Patience};
 
 /// How often a wait for a stream looks whether it is over.
@@ -85,6 +85,27 @@ impl Area {
     #[must_use]
     pub fn page(&self) -> usize {
         self.0.arena.memory.page()
+    }
+
+    /// Marks where a stream is now, as [`DeviceMemory::mark`](crate::device::DeviceMemory::mark).
+    pub(crate) fn mark(&self, stream: Stream) -> Option<Event> {
+        self.0.arena.memory.mark(stream).ok().flatten()
+    }
+
+    /// How long the device took, as
+    /// [`DeviceMemory::between`](crate::device::DeviceMemory::between).
+    pub(crate) fn between(&self, earlier: &Event, later: &Event) -> Option<Duration> {
+        self.0.arena.memory.between(earlier, later)
+    }
+
+    /// Where what happens to it is recorded, if it is.
+    pub(crate) fn track(&self) -> Option<&Track> {
+        self.0.land.track.as_ref()
+    }
+
+    /// Records that it is to be streamed, which was wanted then.
+    pub(crate) fn is_streamed(&self, beside: u64, began: Instant) {
+        self.0.wanted_in_parts(self.0.layout.pages(), beside, began);
     }
 
     /// How many of some pages have no memory now, and how many have some and are used by nobody.

@@ -148,29 +148,39 @@ impl AreaShared {
 
     /// Pages were wanted at `began`, with so many bytes beside, and are pinned.
     pub(super) fn requested(&self, set: &PageSet, beside: u64, began: Instant) {
-        let Some(track) = &self.land.track else { return };
-        if !track.timeline().is_on() {
-            return;
+        if !self.is_all(set) {
+            return self.wanted_in_parts(set.len(), beside, began);
         }
+        if let Some((track, bytes, of)) = self.wanted(set.len(), beside) {
+            track.requested(bytes, beside, of, began);
+        }
+    }
+
+    /// So many pages were wanted at `began`, with so many bytes beside, and not all of them at once.
+    pub(super) fn wanted_in_parts(&self, pages: usize, beside: u64, began: Instant) {
+        if let Some((track, bytes, of)) = self.wanted(pages, beside) {
+            let (at, took) = track.timeline().since(began);
+            let part = trace::Event::of(Kind::Part);
+            track.record(trace::Event { at, took, bytes, beside, of, ..part });
+        }
+    }
+
+    /// Where it is recorded that so many pages are wanted, their bytes, and what they and those beside
+    /// could have; says how the device is set up.
+    fn wanted(&self, pages: usize, beside: u64) -> Option<(&Track, u64, u64)> {
+        let track = self.land.track.as_ref().filter(|track| track.timeline().is_on())?;
         let arena = &self.arena;
         let (resident, low, high) = {
             let state = arena.state.lock();
             (state.resident(), state.low, state.high)
         };
         let (page, bounds) = (arena.memory.page() as u64, arena.budget.bounds());
-        let (bytes, resident) = (set.len() as u64 * page, resident as u64 * page);
+        let resident = resident as u64 * page;
         // What is neither weights nor for this one: others' working memory, and what else is reserved.
         let others = bounds.used.saturating_sub(resident).saturating_sub(beside);
-        let of = bounds.reach.saturating_sub(others);
-        if self.is_all(set) {
-            track.requested(bytes, beside, of, began);
-        } else {
-            let (at, took) = track.timeline().since(began);
-            let part = trace::Event::of(Kind::Part);
-            track.record(trace::Event { at, took, bytes, beside, of, ..part });
-        }
         let high = high.map_or(0, |high| high.saturating_add(1));
         arena.say(&bounds, low, high);
+        Some((track, pages as u64 * page, bounds.reach.saturating_sub(others)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::page_locks::PageLocks;
 use super::{ByteSize, Name};
@@ -219,6 +219,21 @@ pub trait DeviceMemory: Send + Sync {
     /// # Errors
     /// [`MemoryError::Lost`].
     fn record(&self, stream: Stream) -> Result<Event, MemoryError>;
+
+    /// Marks where `stream` is now, so that times [between](DeviceMemory::between) marks are known;
+    /// nothing where they never are.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lost`].
+    fn mark(&self, _stream: Stream) -> Result<Option<Event>, MemoryError> {
+        Ok(None)
+    }
+
+    /// How long the device took from one mark to a later one; `None` if they have not passed. Never
+    /// waits.
+    fn between(&self, earlier: &Event, later: &Event) -> Option<Duration> {
+        Some(later.passed_at()?.saturating_duration_since(earlier.passed_at()?))
+    }
 
     /// Has the work that comes on `stream` from now on wait for `event`; the caller does not, if it
     /// [has begun](Fence::has_begun).

@@ -42,19 +42,24 @@ struct Bus {
 }
 
 impl Bus {
-    /// Waits for as long as so many bytes take.
-    fn carry(&self, bytes: usize) {
+    /// No wait is shorter: threads that sleep wake up later than that. What follows at once waits for
+    /// both, so that the bus is as fast as is said.
+    const SHORT: Duration = Duration::from_micros(500);
+
+    /// Waits until so many bytes have come, which began to be carried then.
+    fn carry(&self, bytes: usize, began: Instant) {
         let Some(bandwidth) = self.bandwidth else { return };
         #[expect(clippy::cast_precision_loss, reason = "a time")]
         let takes = Duration::from_secs_f64(bytes as f64 / bandwidth as f64);
         let until = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let until = free_at.map_or(now, |at| at.max(now)) + takes;
-            *free_at = Some(until);
-            until
+            let free = free_at.filter(|at| *at + Self::SHORT > began).unwrap_or(began);
+            *free_at.insert(free + takes)
         };
-        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        let left = until.saturating_duration_since(Instant::now());
+        if left >= Self::SHORT {
+            std::thread::sleep(left);
+        }
     }
 }
 
@@ -153,7 +158,7 @@ impl VirtualMemory {
 
     /// Copies one stretch into it.
     fn write(&self, piece: &Piece) -> Result<(), MemoryError> {
-        let mut done = 0;
+        let (began, mut done) = (Instant::now(), 0);
         while done < piece.length {
             // A little at a time: nothing is committed meanwhile.
             let length = (piece.length - done).min(PAGE);
@@ -167,7 +172,7 @@ impl VirtualMemory {
             piece.source.copy_to(piece.from + done, to);
             done += length;
         }
-        self.bus.carry(piece.length);
+        self.bus.carry(piece.length, began);
         Ok(())
     }
 
@@ -298,6 +303,10 @@ impl DeviceMemory for Arc<VirtualMemory> {
 
     fn record(&self, stream: Stream) -> Result<Event, MemoryError> {
         Ok(self.streams().record(stream))
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Option<Event>, MemoryError> {
+        self.record(stream).map(Some)
     }
 
     fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError> {

@@ -25,6 +25,7 @@ mod plan;
 mod serve;
 mod state;
 mod status;
+mod times;
 mod visits;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ use crate::sync::{Condvar, Mutant, Mutex, planted};
 use crate::wait::{Birth, Owner, Patience, exiting};
 use state::State;
 use status::Figures;
+use times::{Moment, Pending};
 
 /// A model's streaming on one device, until it is dropped or closed.
 pub struct Streaming(Arc<Shared>);
@@ -56,6 +58,8 @@ pub(crate) struct Shared {
     turn: LoadLock,
     state: Mutex<State>,
     figures: Mutex<Figures>,
+    /// Visits and copies that are not over, or of which nobody has heard.
+    pending: Mutex<Pending>,
     /// There is news.
     told: Condvar,
 }
@@ -77,6 +81,7 @@ impl Streaming {
         shared.birth.check("streaming")?;
         let began = Instant::now();
         let set = shared.open_block(block)?;
+        let wanted = shared.is_wanted(block, stream);
         let brought = match shared.area.pin_resident(&set, stream, owner) {
             Some(brought) => brought,
             None => shared.bring_now(block, &set, stream, owner, &patience.since(began))?,
@@ -87,7 +92,7 @@ impl Streaming {
             shared.is_over(pins);
             return Err(error.into());
         }
-        shared.is_entered(block, pins, stream, began);
+        shared.is_entered(block, pins, stream, wanted);
         Ok(())
     }
 
@@ -103,13 +108,13 @@ impl Streaming {
     ) -> Result<bool, StreamingError> {
         let shared = &self.0;
         shared.birth.check("streaming")?;
-        let began = Instant::now();
         let set = shared.open_block(block)?;
+        let wanted = shared.is_wanted(block, stream);
         let Some(brought) = shared.area.pin_resident(&set, stream, owner) else { return Ok(false) };
         let Brought { pins, filled, .. } = brought;
         let at_once = Patience::at_most(Duration::ZERO);
         match shared.area.await_content(&pins, filled, stream, &at_once) {
-            Ok(()) => shared.is_entered(block, pins, stream, began),
+            Ok(()) => shared.is_entered(block, pins, stream, wanted),
             // What has brought them still pins them.
             Err(ArenaError::Wait(_)) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -138,14 +143,13 @@ impl Streaming {
         if !shared.birth.is_here() {
             return;
         }
-        let now = Instant::now();
+        shared.has_ended(block);
         let mut pins = shared.state.lock().take_inside(block);
         if let Some(pins) = &mut pins {
             // Where the stream is now, and not where it will be when they leave.
             pins.end();
         }
         let before = shared.state.lock().left(block, pins, keep);
-        shared.figures.lock().left(block, now);
         shared.told.notify_all();
         drop(before);
     }
@@ -255,9 +259,11 @@ impl Shared {
         })
     }
 
-    /// A block is visited from now on, and whoever does has waited since he began.
-    fn is_entered(&self, block: usize, pins: Pins, stream: Stream, began: Instant) {
-        self.figures.lock().entered(block, stream == Stream::Host, began, Instant::now());
+    /// A block is visited from now on, and was wanted then.
+    fn is_entered(&self, block: usize, pins: Pins, stream: Stream, wanted: Option<Moment>) {
+        let within = self.state.lock().is_inside(block);
+        self.figures.lock().visits += u64::from(!within);
+        self.has_begun(block, stream, wanted);
         let twice = self.state.lock().entered(block, pins);
         self.told.notify_all();
         drop(twice);
@@ -314,12 +320,15 @@ impl Shared {
         stream: Stream,
         owner: &Owner,
     ) -> Result<Option<Brought>, StreamingError> {
-        let (_, found) = self.area.absent_and_unused(set);
+        let (began, (_, found)) = (Instant::now(), self.area.absent_and_unused(set));
         let brought = self.allowance.bring(set, stream, owner)?;
         if let Some(brought) = &brought {
             // What was there from before has bytes of its own, and takes none of the allowance's.
             self.allowance.give_back(found);
             self.figures.lock().moved += brought.fresh;
+            if let Some(filled) = brought.filled.last().filter(|_| brought.fresh > 0) {
+                self.is_copied(filled.clone(), began, brought.fresh);
+            }
         }
         Ok(brought)
     }

@@ -131,13 +131,16 @@ impl Streaming {
             turn: LoadLock::called(format!("a turn to stream {:?}", area.key())),
             state: Mutex::new(state),
             figures: Mutex::new(figures),
+            pending: Mutex::default(),
             told: Condvar::new(),
         });
+        shared.tell();
         let streaming = Self(shared);
         streaming.grow(leave, owner)?;
         let content = area.await_content(&pins, filled, stream, &patience.since(began));
         *streaming.0.resident.lock() = Some(pins);
         content?;
+        area.is_streamed(working_memory, began);
         Ok((streaming, working))
     }
 

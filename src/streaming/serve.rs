@@ -8,6 +8,7 @@ use super::{Shared, Streaming};
 use crate::device::{Event, Stream};
 use crate::load_lock::Mode;
 use crate::sync::wait_until;
+use crate::trace::Recorder;
 use crate::wait::{Owner, Patience, exiting};
 
 /// How many pages are brought at once: copies begin while the rest still gets memory.
@@ -16,13 +17,6 @@ const CHUNK: usize = 16;
 const ON_THEIR_WAY: usize = 2;
 /// How long it looks at a copy before it looks at everything else again.
 const SLICE: Duration = Duration::from_millis(1);
-
-/// A copy that is on its way.
-struct Copy {
-    event: Event,
-    began: Instant,
-    pages: usize,
-}
 
 /// What there was to do.
 enum Done {
@@ -40,18 +34,19 @@ impl Streaming {
 
 impl Shared {
     pub(super) fn serve(self: Arc<Self>, owner: &Owner) {
-        let mut copies = VecDeque::new();
-        let mut before = Instant::now();
+        // Those that are on their way.
+        let mut copies: VecDeque<Event> = VecDeque::new();
         loop {
             let news = self.state.lock().news;
-            self.note_copies(&mut copies, &mut before);
+            copies.retain(|copy| !copy.is_over());
+            self.settle();
             match self.work(&mut copies, owner) {
                 Done::Something => continue,
                 Done::Closed => return,
                 Done::Nothing => {}
             }
-            if let Some(Copy { event, .. }) = copies.front() {
-                let _ = event.wait(Some(Instant::now() + SLICE));
+            if let Some(copy) = copies.front() {
+                let _ = copy.wait(Some(Instant::now() + SLICE));
                 continue;
             }
             let mut state = self.state.lock();
@@ -61,19 +56,7 @@ impl Shared {
         }
     }
 
-    /// Counts what has come since.
-    fn note_copies(&self, copies: &mut VecDeque<Copy>, before: &mut Instant) {
-        while copies.front().is_some_and(|copy| copy.event.is_over()) {
-            let Some(copy) = copies.pop_front() else { return };
-            let now = Instant::now();
-            let mut figures = self.figures.lock();
-            figures.copied += copy.pages;
-            figures.copying += now.saturating_duration_since(copy.began.max(*before));
-            *before = now;
-        }
-    }
-
-    fn work(&self, copies: &mut VecDeque<Copy>, owner: &Owner) -> Done {
+    fn work(&self, copies: &mut VecDeque<Event>, owner: &Owner) -> Done {
         let state = self.state.lock();
         if state.closed || exiting() {
             return Done::Closed;
@@ -104,15 +87,12 @@ impl Shared {
         if part.is_empty() {
             return Done::Nothing;
         }
-        let began = Instant::now();
         // What fails here fails again, and is told, when the block is visited.
         let Ok(Some(mut brought)) = self.bring(&part, Stream::Host, owner) else {
             return Done::Nothing;
         };
         brought.pins.disown();
-        if let Some(event) = brought.filled.pop().filter(|_| brought.fresh > 0) {
-            copies.push_back(Copy { event, began, pages: brought.fresh });
-        }
+        copies.extend(brought.filled.pop().filter(|_| brought.fresh > 0));
         let mut state = self.state.lock();
         let twice = if state.closed || state.is_inside(block) {
             // Who visits it has pinned it.

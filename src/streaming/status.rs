@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::times::Visit;
 use super::{Cost, Shared, Streaming, StreamingError};
+use crate::trace::Recorder;
 
 /// How much a new measurement counts.
 const WEIGHT: f64 = 0.3;
@@ -20,15 +22,13 @@ struct Times {
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     times: Vec<Times>,
-    /// Blocks that are being visited by threads that do the work themselves, and since when.
-    inside: Vec<(usize, Instant)>,
     left: Option<(usize, Instant)>,
-    /// Pages that have been copied.
+    /// Pages that have been given memory and are filled.
     pub(super) moved: usize,
-    /// Those of them that were ahead and are there, and how long the copies have taken.
-    pub(super) copied: usize,
-    pub(super) copying: Duration,
-    visits: u64,
+    /// Those of them that are there, and how long the copies have taken.
+    copied: usize,
+    copying: Duration,
+    pub(super) visits: u64,
     late: u64,
     stalled: Duration,
 }
@@ -38,31 +38,31 @@ impl Figures {
         Self { times: vec![Times::default(); blocks], ..Self::default() }
     }
 
-    /// Somebody visits a block, and has waited for it since he began.
-    pub(super) fn entered(&mut self, block: usize, on_host: bool, began: Instant, now: Instant) {
-        if let Some((block, left)) = self.left.take() {
-            note(&mut self.times[block].after, began - left);
+    /// A visit is over. Returns whether it has waited for its block.
+    pub(super) fn visited(&mut self, visit: &Visit) -> bool {
+        let &Visit { block, wanted, began, ended, .. } = visit;
+        if let Some((before, left)) = self.left
+            && let Some(pause) = wanted.checked_duration_since(left).filter(|it| *it < PAUSE)
+        {
+            note(&mut self.times[before].after, pause);
         }
-        if self.inside.iter().all(|(inside, _)| *inside != block) {
-            self.visits += 1;
+        if self.left.is_none_or(|(_, left)| left < ended) {
+            self.left = Some((block, ended));
         }
-        if now - began > LATE {
+        note(&mut self.times[block].inside, ended.saturating_duration_since(began));
+        let stall = began.saturating_duration_since(wanted);
+        let stalled = stall > LATE;
+        if stalled {
             self.late += 1;
-            self.stalled += now - began;
+            self.stalled += stall;
         }
-        // A device does its work later.
-        if on_host {
-            self.inside.push((block, now));
-        }
+        stalled
     }
 
-    pub(super) fn left(&mut self, block: usize, now: Instant) {
-        let Some(at) = self.inside.iter().rposition(|(inside, _)| *inside == block) else { return };
-        let (_, began) = self.inside.remove(at);
-        note(&mut self.times[block].inside, now - began);
-        if self.inside.is_empty() {
-            self.left = Some((block, now));
-        }
+    /// So many pages have come, in that time.
+    pub(super) fn copied(&mut self, pages: usize, took: Duration) {
+        self.copied += pages;
+        self.copying += took;
     }
 
     /// The rate of copies, if some were measured.
@@ -75,6 +75,8 @@ impl Figures {
 
 /// Less than this is no wait.
 const LATE: Duration = Duration::from_micros(100);
+/// After more than this the next visit is one of another call.
+const PAUSE: Duration = Duration::from_secs(1);
 
 fn note(known: &mut Option<f64>, new: Duration) {
     let new = new.as_secs_f64();
@@ -98,9 +100,9 @@ pub struct StreamingStatus {
     pub visits: u64,
     /// See there.
     pub late: u64,
-    /// Seconds in which visits have waited.
+    /// Seconds in which visits have waited, by the clock of the device where that computes.
     pub stalled: f64,
-    /// Seconds in which something was copied ahead.
+    /// Seconds in which something was copied.
     pub copying: f64,
 }
 
@@ -123,6 +125,7 @@ impl Streaming {
     pub fn status(&self) -> Result<StreamingStatus, StreamingError> {
         let shared = &self.0;
         shared.birth.check("streaming")?;
+        shared.settle();
         let bytes = |pages: usize| (pages * shared.area.page()) as u64;
         let state = shared.state.lock();
         let blocks: usize = state.blocks.iter().map(|block| block.len()).sum();

@@ -74,6 +74,10 @@ named! {
         JobReleased = 16 "job released",
         /// From now on other jobs are known to come: [`Event::lists`] are the stages of each, in order.
         Forecast = 17 "forecast",
+        /// A block of a component that is streamed was used, of `bytes`.
+        Visit = 18 "visit",
+        /// Work on such a block, of `bytes`, could have begun, and waited for a copy.
+        Stall = 19 "stall",
     }
 }
 

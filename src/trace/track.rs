@@ -12,7 +12,10 @@ pub(super) struct Counts {
     evicted: Count,
     waited: Count,
     requests: Count,
+    parts: Count,
     retries: Count,
+    visits: Count,
+    stalls: Count,
 }
 
 /// How often, how many bytes, and how many nanoseconds.
@@ -65,7 +68,10 @@ impl Counts {
             evicted: Count::new(),
             waited: Count::new(),
             requests: Count::new(),
+            parts: Count::new(),
             retries: Count::new(),
+            visits: Count::new(),
+            stalls: Count::new(),
         }
     }
 
@@ -75,7 +81,10 @@ impl Counts {
             Kind::Evict => Some(&self.evicted),
             Kind::Wait => Some(&self.waited),
             Kind::Request => Some(&self.requests),
+            Kind::Part => Some(&self.parts),
             Kind::Retry => Some(&self.retries),
+            Kind::Visit => Some(&self.visits),
+            Kind::Stall => Some(&self.stalls),
             _ => None,
         }
     }
@@ -88,7 +97,10 @@ impl Counts {
             (Kind::Evict, &self.evicted),
             (Kind::Wait, &self.waited),
             (Kind::Request, &self.requests),
+            (Kind::Part, &self.parts),
             (Kind::Retry, &self.retries),
+            (Kind::Visit, &self.visits),
+            (Kind::Stall, &self.stalls),
         ];
         let others = others.map(|(kind, count)| (kind, Cause::None, count.sum()));
         copies.chain(others).filter(|(.., sum)| sum.times > 0)
@@ -96,6 +108,7 @@ impl Counts {
 
     pub(super) fn clear(&self) {
         let others = [&self.evicted, &self.waited, &self.requests, &self.retries];
+        let others = others.into_iter().chain([&self.parts, &self.visits, &self.stalls]);
         self.copies.iter().chain(others).for_each(Count::clear);
     }
 }

@@ -17,6 +17,7 @@ for library in ("accelerate", "diffusers", "peft", "transformers"):
     pytest.importorskip(library, reason="comes with the test extra")
 
 import coresident.torch as ct  # noqa: E402
+from coresident.trace import Recording  # noqa: E402
 
 PAGE = 2 << 20
 SIDE = 1 << 9
@@ -511,3 +512,41 @@ def test_a_closed_model_lets_its_pages_go(house: co.Runtime) -> None:
     gc.collect()
     assert house.analyze(house.devices[0]).resident == 0
     assert is_clean(house)
+
+
+def test_the_timeline_shows_what_was_hidden_behind_computing() -> None:
+    # Slow enough that blocks wait for their copies.
+    devices = co.virtual_devices(1, memory=10 * PAGE, bandwidth=200 * PAGE)
+    with co.Runtime(devices) as house, torch.no_grad():
+        residence = house.load("layers", layers).on(devices[0])
+        with residence as module:
+            for _ in range(3):
+                module(x())
+            status = residence.streaming
+        assert status is not None
+        shown = house.explain()
+        [row] = shown.rows
+        assert row.requests == 1
+        assert row.stalled == pytest.approx(status.stalled, abs=1e-4)
+        assert row.hidden is not None
+        assert row.hidden == pytest.approx(status.hidden, abs=0.1)
+        assert status.late > 0
+        assert f"{row.hidden:.0%} of streaming hidden" in str(shown)
+        events = house.timeline.recording().events
+        kinds = [Recording.kinds[kind] for kind in events["kind"]]
+        assert kinds.count("visit") == status.visits == 3 * 16
+        assert kinds.count("stall") == status.late
+        picture = shown.svg()
+        assert picture.count("computed for") == status.visits
+        assert picture.count("waited") == status.late
+        assert "waits for a copy" in picture
+        assert f"{row.hidden:.0%} of it hidden" in picture
+
+
+def test_what_fits_has_nothing_to_hide() -> None:
+    with runtime(30) as house, torch.no_grad():
+        with house.load("layers", layers).on(house.devices[0]) as module:
+            module(x())
+        shown = house.explain()
+        assert [row.hidden for row in shown.rows] == [None]
+        assert "hidden" not in shown.svg()

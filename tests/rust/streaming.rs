@@ -13,6 +13,7 @@ use coresident::device::{
 };
 use coresident::residency::{Request, Trace, least_bytes};
 use coresident::streaming::{Cost, Spec, Streaming, StreamingError, plan};
+use coresident::trace::{Kind, Timeline};
 use coresident::wait::{CancelToken, Patience};
 use coresident::weights::ElementType;
 
@@ -52,11 +53,22 @@ fn number(block: usize) -> u8 {
 }
 
 fn model(pages_of_device: u64, blocks: &[usize], jitter: Option<u64>) -> Model {
+    model_told(pages_of_device, blocks, jitter, &Timeline::new(1))
+}
+
+/// The same, of which a timeline has what happens.
+fn model_told(
+    pages_of_device: u64,
+    blocks: &[usize],
+    jitter: Option<u64>,
+    timeline: &Timeline,
+) -> Model {
     let device = bench(pages_of_device, jitter);
     let limit = pages_of_device * PAGE;
     let budget = Budget::new(BudgetSpec { limit, ..BudgetSpec::named(NAME) });
     let host = HostSide::default();
     let arena = Arena::over(device.name, device.pages.clone(), &budget, host);
+    arena.record_in(timeline);
     let (place, _) = area(&arena, page(), blocks);
     let resident = place.block(&[0]);
     let blocks = (1..=blocks.len()).map(|at| place.block(&[at])).collect();
@@ -370,5 +382,62 @@ fn what_can_never_fit_is_refused_with_figures() {
     let made = model(4, &[2, 5], None);
     let refused = made.open().err().unwrap().to_string();
     assert!(refused.contains("10 MiB") && refused.contains("8 MiB"), "{refused}");
+    assert!(made.is_clean());
+}
+
+/// How long something takes on a device, so that it is seen.
+const WORK: Duration = Duration::from_millis(4);
+
+#[test]
+fn a_device_tells_how_long_blocks_compute_and_wait_for_their_copies() {
+    let timeline = Timeline::new(1000);
+    let made = model_told(8, &[2; 6], None, &timeline);
+    let streaming = made.open().unwrap();
+    let (stream, copies) = (made.device.stream(), made.device.pages.copies().unwrap());
+    // What is copied for the first visit comes after it.
+    made.device.launch(copies, || thread::sleep(WORK));
+    let began = timeline.now();
+    for block in [3, 4, 5, 0] {
+        streaming.enter(block, stream, &owner("main"), &Patience::FOREVER).unwrap();
+        made.device.launch(stream, || thread::sleep(WORK));
+        // One within another is the same.
+        streaming.enter(block, stream, &owner("main"), &Patience::FOREVER).unwrap();
+        streaming.leave(block, 0);
+        streaming.leave(block, 0);
+    }
+    made.device.pages.record(stream).unwrap().wait(None).unwrap();
+    let status = streaming.status().unwrap();
+    let events = timeline.recording().unwrap().events;
+    let of = |kind: Kind| events.iter().filter(move |event| event.kind == kind);
+    let work = u64::try_from(WORK.as_nanos()).unwrap();
+    assert_eq!((status.visits, of(Kind::Visit).count()), (4, 4));
+    assert!(of(Kind::Visit).all(|visit| visit.took >= work && visit.bytes == 2 * PAGE));
+    let took: u64 = of(Kind::Visit).map(|visit| visit.took).sum();
+    assert!(took <= timeline.now() - began, "one after the other");
+    let first = of(Kind::Stall).next().unwrap();
+    assert!(first.took >= work / 2, "{first:?}");
+    assert!(first.ended() <= of(Kind::Visit).next().unwrap().ended());
+    let stalled: f64 = of(Kind::Stall).map(|stall| stall.took as f64 / 1e9).sum();
+    assert!((status.stalled - stalled).abs() < 1e-5, "{status:?} and {stalled}");
+    assert_eq!(status.late, of(Kind::Stall).count() as u64);
+    assert!(status.copying > 0.0);
+}
+
+#[test]
+fn whoever_computes_himself_is_timed_by_his_own_clock() {
+    let timeline = Timeline::new(1000);
+    let made = model_told(8, &[2; 6], None, &timeline);
+    let streaming = made.open().unwrap();
+    for block in 0..6 {
+        streaming.enter(block, Stream::Host, &owner("main"), &Patience::FOREVER).unwrap();
+        thread::sleep(WORK);
+        streaming.leave(block, 0);
+    }
+    let events = timeline.recording().unwrap().events;
+    let visits: Vec<_> = events.iter().filter(|event| event.kind == Kind::Visit).collect();
+    assert_eq!(visits.len(), 6);
+    assert!(visits.iter().all(|visit| u128::from(visit.took) >= WORK.as_nanos()));
+    assert!(visits.windows(2).all(|two| two[0].ended() <= two[1].at), "one after the other");
+    drop(streaming);
     assert!(made.is_clean());
 }

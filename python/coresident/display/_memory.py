@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coresident import _core
-from coresident.display._svg import FAINT, FONT, INK, LETTER, escape, text
+from coresident.display._svg import ALARM, FAINT, FONT, INK, LETTER, escape, text
 
 WIDTH, LEFT, RIGHT = 1120, 168, 24
 TOP, GAP = 92, 30
@@ -37,7 +37,10 @@ class Lane:
         copied: Bytes copied to it.
         again: Those of them that had been there before.
         share: The share of the time of jobs that copying took.
+        hidden: The share of copying of streamed models behind which they computed.
         uses: Who used it from when to when, in seconds.
+        visits: Whose block computed from when to when, of how many bytes.
+        stalls: Whose block waited for a copy from when to when.
         copies: What was copied from when to when, how many bytes, and why.
         changes: By how many bytes what is resident of whom changed, in order of time.
     """
@@ -47,7 +50,10 @@ class Lane:
     copied: int = 0
     again: int = 0
     share: float | None = None
+    hidden: float | None = None
     uses: list[tuple[str, float, float]] = field(default_factory=list)
+    visits: list[tuple[str, float, float, int]] = field(default_factory=list)
+    stalls: list[tuple[str, float, float]] = field(default_factory=list)
     copies: list[tuple[str, float, float, int, str]] = field(default_factory=list)
     changes: list[tuple[float, str, int]] = field(default_factory=list)
 
@@ -55,7 +61,8 @@ class Lane:
     def times(self) -> list[float]:
         """When something happens."""
         spans = [(begun, ended) for _, begun, ended in self.uses]
-        spans += [(begun, ended) for _, begun, ended, *_ in self.copies]
+        for streamed in (self.copies, self.visits, self.stalls):
+            spans += [(begun, ended) for _, begun, ended, *_ in streamed]
         spans += [(at, at) for at, *_ in self.changes]
         return [time for span in spans for time in span]
 
@@ -77,7 +84,8 @@ def draw(lanes: list[Lane], seconds: float, title: str) -> str:
             names.setdefault(name, len(names))
         for name, *_ in lane.uses:
             names.setdefault(name, len(names))
-    legend, top = _legend(list(names), any(lane.again for lane in lanes))
+    stalls = any(lane.stalls for lane in lanes)
+    legend, top = _legend(list(names), any(lane.again for lane in lanes), stalls)
     height = MEMORY + USES + COPIES + 12
     foot = top + len(lanes) * (height + GAP) - (GAP if lanes else 0)
     parts = [
@@ -108,6 +116,8 @@ def _lane(
         told.append(f"{_core.size(lane.again)} again")
     if lane.share is not None:
         told.append(f"{lane.share:.0%} of job time")
+    if lane.hidden is not None:
+        told.append(f"{lane.hidden:.0%} of it hidden")
     parts += [text(24, top + 34 + 16 * row, line, 12, INK) for row, line in enumerate(told)]
     parts += _area(lane, top, start, end, scale, names)
     uses, copies = top + MEMORY + 6, top + MEMORY + USES + 12
@@ -124,12 +134,31 @@ def _lane(
             shown += text(left + wide / 2, uses + 14, label, 11, "#fff", anchor="middle")
         about = f"{name}, used for {ended - begun:.3f} s"
         parts.append(f"<g><title>{escape(about)}</title>{shown}</g>")
+    parts += _blocks(lane, uses, start, scale, names)
     for name, begun, ended, nbytes, cause in lane.copies:
         left, wide = LEFT + (begun - start) * scale, max((ended - begun) * scale, LEAST)
         shown = _box(left, copies, wide, COPIES, _colour(name, names))
         if cause == "came back":
             shown += _box(left, copies, wide, COPIES, "url(#again)")
         about = f"{name}: {_core.size(nbytes)} copied in {ended - begun:.3f} s, {cause}"
+        parts.append(f"<g><title>{escape(about)}</title>{shown}</g>")
+    return parts
+
+
+def _blocks(lane: Lane, top: float, start: float, scale: float, names: dict[str, int]) -> list[str]:
+    """Blocks of streamed models that computed, and where they waited for their copies."""
+    parts = []
+    for number, (name, begun, ended, nbytes) in enumerate(lane.visits):
+        left, wide = LEFT + (begun - start) * scale, max((ended - begun) * scale, LEAST)
+        shown = _box(left, top, wide, USES, _colour(name, names))
+        if number % 2:
+            shown += _box(left, top, wide, USES, "#fff", 0.3)
+        about = f"{name}: a block of {_core.size(nbytes)} computed for {ended - begun:.4f} s"
+        parts.append(f"<g><title>{escape(about)}</title>{shown}</g>")
+    for name, begun, ended in lane.stalls:
+        left, wide = LEFT + (begun - start) * scale, max((ended - begun) * scale, LEAST)
+        shown = _box(left, top, wide, USES, "#fff") + _box(left, top, wide, USES, ALARM, 0.9)
+        about = f"{name}: a block waited {ended - begun:.4f} s for its copy"
         parts.append(f"<g><title>{escape(about)}</title>{shown}</g>")
     return parts
 
@@ -224,13 +253,15 @@ def _axis(seconds: float, scale: float, top: float, foot: float) -> list[str]:
     return parts
 
 
-def _legend(names: list[str], again: bool) -> tuple[list[str], float]:
+def _legend(names: list[str], again: bool, stalls: bool) -> tuple[list[str], float]:
     """What the colours mean, in as many lines as that takes; and where the lanes begin."""
     entries = [(COLOURS[number % len(COLOURS)], name) for number, name in enumerate(names[:24])]
     if len(names) > len(entries):
         entries.append(("#fff", f"and {len(names) - len(entries)} others"))
     parts, x, y = [], 24.0, 50.0
-    for fill, name in [*entries, *([("again", "copied again")] if again else [])]:
+    entries += [("again", "copied again")] if again else []
+    entries += [(ALARM, "waits for a copy")] if stalls else []
+    for fill, name in entries:
         shown = name if len(name) <= 40 else name[:39] + "…"
         wide = 17 + len(shown) * 6.8 + 18
         if x + wide > WIDTH - RIGHT and x > 24:

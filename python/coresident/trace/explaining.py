@@ -29,6 +29,7 @@ _HEADS = (
     "evicted",
     "time",
     "share",
+    "hidden",
 )
 
 
@@ -39,7 +40,7 @@ class Row:
     Attributes:
         device: The device.
         component: The model's key.
-        requests: How often it was wanted there.
+        requests: How often it, or a part of it, was wanted there.
         copies: How often something of it was copied there.
         first: Bytes copied because they had never been there.
         again: Bytes copied because they had left.
@@ -50,6 +51,9 @@ class Row:
         retries: How often the device was full, and it was tried again.
         share: The share of the time of jobs on the device that copying took, 0 to 1; ``None`` if
             that is not known.
+        stalled: How long work on its blocks waited for copies, if it was streamed, in seconds.
+        hidden: The share of copying behind which it computed, 0 to 1; ``None`` if it was not
+            streamed.
     """
 
     device: str
@@ -64,6 +68,8 @@ class Row:
     waited: float
     retries: int
     share: float | None
+    stalled: float
+    hidden: float | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ class Explanation:
         return "\n".join([*self._summary(), *lines, *(f"hint: {hint}" for hint in self.hints)])
 
     def _summary(self) -> Iterable[str]:
-        for device, seconds in self.job_seconds.items():
+        for device in sorted({*self.job_seconds, *(row.device for row in self.rows)}):
+            seconds = self.job_seconds.get(device, 0.0)
             own = [row for row in self.rows if row.device == device]
             copied = sum(row.first + row.again + row.other for row in own)
             took, again = sum(row.seconds for row in own), sum(row.again for row in own)
@@ -127,6 +134,8 @@ class Explanation:
             if seconds > 0:
                 share = min(took / seconds, 1)
                 line += f", in {share:.0%} of {_seconds(seconds)} of jobs"
+            if (hidden := _hidden_of(own)) is not None:
+                line += f", {hidden:.0%} of streaming hidden"
             yield line
         if not self.rows:
             yield "nothing was copied to any device"
@@ -188,7 +197,7 @@ def _rows(recording: Recording, job_seconds: dict[str, float]) -> list[Row]:
             Row(
                 device=name,
                 component=names[component],
-                requests=int(total("times", "request")),
+                requests=int(total("times", "request") + total("times", "part")),
                 copies=int(total("times", "copy")),
                 first=int(total("bytes", "copy", "first use")),
                 again=int(total("bytes", "copy", "came back")),
@@ -199,10 +208,26 @@ def _rows(recording: Recording, job_seconds: dict[str, float]) -> list[Row]:
                 retries=int(total("times", "retry")),
                 # What is lost has no times.
                 share=min(seconds / of, 1.0) if of > 0 and not recording.lost else None,
+                stalled=total("seconds", "stall"),
+                hidden=_hidden(total("seconds", "stall"), seconds)
+                if total("times", "visit")
+                else None,
             )
         )
     rows.sort(key=lambda row: (row.device, -(row.first + row.again + row.other), row.component))
     return rows
+
+
+def _hidden_of(rows: list[Row]) -> float | None:
+    """The share of copying of streamed models behind which they computed."""
+    streamed = [row for row in rows if row.hidden is not None]
+    if not streamed:
+        return None
+    return _hidden(sum(row.stalled for row in streamed), sum(row.seconds for row in streamed))
+
+
+def _hidden(stalled: float, copying: float) -> float:
+    return max(0.0, 1.0 - stalled / copying) if copying > 0 else 1.0
 
 
 def _total(counters: Any, what: str, kind: str, *causes: str) -> float:
@@ -228,6 +253,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         size(row.evicted),
         _seconds(row.seconds) if row.copies else "-",
         "-" if row.share is None else f"{row.share:.0%}",
+        "-" if row.hidden is None else f"{row.hidden:.0%}",
     )
 
 
@@ -252,6 +278,7 @@ def _lanes(explanation: Explanation) -> list[_memory.Lane]:
         lane.again = sum(row.again for row in rows)
         if seconds > 0 and not recording.lost:
             lane.share = min(sum(row.seconds for row in rows) / seconds, 1.0)
+        lane.hidden = _hidden_of(rows)
         open_since: dict[int, list[float]] = {}
         for event in own:
             kind, component = int(event["kind"]), int(event["component"])
@@ -268,8 +295,12 @@ def _lanes(explanation: Explanation) -> list[_memory.Lane]:
                 cause = recording.causes[int(event["cause"])]
                 nbytes = int(event["bytes"])
                 lane.copies.append((name, at, until, nbytes, cause))
-                if cause in ("first use", "came back", "prefetched"):
+                if cause != "renewed":
                     lane.changes.append((until, name, nbytes))
+            elif kind == _KIND["visit"]:
+                lane.visits.append((name, at, until, int(event["bytes"])))
+            elif kind == _KIND["stall"]:
+                lane.stalls.append((name, at, until))
             elif kind == _KIND["evict"]:
                 lane.changes.append((at, name, -int(event["bytes"])))
         for component, since in open_since.items():

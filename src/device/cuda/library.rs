@@ -120,6 +120,7 @@ calls! {
     event_create = cuEventCreate(event: *mut CUevent, flags: c_uint);
     event_record = cuEventRecord(event: CUevent, stream: CUstream);
     event_query = cuEventQuery(event: CUevent);
+    event_time = cuEventElapsedTime(milliseconds: *mut f32, start: CUevent, end: CUevent);
     event_destroy = cuEventDestroy_v2(event: CUevent);
 }
 

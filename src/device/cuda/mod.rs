@@ -26,7 +26,7 @@ mod uploads;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::wait::PerProcess;
 
@@ -295,6 +295,17 @@ impl DeviceMemory for CudaMemory {
             Some(uploads) => Ok(uploads.record()),
             None => Ok(Arc::new(state.device.record(stream)?)),
         }
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Option<Event>, MemoryError> {
+        let Stream::Device(stream) = stream else { return Ok(None) };
+        Ok(Some(Arc::new(self.state()?.device.mark(stream)?)))
+    }
+
+    fn between(&self, earlier: &Event, later: &Event) -> Option<Duration> {
+        let (earlier, later): (&dyn Any, &dyn Any) = (earlier.as_ref(), later.as_ref());
+        let (earlier, later) = (earlier.downcast_ref()?, later.downcast_ref()?);
+        self.state().ok()?.device.between(earlier, later)
     }
 
     fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError> {

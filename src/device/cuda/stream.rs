@@ -18,6 +18,8 @@ use crate::wait::exiting;
 
 /// `CU_STREAM_NON_BLOCKING`: out of step with the default stream, where torch computes.
 const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DEFAULT`: it tells when it passed.
+const WITH_TIME: c_uint = 0;
 /// `CU_EVENT_DISABLE_TIMING`: faster.
 const WITHOUT_TIME: c_uint = 2;
 /// How long a wait sleeps between two looks, at first and at most.
@@ -107,11 +109,20 @@ impl Opened {
 
     /// Marks where a stream is.
     pub(super) fn record(self: &Arc<Self>, stream: usize) -> Result<Recorded, MemoryError> {
+        self.event(stream, WITHOUT_TIME)
+    }
+
+    /// The same, so that it tells [when](Opened::between) that was.
+    pub(super) fn mark(self: &Arc<Self>, stream: usize) -> Result<Recorded, MemoryError> {
+        self.event(stream, WITH_TIME)
+    }
+
+    fn event(self: &Arc<Self>, stream: usize, flags: c_uint) -> Result<Recorded, MemoryError> {
         let event = self.within("cuEventCreate", |primary| {
             let mut event: CUevent = null_mut();
             // SAFETY: it writes to where it is told.
             #[expect(unsafe_code, reason = "a function of a library")]
-            let code = unsafe { primary.library.event_create(&raw mut event, WITHOUT_TIME) };
+            let code = unsafe { primary.library.event_create(&raw mut event, flags) };
             checked(code).map(|()| event.expose_provenance())
         })?;
         let recorded = Recorded { device: self.clone(), event };
@@ -121,6 +132,20 @@ impl Opened {
             checked(unsafe { primary.library.event_record(recorded.handle(), handle(stream)) })
         })?;
         Ok(recorded)
+    }
+
+    /// How long it took from one mark to a later one, to half a microsecond; `None` if they have not
+    /// passed.
+    pub(super) fn between(&self, earlier: &Recorded, later: &Recorded) -> Option<Duration> {
+        let mut milliseconds = 0.0_f32;
+        let code = self.enter(|primary| {
+            let (start, end) = (earlier.handle(), later.handle());
+            // SAFETY: both events live, and it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            checked(unsafe { primary.library.event_time(&raw mut milliseconds, start, end) })
+        });
+        code.ok()?.ok()?;
+        Duration::try_from_secs_f32(milliseconds.max(0.0) / 1e3).ok()
     }
 
     /// Copies bytes of the host to the device, on a stream.

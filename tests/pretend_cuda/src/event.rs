@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_uint;
+use std::time::Instant;
 
 use crate::capture::Capture;
 use crate::code::{Answer, Code};
@@ -12,6 +13,8 @@ use crate::work::Work;
 
 pub struct Event {
     pub device: usize,
+    /// Whether it tells when it was.
+    timed: bool,
     recorded: Recorded,
 }
 
@@ -38,6 +41,16 @@ impl Event {
             Recorded::InCapture(_) => Err(Code::CAPTURED_EVENT),
         }
     }
+
+    /// When it was.
+    fn at(&self) -> Answer<Instant> {
+        match &self.recorded {
+            _ if !self.timed => Err(Code::INVALID_HANDLE),
+            Recorded::Never => Err(Code::INVALID_HANDLE),
+            Recorded::After(done) => done.get().copied().ok_or(Code::NOT_READY),
+            Recorded::InCapture(_) => Err(Code::CAPTURED_EVENT),
+        }
+    }
 }
 
 /// Makes an event.
@@ -51,7 +64,8 @@ extern "C" fn cuEventCreate(event: Out<usize>, flags: c_uint) -> Code {
         }
         let mut state = driver.state();
         let handle = state.handle();
-        state.events.insert(handle, Event { device, recorded: Recorded::Never });
+        let timed = flags & DISABLE_TIMING == 0;
+        state.events.insert(handle, Event { device, timed, recorded: Recorded::Never });
         event.set(handle)
     })
 }
@@ -107,6 +121,23 @@ extern "C" fn cuEventSynchronize(event: usize) -> Code {
             (device, pending)
         };
         driver.wait_for(device, pending.as_slice())
+    })
+}
+
+/// Milliseconds from one event to another of the same device, once both are done.
+#[unsafe(no_mangle)]
+extern "C" fn cuEventElapsedTime(milliseconds: Out<f32>, start: usize, end: usize) -> Code {
+    answer("cuEventElapsedTime", At::Event(start), |driver| {
+        driver.bound()?;
+        let state = driver.state();
+        let (start, end) = (find(&state.events, start)?, find(&state.events, end)?);
+        if start.device != end.device || milliseconds.is_null() {
+            return Err(Code::INVALID_HANDLE);
+        }
+        state.contexts[start.device].healthy()?;
+        let (start, end) = (start.at()?, end.at()?);
+        let (later, sign) = if end >= start { (end - start, 1.0) } else { (start - end, -1.0) };
+        milliseconds.set(later.as_secs_f32() * 1e3 * sign)
     })
 }
 

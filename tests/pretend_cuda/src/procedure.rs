@@ -40,7 +40,8 @@ procedures! {
     cuStreamCreate cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamQuery
     cuStreamSynchronize cuStreamWaitEvent cuStreamIsCapturing cuStreamGetCtx
     cuThreadExchangeStreamCaptureMode
-    cuEventCreate cuEventRecord cuEventQuery cuEventSynchronize cuEventDestroy_v2
+    cuEventCreate cuEventRecord cuEventQuery cuEventSynchronize cuEventElapsedTime
+    cuEventDestroy_v2
     cuLaunchHostFunc
 }
 

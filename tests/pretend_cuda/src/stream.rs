@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_uint};
 use std::mem;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bus::Chance;
 use crate::capture::Capture;
@@ -16,8 +16,8 @@ use crate::driver::{At, Driver, State, answer};
 use crate::foreign::Out;
 use crate::work::Work;
 
-/// Set, with the state locked, once some work is done, or will never be.
-pub type Done = Arc<AtomicBool>;
+/// Set, with the state locked, once some work is done, or will never be: when that was.
+pub type Done = Arc<OnceLock<Instant>>;
 
 pub struct Stream {
     pub device: usize,
@@ -42,9 +42,14 @@ const NON_BLOCKING: c_uint = 1;
 const LEGACY: usize = 1;
 const PER_THREAD: usize = 2;
 
+/// Says that work is done now.
+fn end(done: &Done) {
+    done.get_or_init(Instant::now);
+}
+
 /// Whether work is still to be done.
 pub fn pending(done: &Done) -> bool {
-    !done.load(Ordering::Relaxed)
+    done.get().is_none()
 }
 
 impl Stream {
@@ -56,7 +61,7 @@ impl Stream {
     /// Forgets the work that has not begun.
     pub fn drop_work(&mut self) {
         for task in mem::take(&mut self.queue) {
-            task.done.store(true, Ordering::Relaxed);
+            end(&task.done);
         }
     }
 }
@@ -209,7 +214,7 @@ impl Driver {
             if let Err(code) = outcome {
                 context.failed = context.failed.or(context.lost.is_none().then_some(code));
             }
-            done.store(true, Ordering::Relaxed);
+            end(&done);
             drop(state);
             self.changed.notify_all();
         }

@@ -67,3 +67,30 @@ fn recording_again_does_not_change_who_waits_already() {
         hold(0, 0);
     });
 }
+
+#[test]
+fn events_tell_how_long_the_work_between_them_took() {
+    on("GPU:64MiB,delay:5ms,seed:3", || unsafe {
+        bind(0);
+        let (stream, mut took) = (stream(), 0.0_f32);
+        let timed = || {
+            let mut event = ptr::null_mut();
+            ok(sys::cuEventCreate(&raw mut event, 0));
+            event
+        };
+        let (start, end, untimed) = (timed(), timed(), event());
+        fails(sys::cuEventElapsedTime(&raw mut took, start, end), 400);
+        hold(0, 1);
+        ok(sys::cuEventRecord(start, stream));
+        ok(sys::cuEventRecord(end, stream));
+        ok(sys::cuEventRecord(untimed, stream));
+        fails(sys::cuEventElapsedTime(&raw mut took, start, end), 600);
+        hold(0, 0);
+        ok(sys::cuStreamSynchronize(stream));
+        fails(sys::cuEventElapsedTime(&raw mut took, start, untimed), 400);
+        ok(sys::cuEventElapsedTime(&raw mut took, start, end));
+        let mut back = 0.0_f32;
+        ok(sys::cuEventElapsedTime(&raw mut back, end, start));
+        assert!(took > 0.0 && took + back == 0.0, "{took} and {back}");
+    });
+}
