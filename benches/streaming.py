@@ -111,17 +111,20 @@ def hidden(step: float, ratio: float, copying: float) -> float:
     return 1 - (step - step / ratio) / copying if copying else 1.0
 
 
-def fits(folder: Path, plain: Plain, size: int, pairs: int) -> str:
+def fits(folder: Path, plain: Plain, size: int, pairs: int, stream: bool) -> str:
     """What it costs where everything fits: the median of many pairs, and how they spread."""
     [large] = co.virtual_devices(1, memory=2 * size)
-    with co.Runtime([large]) as house, house.load("flux", folder).on(large) as module:
+    with (
+        co.Runtime([large]) as house,
+        house.load("flux", folder).on(large, stream=stream) as module,
+    ):
         module(**plain.given)
         ratios = plain.beside(module, pairs)[1]
-    low, _, high = quantiles(ratios, n=4)
-    middle = median(ratios)
+    low, middle, high = quantiles(ratios, n=4)
+    how = "With `stream=True`" if stream else "Where everything fits"
     return (
-        f"Where everything fits a step takes {middle:.3f} of plain torch's: the median of {pairs} "
-        f"pairs of steps, half of which lie between {low:.3f} and {high:.3f}."
+        f"{how} a step takes {middle:.3f} of plain torch's: the median of {pairs} pairs of steps, "
+        f"half of which lie between {low:.3f} and {high:.3f}."
     )
 
 
@@ -147,10 +150,9 @@ def streamed(folder: Path, plain: Plain, memory: int, rate: float) -> str:
 def draw(folder: Path, plain: Plain, memory: int, rate: float, picture: Path) -> str:
     """A picture of the first three steps, and what it shows."""
     [device] = co.virtual_devices(1, memory=memory, bandwidth=int(rate))
-    with co.Runtime([device]) as house:
-        with house.load("flux", folder).on(device) as module:
-            for _ in range(3):
-                module(**plain.given)
+    with co.Runtime([device]) as house, house.load("flux", folder).on(device) as module:
+        for _ in range(3):
+            module(**plain.given)
         shown = house.explain()
     about = f"{size_of(plain.module) >> 20} MiB on {memory >> 20} MiB, bus {speed(rate)}"
     shown.save_svg(picture, f"three steps of {about}")
@@ -233,7 +235,9 @@ def measure(given: argparse.Namespace, folder: Path) -> Iterator[str]:
         f"{memory / 2**20:.0f} MiB, {given.tokens} tokens, {torch.get_num_threads()} thread(s). "
         f"Plain torch, resident: {plain.seconds * 1e3:.0f} ms for a step."
     )
-    yield f"\n{fits(folder, plain, size, given.pairs)}\n"
+    for stream in (False, True):
+        yield f"\n{fits(folder, plain, size, given.pairs, stream)}"
+    yield ""
     yield HEADS
     for gigabytes in given.buses:
         rate = gigabytes * 1e9

@@ -57,16 +57,31 @@ struct Copy {
     pages: usize,
 }
 
-/// What is still to be told of.
+/// What has begun, and what is still to be told of.
 #[derive(Default)]
 pub(super) struct Pending {
-    begun: Vec<Begun>,
+    inside: Vec<Begun>,
+    untold: Untold,
+}
+
+#[derive(Default)]
+struct Untold {
     visits: VecDeque<Late>,
     copies: VecDeque<Copy>,
     /// A mark that has passed, and when that was as far as anybody knows.
     anchor: Option<(Event, Instant)>,
     /// When the last copy was over that was told of.
-    copied: Option<Instant>,
+    last_copy: Option<Instant>,
+}
+
+impl Untold {
+    /// Adds what was begun since the other one was taken from it.
+    fn follow(&mut self, mut since: Self) {
+        self.visits.append(&mut since.visits);
+        self.copies.append(&mut since.copies);
+        self.anchor = self.anchor.take().or(since.anchor);
+        self.last_copy = self.last_copy.max(since.last_copy);
+    }
 }
 
 impl Shared {
@@ -88,24 +103,27 @@ impl Shared {
     pub(super) fn has_begun(&self, block: usize, stream: Stream, wanted: Option<Moment>) {
         let when = wanted.and_then(|wanted| Some((wanted, self.moment(stream)?)));
         let (job, _) = Acting::now();
-        self.pending.lock().begun.push(Begun { block, stream, when, job });
+        self.pending.lock().inside.push(Begun { block, stream, when, job });
     }
 
     /// The last visit of a block that has begun has ended.
     pub(super) fn has_ended(&self, block: usize) {
         let mut pending = self.pending.lock();
-        let Some(at) = pending.begun.iter().rposition(|visit| visit.block == block) else { return };
-        let begun = pending.begun.remove(at);
+        let Some(at) = pending.inside.iter().rposition(|visit| visit.block == block) else {
+            return;
+        };
+        let visit = pending.inside.remove(at);
         drop(pending);
-        let Begun { block, stream, when: Some((wanted, began)), job } = begun else { return };
+        let Begun { block, stream, when: Some((wanted, began)), job } = visit else { return };
         match (wanted, began, self.moment(stream)) {
             (Moment::Host(wanted), Moment::Host(began), Some(Moment::Host(ended))) => {
                 self.is_over_by(&Visit { block, wanted, began, ended, job });
             }
             (Moment::Device(wanted), Moment::Device(began), Some(Moment::Device(ended))) => {
                 let mut pending = self.pending.lock();
-                if pending.visits.len() < MOST {
-                    pending.visits.push_back(Late { block, job, wanted, began, ended });
+                let visits = &mut pending.untold.visits;
+                if visits.len() < MOST {
+                    visits.push_back(Late { block, job, wanted, began, ended });
                 }
                 drop(pending);
                 self.settle();
@@ -117,7 +135,7 @@ impl Shared {
     /// Some pages are on their way.
     pub(super) fn is_copied(&self, filled: Event, began: Instant, pages: usize) {
         filled.watch();
-        self.pending.lock().copies.push_back(Copy { filled, began, pages });
+        self.pending.lock().untold.copies.push_back(Copy { filled, began, pages });
     }
 
     /// What a device tells of a visit once that is over: nothing if it has failed.
@@ -170,35 +188,24 @@ impl Shared {
 impl Recorder for Shared {
     fn settle(&self) {
         // No driver is asked under a mutex.
-        let (mut visits, mut copies, mut anchor, mut copied) = {
-            let mut pending = self.pending.lock();
-            let Pending { visits, copies, anchor, copied, .. } = &mut *pending;
-            if visits.is_empty() && copies.is_empty() {
-                return;
-            }
-            (std::mem::take(visits), std::mem::take(copies), anchor.take(), *copied)
-        };
+        let mut untold = std::mem::take(&mut self.pending.lock().untold);
         let mut over = Vec::new();
-        while let Some(late) = visits.front()
-            && let Poll::Ready(visit) = self.told(late, &mut anchor)
+        while let Some(late) = untold.visits.front()
+            && let Poll::Ready(visit) = self.told(late, &mut untold.anchor)
         {
-            visits.pop_front();
+            untold.visits.pop_front();
             over.extend(visit);
         }
-        while copies.front().is_some_and(|copy| copy.filled.is_over()) {
-            let Some(Copy { filled, began, pages }) = copies.pop_front() else { break };
+        while untold.copies.front().is_some_and(|copy| copy.filled.is_over()) {
+            let Some(Copy { filled, began, pages }) = untold.copies.pop_front() else { break };
             let seen = filled.passed_at().unwrap_or_else(Instant::now);
-            let began = copied.map_or(began, |before: Instant| before.max(began));
+            let began = untold.last_copy.map_or(began, |last| last.max(began));
             self.figures.lock().copied(pages, seen.saturating_duration_since(began));
-            copied = copied.max(Some(seen));
+            untold.last_copy = untold.last_copy.max(Some(seen));
         }
         let mut pending = self.pending.lock();
-        // Others may have begun some meanwhile.
-        visits.append(&mut pending.visits);
-        copies.append(&mut pending.copies);
-        (pending.visits, pending.copies) = (visits, copies);
-        pending.anchor = anchor.or_else(|| pending.anchor.take());
-        pending.copied = pending.copied.max(copied);
+        let since = std::mem::replace(&mut pending.untold, untold);
+        pending.untold.follow(since);
         drop(pending);
         for visit in &over {
             self.is_over_by(visit);

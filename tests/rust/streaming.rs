@@ -417,8 +417,8 @@ fn a_device_tells_how_long_blocks_compute_and_wait_for_their_copies() {
     let first = of(Kind::Stall).next().unwrap();
     assert!(first.took >= work / 2, "{first:?}");
     assert!(first.ended() <= of(Kind::Visit).next().unwrap().ended());
-    let stalled: f64 = of(Kind::Stall).map(|stall| stall.took as f64 / 1e9).sum();
-    assert!((status.stalled - stalled).abs() < 1e-5, "{status:?} and {stalled}");
+    let stalled = Duration::from_nanos(of(Kind::Stall).map(|stall| stall.took).sum());
+    assert!((status.stalled - stalled.as_secs_f64()).abs() < 1e-5, "{status:?} and {stalled:?}");
     assert_eq!(status.late, of(Kind::Stall).count() as u64);
     assert!(status.copying > 0.0);
 }
