@@ -138,7 +138,12 @@ impl Allowance {
     /// Gives up to so many pages' bytes back to the budget. Returns how many.
     pub fn give_back(&self, pages: usize) -> usize {
         let pages = pages.min(self.pages());
-        let given = pages > 0 && self.bytes.shrink(self.bytes_of(pages)).is_ok();
+        if pages == 0 {
+            return 0;
+        }
+        // What retired pages have left is somebody else's now.
+        self.area.arena.memory.clear_aside();
+        let given = self.bytes.shrink(self.bytes_of(pages)).is_ok();
         if given { pages } else { 0 }
     }
 
@@ -202,7 +207,7 @@ impl Allowance {
             let length = self.bytes_of(run.pages.len());
             left += run.pages.len();
             run.land.reservation.fill_less(length);
-            run.land.decommit(&run.pages);
+            run.land.set_aside(&run.pages);
             // It has at least the bytes of these pages.
             let bytes = run.land.reservation.split(length);
             let given = bytes.and_then(|bytes| {

@@ -9,7 +9,7 @@ use super::fault::Beside;
 use super::layout::{PageSet, runs};
 use super::{ArenaError, Shared as ArenaShared};
 use crate::budget::{BudgetError, Reservation};
-use crate::device::{Event, MemoryError, Pinning, Places, Stream};
+use crate::device::{Event, MemoryError, Pinning, Stream};
 use crate::sync::{Mutant, planted, wait_until};
 use crate::trace::Cause;
 use crate::wait::{Owner, Patience};
@@ -213,15 +213,14 @@ impl AreaShared {
 }
 
 impl ArenaShared {
-    /// Reserves without waiting, where memory moves: what leaves for that is kept for who has the turn
-    /// instead of being given back, which takes long there. `None` if that needs a wait, or others wait:
+    /// Reserves without waiting, where that is worth it: what leaves for that is kept for who has the
+    /// turn instead of being given back. `None` if that needs a wait, or others wait:
     /// then what leaves may be for them.
     fn in_exchange(
         &self,
         reserve: &dyn Fn(&Patience<'_>) -> Result<Reservation, BudgetError>,
     ) -> Option<Reservation> {
-        let moves = self.memory.places().is_ok_and(|places| places != Places::Fixed);
-        if !moves || self.budget.is_wanted() {
+        if !self.memory.exchanges() || self.budget.is_wanted() {
             return None;
         }
         self.sets_aside.store(true, Ordering::SeqCst);

@@ -122,25 +122,30 @@ impl Land {
 
     /// Takes the memory of pages away. No stream may use them any more. Of a block, all.
     pub(super) fn decommit(&self, pages: &Range<usize>) {
-        self.take_away(pages, |memory, start, bytes| memory.deallocate(start, bytes));
+        self.take_away(pages, false);
     }
 
     /// The same, for somebody who is about to want as much.
     pub(super) fn set_aside(&self, pages: &Range<usize>) {
-        self.take_away(pages, |memory, start, bytes| memory.set_aside(start, bytes));
+        self.take_away(pages, true);
     }
 
-    fn take_away(&self, pages: &Range<usize>, take: impl Fn(&dyn DeviceMemory, Address, usize)) {
-        let page = self.memory.page();
+    fn take_away(&self, pages: &Range<usize>, aside: bool) {
+        let (memory, page) = (&self.memory, self.memory.page());
         match &self.ground {
             Ground::Fixed { start, .. } => {
-                self.memory.decommit(start + pages.start * page, pages.len() * page);
+                let (start, bytes) = (start + pages.start * page, pages.len() * page);
+                if aside { memory.lay_aside(start, bytes) } else { memory.decommit(start, bytes) }
             }
             Ground::Moving { blocks, starts } => {
                 for (at, block) in blocks_of(blocks, pages) {
                     let start = starts.lock()[at].take();
-                    if let Some(start) = start {
-                        take(self.memory.as_ref(), start, block.len() * page);
+                    let Some(start) = start else { continue };
+                    let bytes = block.len() * page;
+                    if aside {
+                        memory.set_aside(start, bytes);
+                    } else {
+                        memory.deallocate(start, bytes);
                     }
                 }
             }

@@ -180,7 +180,18 @@ pub trait DeviceMemory: Send + Sync {
         self.deallocate(start, bytes);
     }
 
-    /// Gives back what was set aside and nobody has allocated since.
+    /// As [`DeviceMemory::decommit`], but may keep the memory for who commits next, as
+    /// [`DeviceMemory::set_aside`].
+    fn lay_aside(&self, start: Address, bytes: usize) {
+        self.decommit(start, bytes);
+    }
+
+    /// Whether what is set aside is there sooner for who comes next.
+    fn exchanges(&self) -> bool {
+        false
+    }
+
+    /// Gives back what was set aside and nobody has got since.
     fn clear_aside(&self) {}
 
     /// The stream for copies to the device.

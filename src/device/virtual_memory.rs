@@ -253,6 +253,11 @@ impl DeviceMemory for Arc<VirtualMemory> {
         }
     }
 
+    fn exchanges(&self) -> bool {
+        // As a card does without pages.
+        self.released.is_some()
+    }
+
     fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError> {
         self.take(bytes as u64)?;
         let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);

@@ -82,6 +82,23 @@ fn models_of_one_shape_take_turns_and_nothing_waits_for_the_device() {
 }
 
 #[test]
+fn models_that_take_turns_have_the_same_memory_of_the_driver() {
+    let (device, arena) = house_with(7, false);
+    let areas = [(1, 9 * MIB), (2, 13 * MIB), (3, 5 * MIB)]
+        .map(|(number, bytes)| (number, area(&arena, number, &[bytes, 700])));
+    for (number, area) in &areas[..2] {
+        check(&device, area, *number);
+    }
+    let created = count(&device, "cuMemCreate");
+    for turn in 0..20 {
+        let (number, area) = &areas[turn % 2];
+        check(&device, area, *number);
+        assert_eq!(arena.budget().used(), device.committed(), "nothing is kept in between");
+    }
+    assert_eq!(count(&device, "cuMemCreate"), created);
+}
+
+#[test]
 fn blocks_that_fit_nobody_are_given_back_before_others_are_allocated() {
     let (device, arena) = house(8);
     let areas = [area(&arena, 1, &[6 * MIB, 9 * MIB]), area(&arena, 2, &[14 * MIB])];

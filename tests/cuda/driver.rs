@@ -218,6 +218,48 @@ fn access_to_pages_that_come_together_is_given_in_one_call() {
 }
 
 #[test]
+fn pages_that_come_have_the_memory_of_those_that_were_laid_aside() {
+    let bench = bench(4, None);
+    let counts = |what: &str| pretend::count(what, bench.ordinal());
+    let (start, created) = (bench.pages.reserve(8 * BYTES).unwrap(), counts("cuMemCreate"));
+    bench.pages.commit(start, 4 * BYTES).unwrap();
+    for turn in 0..4 {
+        let (from, to) = (turn % 2 * 4 * BYTES, (turn + 1) % 2 * 4 * BYTES);
+        bench.pages.lay_aside(start + from, 4 * BYTES);
+        assert_eq!(bench.pages.free(), 4 * PAGE, "it counts as free");
+        bench.pages.commit(start + to, 4 * BYTES).unwrap();
+    }
+    assert_eq!(counts("cuMemCreate") - created, 4);
+    bench.pages.lay_aside(start, 4 * BYTES);
+    bench.pages.commit(start, BYTES).unwrap();
+    assert_eq!((counts("mappings"), bench.committed()), (1, 4 * PAGE));
+    bench.pages.clear_aside();
+    assert_eq!((counts("mappings"), counts("handles"), bench.committed()), (1, 0, PAGE));
+    bench.pages.decommit(start, BYTES);
+    bench.pages.release(start, 8 * BYTES);
+}
+
+#[test]
+fn what_cannot_be_laid_aside_is_given_back_and_what_cannot_be_mapped_is_nowhere() {
+    let bench = bench(4, None);
+    let start = bench.pages.reserve(4 * BYTES).unwrap();
+    let counts = |what: &str| pretend::count(what, bench.ordinal());
+    let fail = |name: &str| {
+        pretend::fail(name, 999, 1, bench.ordinal().cast_unsigned());
+    };
+    bench.pages.commit(start, 2 * BYTES).unwrap();
+    fail("cuMemRetainAllocationHandle");
+    bench.pages.lay_aside(start, 2 * BYTES);
+    assert_eq!((bench.committed(), bench.pages.free()), (PAGE, 4 * PAGE));
+    fail("cuMemMap");
+    assert!(bench.pages.commit(start, 2 * BYTES).is_err());
+    assert_eq!((counts("mappings"), counts("handles"), bench.committed()), (0, 0, 0));
+    bench.pages.commit(start, 4 * BYTES).unwrap();
+    bench.pages.decommit(start, 4 * BYTES);
+    bench.pages.release(start, 4 * BYTES);
+}
+
+#[test]
 fn a_device_that_is_not_there_says_so() {
     pretend::library();
     let told = refusal(device(99).copies());

@@ -100,6 +100,9 @@ calls! {
         properties: *const CUmemAllocationProp, flags: c_ulonglong
     );
     release = cuMemRelease(handle: CUmemGenericAllocationHandle);
+    retain_handle = cuMemRetainAllocationHandle(
+        handle: *mut CUmemGenericAllocationHandle, address: *mut c_void
+    );
     map = cuMemMap(
         start: CUdeviceptr, bytes: usize, offset: usize, handle: CUmemGenericAllocationHandle,
         flags: c_ulonglong

@@ -17,6 +17,7 @@ mod blocks;
 mod cards;
 mod context;
 mod direct;
+mod frames;
 mod library;
 mod pages;
 mod staging;
@@ -38,6 +39,7 @@ use blocks::Blocks;
 pub(super) use cards::found;
 use context::Primary;
 use cudarc::driver::sys::CUdevice_attribute;
+use frames::Frames;
 use stream::{Opened, Recorded};
 use uploads::{Promised, Uploads};
 
@@ -58,6 +60,12 @@ struct State {
 }
 
 impl State {
+    /// Bytes that nobody has and the driver has given us.
+    fn kept_bytes(&self) -> u64 {
+        let Opened { blocks, frames, .. } = &*self.device;
+        blocks.kept_bytes() + (frames.count() * self.page) as u64
+    }
+
     /// The stream for copies, begun when it is first wanted.
     fn uploads(&self) -> Result<Arc<Uploads>, MemoryError> {
         let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +129,8 @@ impl CudaMemory {
         } else {
             Places::Moving { block: blocks::size(primary.memory(), page) }
         };
-        let device = Arc::new(Opened { name: self.name, primary, blocks: Blocks::default() });
+        let (blocks, frames) = (Blocks::default(), Frames::default());
+        let device = Arc::new(Opened { name: self.name, primary, blocks, frames });
         let uploads = Mutex::default();
         Ok(State { device, page, places, integrated: integrated != 0, uploads })
     }
@@ -136,7 +145,7 @@ impl CudaMemory {
 
     /// Bytes that are kept for whoever wants memory, so that others do not count them as free.
     pub(super) fn kept(&self) -> u64 {
-        self.opened.get().map_or(0, |state| state.device.blocks.kept_bytes())
+        self.opened.get().map_or(0, State::kept_bytes)
     }
 
     /// Bytes that nobody has of a device that somebody uses here; `None` of another.
@@ -149,7 +158,7 @@ impl CudaMemory {
         match self.opened.get() {
             Some(state) => {
                 let free = free_of(&state.device.primary)?;
-                Some(free.saturating_add(state.device.blocks.kept_bytes()))
+                Some(free.saturating_add(state.kept_bytes()))
             }
             _ => {
                 let retained = match self.primary.get() {
@@ -219,7 +228,8 @@ impl DeviceMemory for CudaMemory {
 
     fn commit(&self, start: Address, bytes: usize) -> Result<(), MemoryError> {
         let State { device, page, .. } = self.state()?;
-        let outcome = device.enter(|primary| pages::commit(primary, start, bytes, *page))?;
+        let outcome =
+            device.enter(|primary| pages::commit(primary, &device.frames, start, bytes, *page))?;
         outcome.map_err(|code| match code {
             library::OUT_OF_MEMORY => self.out_of_memory(bytes),
             code => device.lost(device.told("mapping", code)),
@@ -259,11 +269,28 @@ impl DeviceMemory for CudaMemory {
         }
     }
 
+    fn lay_aside(&self, start: Address, bytes: usize) {
+        if let Ok(State { device, page, .. }) = self.state() {
+            let _ = device.within("cuMemUnmap", |primary| {
+                pages::lay_aside(primary, &device.frames, start, bytes, *page);
+                Ok(())
+            });
+        }
+    }
+
+    fn exchanges(&self) -> bool {
+        true
+    }
+
     fn clear_aside(&self) {
-        if let Ok(State { device, .. }) = self.state()
-            && device.blocks.kept_bytes() > 0
+        if let Ok(state) = self.state()
+            && state.kept_bytes() > 0
         {
-            let _ = device.within("cuMemFree", |primary| Ok(device.blocks.give_back(primary)));
+            let device = &state.device;
+            let _ = device.within("giving memory back", |primary| {
+                device.frames.give_back(primary);
+                Ok(device.blocks.give_back(primary))
+            });
         }
     }
 

@@ -9,6 +9,7 @@ use cudarc::driver::sys::{
 };
 
 use super::context::Primary;
+use super::frames::{self, Frames};
 use super::library::Code;
 use super::stream::once_ready;
 use crate::device::Address;
@@ -57,8 +58,10 @@ pub(super) fn release(primary: &Primary, start: Address, bytes: usize) -> Code {
 }
 
 /// Gives addresses memory, a page at a time, so that each page can leave alone; all of them or none.
+/// What was laid aside comes first.
 pub(super) fn commit(
     primary: &Primary,
+    frames: &Frames,
     start: Address,
     bytes: usize,
     page: usize,
@@ -66,7 +69,7 @@ pub(super) fn commit(
     let mut done = 0;
     let mut outcome = Ok(());
     while done < bytes && outcome.is_ok() {
-        outcome = map(primary, start + done, page);
+        outcome = map(primary, frames, start + done, page);
         done += if outcome.is_ok() { page } else { 0 };
     }
     let outcome = outcome.and_then(|()| give_access(primary, start, bytes));
@@ -76,28 +79,30 @@ pub(super) fn commit(
     outcome
 }
 
-fn map(primary: &Primary, at: Address, page: usize) -> Result<(), Code> {
+fn map(primary: &Primary, frames: &Frames, at: Address, page: usize) -> Result<(), Code> {
+    let handle = match frames.take() {
+        Some(handle) => handle,
+        None => create(primary, page)?,
+    };
+    // SAFETY: the addresses are reserved and have no memory; the memory lives for as long as it is
+    // mapped, so that its handle is not needed.
+    #[expect(unsafe_code, reason = "a function of a library")]
+    let mapped =
+        unsafe { once_ready(|| primary.library.map(at as CUdeviceptr, page, 0, handle, 0)) };
+    frames::release(primary, handle);
+    if mapped == 0 { Ok(()) } else { Err(mapped) }
+}
+
+fn create(primary: &Primary, page: usize) -> Result<CUmemGenericAllocationHandle, Code> {
     let properties = properties(primary);
-    let library = primary.library;
     let mut handle: CUmemGenericAllocationHandle = 0;
     // SAFETY: it reads the properties, and writes to where it is told.
     #[expect(unsafe_code, reason = "a function of a library")]
-    let created = unsafe {
+    let code = unsafe {
         let (handle, properties) = (&raw mut handle, &raw const properties);
-        once_ready(|| library.create(handle, page, properties, 0))
+        once_ready(|| primary.library.create(handle, page, properties, 0))
     };
-    if created != 0 {
-        return Err(created);
-    }
-    // SAFETY: the addresses are reserved and have no memory; the memory lives for as long as it is
-    // mapped, so that its handle is not needed.
-    #[expect(unsafe_code, reason = "functions of a library")]
-    let mapped = unsafe {
-        let mapped = once_ready(|| library.map(at as CUdeviceptr, page, 0, handle, 0));
-        library.release(handle);
-        mapped
-    };
-    if mapped == 0 { Ok(()) } else { Err(mapped) }
+    if code == 0 { Ok(handle) } else { Err(code) }
 }
 
 /// In one call for all pages.
@@ -119,11 +124,24 @@ fn give_access(primary: &Primary, start: Address, bytes: usize) -> Result<(), Co
 /// not unmap is lost with the device: nothing else can be done about it.
 pub(super) fn decommit(primary: &Primary, start: Address, bytes: usize, page: usize) {
     for at in (start..start + bytes).step_by(page) {
-        // SAFETY: a page was mapped here, and no stream uses it any more.
-        #[expect(unsafe_code, reason = "a function of a library")]
-        unsafe {
-            once_ready(|| primary.library.unmap(at as CUdeviceptr, page))
-        };
+        frames::unmap(primary, at, page);
+    }
+}
+
+/// The same, but keeps the memory for who commits next.
+pub(super) fn lay_aside(
+    primary: &Primary,
+    frames: &Frames,
+    start: Address,
+    bytes: usize,
+    page: usize,
+) {
+    for at in (start..start + bytes).step_by(page) {
+        let kept = frames.keep(primary, at);
+        let code = frames::unmap(primary, at, page);
+        if let Some(kept) = kept {
+            kept.unmapped(primary, code);
+        }
     }
 }
 

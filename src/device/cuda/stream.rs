@@ -12,6 +12,7 @@ use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr, CUevent, CUstream};
 
 use super::blocks::Blocks;
 use super::context::Primary;
+use super::frames::Frames;
 use super::library::{Code, NOT_READY};
 use crate::device::{Address, Fence, MemoryError, Name, near_card};
 use crate::wait::exiting;
@@ -51,6 +52,8 @@ pub(super) struct Opened {
     pub(super) primary: Primary,
     /// Its plain allocations.
     pub(super) blocks: Blocks,
+    /// What pages have left.
+    pub(super) frames: Frames,
 }
 
 impl Opened {

@@ -257,6 +257,12 @@ impl Memory {
         Ok(self.whole(at, size)?.iter().map(|start| self.mappings[start].physical.device).collect())
     }
 
+    /// What `cuMemMap` has mapped at an address.
+    pub fn mapped_at(&self, at: DevicePtr) -> Option<Arc<Physical>> {
+        let (_, mapping) = self.mapping(at)?;
+        mapping.given.is_none().then(|| Arc::clone(&mapping.physical))
+    }
+
     /// Takes whole mappings away.
     pub fn unmap(&mut self, at: DevicePtr, size: u64) -> Answer {
         for start in self.whole(at, size)? {

@@ -30,7 +30,8 @@ procedures! {
     cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxGetState
     cuCtxGetCurrent cuCtxSetCurrent cuCtxPushCurrent_v2 cuCtxPopCurrent_v2 cuCtxGetDevice
     cuCtxSynchronize cuCtxGetStreamPriorityRange
-    cuMemAddressReserve cuMemAddressFree cuMemCreate cuMemRelease cuMemMap cuMemUnmap
+    cuMemAddressReserve cuMemAddressFree cuMemCreate cuMemRelease
+    cuMemRetainAllocationHandle cuMemMap cuMemUnmap
     cuMemSetAccess cuMemGetAccess cuMemGetAllocationGranularity
     cuMemGetInfo_v2 cuMemAlloc_v2 cuMemFree_v2 cuPointerGetAttribute
     cuMemHostAlloc cuMemFreeHost cuMemHostRegister_v2 cuMemHostUnregister

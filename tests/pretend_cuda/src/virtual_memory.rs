@@ -107,6 +107,22 @@ extern "C" fn cuMemRelease(handle: u64) -> Code {
     })
 }
 
+/// A handle more of what is mapped at an address.
+#[unsafe(no_mangle)]
+extern "C" fn cuMemRetainAllocationHandle(handle: Out<u64>, address: DevicePtr) -> Code {
+    answer("cuMemRetainAllocationHandle", At::Address(address), |driver| {
+        let physical = driver.memory().mapped_at(address).ok_or(Code::INVALID_VALUE)?;
+        driver.healthy(physical.device)?;
+        if handle.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        let mut memory = driver.memory_mut();
+        let number = memory.number();
+        memory.physical.insert(number, physical);
+        handle.set(number)
+    })
+}
+
 /// Maps physical memory, from its beginning, to reserved addresses.
 #[unsafe(no_mangle)]
 extern "C" fn cuMemMap(
