@@ -2,15 +2,27 @@
 
 use std::io;
 
+/// What the system may give memory in at once, if addresses are a multiple of it.
+#[cfg(unix)]
+const LARGE: usize = 2 << 20;
+
 /// So many bytes of addresses that have no memory: touching one ends the process.
 #[cfg(unix)]
 pub(super) fn reserve(bytes: usize) -> io::Result<usize> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let more = bytes.checked_add(LARGE).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: the system chooses addresses that nobody has.
     #[expect(unsafe_code, reason = "a map without a type")]
-    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), flags) }?;
-    Ok(start.expose_provenance())
+    let found = unsafe { mmap_anonymous(std::ptr::null_mut(), more, ProtFlags::empty(), flags) }?;
+    let found = found.expose_provenance();
+    let start = found.next_multiple_of(LARGE);
+    for (from, to) in [(found, start), (start + bytes, found + more)] {
+        if from < to {
+            release(from, to - from);
+        }
+    }
+    Ok(start)
 }
 
 /// Gives addresses back to the system.
@@ -27,7 +39,17 @@ pub(super) fn release(start: usize, bytes: usize) {
 #[cfg(unix)]
 pub(super) fn commit(start: usize, bytes: usize) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags};
-    map_over(start, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
+    map_over(start, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())?;
+    #[cfg(target_os = "linux")]
+    {
+        let start = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: these addresses have just been given memory, of which nobody has a reference.
+        #[expect(unsafe_code, reason = "a call of the system")]
+        let wished = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxHugepage) };
+        // Without it, it comes in small pieces, which takes four times as long.
+        let _ = wished;
+    }
+    Ok(())
 }
 
 /// Takes the memory of addresses away. To drop only the content would leave zeros to be read.
