@@ -5,6 +5,7 @@
 //! transaction, and a call by itself waits for nobody.
 
 mod owner;
+mod rows;
 mod table;
 
 use std::collections::HashMap;
@@ -97,7 +98,7 @@ impl Journal {
     pub(super) fn read(&self) -> Result<Left, JournalError> {
         let Some(open) = self.lock() else { return Err(self.closed()) };
         let Some(open) = open.as_ref() else { return Err(self.closed()) };
-        table::read(&open.connection).map_err(|why| table::failed("reading", &self.path, &why))
+        rows::read(&open.connection).map_err(|why| table::failed("reading", &self.path, &why))
     }
 
     fn closed(&self) -> JournalError {
@@ -151,7 +152,7 @@ impl Journal {
     /// what failed, and what is still owed.
     fn write(&self, connection: &mut Connection, batch: Vec<Entry>) -> Failures {
         let all = batch.iter().flat_map(|entry| &entry.writes);
-        if table::write(connection, all).is_ok() {
+        if rows::write(connection, all).is_ok() {
             return Failures::default();
         }
         let mut failures = Failures::default();
@@ -160,7 +161,7 @@ impl Journal {
             let outcome = match &blocked {
                 // What is owed comes before whatever was entered after it.
                 Some(error) => Err(error.clone()),
-                None => table::write(connection, entry.writes.iter())
+                None => rows::write(connection, entry.writes.iter())
                     .map_err(|why| table::failed("writing", &self.path, &why)),
             };
             let Err(error) = outcome else { continue };
