@@ -1,34 +1,33 @@
 //! `JobQueue`, its jobs, claims and events.
 
+mod asking;
 mod claim;
 mod event;
 mod job;
+mod setting;
 mod status;
+mod submission;
 mod text;
 mod value;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyEllipsis, PyList, PyMemoryView, PyString};
+use pyo3::types::{PyDict, PyList};
 
 pub(super) use claim::{Claim, Offer};
 pub(super) use event::{Event, Events};
 pub(super) use job::Job;
 pub(super) use status::{QueueStatus, UserStatus};
 
-use super::aio::{self, Request};
 use super::argument;
 use super::device::{self, Device};
-use super::error::{Error, Result, invalid_type, invalid_value};
+use super::error::{Result, invalid_value};
 use super::exit::detached;
-use super::wait::{Terms, caller, patiently, settle};
-use crate::device::Name;
-use crate::queue::{self, Durability, Rules, Settings, Spec};
-use crate::wait::Parker;
-use text::{AGES, Which, micros_of};
+use super::wait::Terms;
+use crate::queue;
+use text::{given, word};
 pub(super) use value::Value;
 
 type CoreQueue = queue::JobQueue<Value>;
@@ -53,148 +52,24 @@ impl JobQueue {
     }
 }
 
-/// What all the jobs of a call have in common.
-struct Common<'a, 'py> {
-    user: Option<&'a Bound<'py, PyAny>>,
-    priority: Option<&'a Bound<'py, PyAny>>,
-    batch: Option<&'a Bound<'py, PyAny>>,
-    tags: Option<&'a Bound<'py, PyAny>>,
-    needs: Option<&'a Bound<'py, PyAny>>,
-    devices: Option<&'a Bound<'py, PyAny>>,
-    memory: Option<&'a Bound<'py, PyAny>>,
-    estimate: Option<&'a Bound<'py, PyAny>>,
-    max_attempts: Option<&'a Bound<'py, PyAny>>,
-}
-
-impl Common<'_, '_> {
-    fn spec(&self) -> Result<Spec> {
-        let user = text::optional_name("user", self.user)?;
-        let mut spec = Spec::of(user.as_deref().unwrap_or("default"), b"");
-        spec.priority = given(self.priority).map(priority).transpose()?.unwrap_or(0);
-        spec.batch = text::optional_name("batch", self.batch)?;
-        spec.tags = text::names("tags", self.tags)?;
-        spec.needs = text::names("needs", self.needs)?;
-        spec.devices = given(self.devices).map(only).transpose()?;
-        spec.memory =
-            given(self.memory).map(|bytes| argument::bytes("memory", bytes)).transpose()?;
-        let seconds = |value| text::number("estimate", value, 0.0, AGES);
-        spec.estimate = given(self.estimate).map(seconds).transpose()?.map(micros_of);
-        spec.max_attempts = given(self.max_attempts).map(attempts).transpose()?;
-        Ok(spec)
-    }
-}
-
-fn given<'a, 'py>(value: Option<&'a Bound<'py, PyAny>>) -> Option<&'a Bound<'py, PyAny>> {
-    value.filter(|value| !value.is_none())
-}
-
-/// One device, or several.
-fn only(value: &Bound<'_, PyAny>) -> Result<Vec<Name>> {
-    if value.is_instance_of::<PyString>() || argument::is_one_device(value) {
-        return Ok(vec![argument::name(value)?]);
-    }
-    argument::names("devices", value)
-}
-
-fn priority(value: &Bound<'_, PyAny>) -> Result<i32> {
-    let priority = text::whole("priority", value, -1000, 1000)?;
-    Ok(i32::try_from(priority).unwrap_or_default())
-}
-
-fn attempts(value: &Bound<'_, PyAny>) -> Result<u32> {
-    let attempts = text::whole("max_attempts", value, 1, 1_000_000)?;
-    Ok(u32::try_from(attempts).unwrap_or(1))
-}
-
-/// One of a few words.
-fn word<T: Copy>(what: &str, value: &str, words: &[(&str, T)]) -> Result<T> {
-    let known = words.iter().find(|(word, _)| *word == value);
-    known.map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let all: Vec<String> = words.iter().map(|(word, _)| format!("'{word}'")).collect();
-        invalid_value(&format!("{what} is {}, not '{value}'", all.join(" or ")))
-    })
-}
-
-fn speeds(value: &Bound<'_, PyAny>) -> Result<HashMap<Name, f64>> {
-    let Ok(items) = value.call_method0("items") else {
-        let given = argument::type_name(value);
-        return Err(invalid_type(&format!(
-            "speeds takes a mapping of devices to shares, not {given}"
-        )));
-    };
-    let mut speeds = HashMap::new();
-    for item in text::items("speeds", "items", &items)? {
-        let (device, speed) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
-        speeds.insert(argument::name(&device)?, text::number("a speed", &speed, 0.001, 1.0)?);
-    }
-    Ok(speeds)
-}
-
-fn path_of(value: &Bound<'_, PyAny>) -> Result<PathBuf> {
-    value.extract::<PathBuf>().map_err(|_| {
-        invalid_type(&format!("path is a path or None, not {}", argument::type_name(value)))
-    })
-}
-
 #[pymethods]
 impl JobQueue {
     #[new]
-    #[pyo3(signature = (
-        path=None, *, devices, order="fair", ageing=Some(600.0), slack=30.0, priority_lead=0.0,
-        speeds=None, max_attempts=None, max_payload=None, history=None, durability="process",
-    ))]
     #[pyo3(
+        signature = (path=None, *, devices, durability="process", **said),
         text_signature = "(path=None, *, devices, order='fair', ageing=600.0, slack=30.0, priority_lead=0.0, speeds=None, max_attempts=3, max_payload='1MiB', history=10000, durability='process')"
     )]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn new(
         py: Python<'_>,
         path: Option<&Bound<'_, PyAny>>,
         devices: &Bound<'_, PyAny>,
-        order: &str,
-        ageing: Option<f64>,
-        slack: f64,
-        priority_lead: f64,
-        speeds: Option<&Bound<'_, PyAny>>,
-        max_attempts: Option<&Bound<'_, PyAny>>,
-        max_payload: Option<&Bound<'_, PyAny>>,
-        history: Option<&Bound<'_, PyAny>>,
         durability: &str,
+        said: Option<&Bound<'_, PyDict>>,
     ) -> Result<Self> {
-        let seconds = |what: &str, value: f64| -> Result<i64> {
-            if (0.0..=AGES).contains(&value) {
-                return Ok(micros_of(value));
-            }
-            Err(invalid_value(&format!("{what} must be 0 or more seconds, not {value}")))
-        };
-        let defaults = Settings::default();
-        let rules = Rules {
-            fifo: word("order", order, &[("fair", false), ("fifo", true)])?,
-            ageing: ageing.map(|ageing| seconds("ageing", ageing)).transpose()?,
-            slack: seconds("slack", slack)?,
-            lead: seconds("priority_lead", priority_lead)?,
-        };
-        let words = [("process", Durability::Process), ("power", Durability::Power)];
-        let durability = word("durability", durability, &words)?;
-        let history = given(history).map(|value| text::whole("history", value, 0, 1 << 40));
-        let history = history.transpose()?.and_then(|count| usize::try_from(count).ok());
-        let max_payload = given(max_payload).map(|value| argument::bytes("max_payload", value));
-        let settings = Settings {
-            rules,
-            speeds: given(speeds).map(self::speeds).transpose()?.unwrap_or_default(),
-            max_attempts: given(max_attempts).map(attempts).transpose()?.unwrap_or(3),
-            max_payload: max_payload.transpose()?.unwrap_or(defaults.max_payload),
-            history: history.unwrap_or(defaults.history),
-            ..defaults
-        };
-        let path = given(path).map(path_of).transpose()?;
+        let (settings, durability) = (setting::settings(said)?, setting::durability(durability)?);
+        let path = setting::path(path)?;
         let devices = device::select("JobQueue()", devices)?;
-        let unknown =
-            settings.speeds.keys().find(|name| devices.iter().all(|one| one.name() != **name));
-        if let Some(name) = unknown {
-            let present = devices.iter().map(crate::device::Device::name).collect();
-            return Err(queue::QueueError::NoDevice { name: *name, present }.into());
-        }
+        setting::check_speeds(&settings.speeds, &devices)?;
         let queue = match path {
             None => CoreQueue::new(devices, settings),
             Some(path) => detached(py, || CoreQueue::open(&path, durability, devices, settings)),
@@ -222,32 +97,18 @@ impl JobQueue {
     }
 
     /// Queues a job.
-    #[pyo3(signature = (
-        payload=None, *, user=None, priority=None, batch=None, tags=None, needs=None, devices=None,
-        memory=None, estimate=None, max_attempts=None,
-    ))]
     #[pyo3(
+        signature = (payload=None, **said),
         text_signature = "($self, payload=None, *, user='default', priority=0, batch=None, tags=(), needs=(), devices=None, memory=None, estimate=None, max_attempts=None)"
     )]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn submit(
         &self,
         py: Python<'_>,
         payload: Option<&Bound<'_, PyAny>>,
-        user: Option<&Bound<'_, PyAny>>,
-        priority: Option<&Bound<'_, PyAny>>,
-        batch: Option<&Bound<'_, PyAny>>,
-        tags: Option<&Bound<'_, PyAny>>,
-        needs: Option<&Bound<'_, PyAny>>,
-        devices: Option<&Bound<'_, PyAny>>,
-        memory: Option<&Bound<'_, PyAny>>,
-        estimate: Option<&Bound<'_, PyAny>>,
-        max_attempts: Option<&Bound<'_, PyAny>>,
+        said: Option<&Bound<'_, PyDict>>,
     ) -> Result<Job> {
         self.0.check()?;
-        let common =
-            Common { user, priority, batch, tags, needs, devices, memory, estimate, max_attempts };
-        let mut spec = common.spec()?;
+        let mut spec = submission::spec("submit", said)?;
         let nothing = py.None().into_bound(py);
         spec.payload = text::payload(payload.unwrap_or(&nothing))?;
         let job = if self.0.is_durable() {
@@ -259,47 +120,18 @@ impl JobQueue {
     }
 
     /// Queues jobs that differ in their payloads alone: all of them, or none.
-    #[pyo3(signature = (
-        payloads, *, user=None, priority=None, batch=None, tags=None, needs=None, devices=None,
-        memory=None, estimate=None, max_attempts=None,
-    ))]
     #[pyo3(
+        signature = (payloads, **said),
         text_signature = "($self, payloads, *, user='default', priority=0, batch=None, tags=(), needs=(), devices=None, memory=None, estimate=None, max_attempts=None)"
     )]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
     fn submit_many(
         &self,
         py: Python<'_>,
         payloads: &Bound<'_, PyAny>,
-        user: Option<&Bound<'_, PyAny>>,
-        priority: Option<&Bound<'_, PyAny>>,
-        batch: Option<&Bound<'_, PyAny>>,
-        tags: Option<&Bound<'_, PyAny>>,
-        needs: Option<&Bound<'_, PyAny>>,
-        devices: Option<&Bound<'_, PyAny>>,
-        memory: Option<&Bound<'_, PyAny>>,
-        estimate: Option<&Bound<'_, PyAny>>,
-        max_attempts: Option<&Bound<'_, PyAny>>,
+        said: Option<&Bound<'_, PyDict>>,
     ) -> Result<Vec<Job>> {
         self.0.check()?;
-        let common =
-            Common { user, priority, batch, tags, needs, devices, memory, estimate, max_attempts };
-        let spec = common.spec()?;
-        let is_one = payloads.is_instance_of::<PyString>()
-            || payloads.is_instance_of::<PyBytes>()
-            || payloads.is_instance_of::<PyByteArray>()
-            || payloads.is_instance_of::<PyMemoryView>()
-            || payloads.is_instance_of::<PyDict>();
-        if is_one {
-            let given = argument::type_name(payloads);
-            return Err(invalid_type(&format!(
-                "submit_many takes a list of payloads, and one {given} is a payload"
-            )));
-        }
-        let mut specs = Vec::new();
-        for payload in text::items("submit_many", "payloads", payloads)? {
-            specs.push(Spec { payload: text::payload(&payload)?, ..spec.clone() });
-        }
+        let specs = submission::specs(payloads, said)?;
         let jobs = detached(py, || self.0.submit_all(specs))?;
         Ok(jobs.into_iter().map(|job| self.of(job)).collect())
     }
@@ -313,13 +145,7 @@ impl JobQueue {
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Claim> {
-        let name = argument::name(device)?;
-        let terms = Terms::of(timeout, cancel)?;
-        self.0.check()?;
-        terms.check("a job")?;
-        let owner = caller(py)?;
-        let claim = patiently(py, terms, |patience| self.0.claim(name, &owner, patience))?;
-        Ok(Claim::of(claim, self.0.clone(), &owner))
+        asking::claim(&self.0, py, argument::name(device)?, Terms::of(timeout, cancel)?)
     }
 
     /// As `claim`, for asyncio: the task waits for a job, its thread does not.
@@ -331,25 +157,7 @@ impl JobQueue {
         timeout: Option<&Bound<'py, PyAny>>,
         cancel: Option<&Bound<'py, PyAny>>,
     ) -> Result<Bound<'py, PyAny>> {
-        let name = argument::name(device)?;
-        let terms = Terms::of(timeout, cancel)?;
-        let queue = self.0.clone();
-        aio::awaitable(py, terms, move |py, terms, target| {
-            let owner = caller(py)?;
-            terms.check("a job")?;
-            let asked = queue.ask(name, &owner, || target.waker())?;
-            let queue = queue.clone();
-            Request::of(asked, terms, target, move |py, offer: CoreOffer| {
-                match detached(py, || offer.accept())? {
-                    Some(claim) => {
-                        let claim = Claim::of(claim, queue, &owner);
-                        Ok(Py::new(py, claim)?.into_any())
-                    }
-                    // Cancelled between its offer and now: as if there had been none.
-                    None => Err(gone(offer.job().id)),
-                }
-            })
-        })
+        asking::claim_async(&self.0, py, argument::name(device)?, Terms::of(timeout, cancel)?)
     }
 
     /// Waits for a job for this device, and has it kept for the caller.
@@ -361,14 +169,7 @@ impl JobQueue {
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
     ) -> Result<Offer> {
-        let name = argument::name(device)?;
-        let terms = Terms::of(timeout, cancel)?;
-        self.0.check()?;
-        terms.check("a job")?;
-        let owner = caller(py)?;
-        let parker = Parker::new();
-        let asked = self.0.ask(name, &owner, || parker.clone())?;
-        Ok(Offer::of(settle(py, asked, &parker, terms)?, self.0.clone()))
+        asking::offer(&self.0, py, argument::name(device)?, Terms::of(timeout, cancel)?)
     }
 
     /// As `offer`, for asyncio: the task waits, its thread does not.
@@ -380,56 +181,41 @@ impl JobQueue {
         timeout: Option<&Bound<'py, PyAny>>,
         cancel: Option<&Bound<'py, PyAny>>,
     ) -> Result<Bound<'py, PyAny>> {
-        let name = argument::name(device)?;
-        let terms = Terms::of(timeout, cancel)?;
-        let queue = self.0.clone();
-        aio::awaitable(py, terms, move |py, terms, target| {
-            let owner = caller(py)?;
-            terms.check("a job")?;
-            let asked = queue.ask(name, &owner, || target.waker())?;
-            let queue = queue.clone();
-            Request::of(asked, terms, target, move |py, offer| {
-                Ok(Py::new(py, Offer::of(offer, queue))?.into_any())
-            })
-        })
+        asking::offer_async(&self.0, py, argument::name(device)?, Terms::of(timeout, cancel)?)
     }
 
     /// Cancels jobs.
-    #[pyo3(signature = (jobs=None, *, batch=None, user=None, tag=None, everything=false, reason=None))]
-    #[expect(
-        clippy::too_many_arguments,
-        clippy::needless_pass_by_value,
-        reason = "the Python signature"
+    #[pyo3(
+        signature = (jobs=None, *, everything=false, reason=None, **by),
+        text_signature = "($self, jobs=None, *, batch=None, user=None, tag=None, everything=False, reason=None)"
     )]
+    #[expect(clippy::needless_pass_by_value, reason = "the Python signature")]
     fn cancel(
         &self,
         py: Python<'_>,
         jobs: Option<&Bound<'_, PyAny>>,
-        batch: Option<&Bound<'_, PyAny>>,
-        user: Option<&Bound<'_, PyAny>>,
-        tag: Option<&Bound<'_, PyAny>>,
         everything: bool,
         reason: Option<String>,
+        by: Option<&Bound<'_, PyDict>>,
     ) -> Result<u64> {
-        let which = Which { jobs, batch, user, tag, state: None };
-        let selection = which.meant(everything)?;
+        let selection = text::meant("cancel", jobs, by, everything)?;
         Ok(detached(py, || self.0.cancel(&selection, reason.as_deref()))?)
     }
 
     /// Queues jobs again that failed or were cancelled.
-    #[pyo3(signature = (jobs=None, *, batch=None, user=None, tag=None, everything=false, front=false))]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
+    #[pyo3(
+        signature = (jobs=None, *, everything=false, front=false, **by),
+        text_signature = "($self, jobs=None, *, batch=None, user=None, tag=None, everything=False, front=False)"
+    )]
     fn retry(
         &self,
         py: Python<'_>,
         jobs: Option<&Bound<'_, PyAny>>,
-        batch: Option<&Bound<'_, PyAny>>,
-        user: Option<&Bound<'_, PyAny>>,
-        tag: Option<&Bound<'_, PyAny>>,
         everything: bool,
         front: bool,
+        by: Option<&Bound<'_, PyDict>>,
     ) -> Result<u64> {
-        let selection = Which { jobs, batch, user, tag, state: None }.meant(everything)?;
+        let selection = text::meant("retry", jobs, by, everything)?;
         Ok(detached(py, || self.0.retry(&selection, front))?)
     }
 
@@ -443,31 +229,27 @@ impl JobQueue {
         priority: Option<&Bound<'_, PyAny>>,
     ) -> Result<u64> {
         let front = to.map(|to| word("to", to, &[("front", true), ("back", false)])).transpose()?;
-        let priority = given(priority).map(self::priority).transpose()?;
+        let priority = given(priority).map(submission::priority).transpose()?;
         if front.is_none() && priority.is_none() {
             return Err(invalid_value("say where to: to='front', to='back' or priority="));
         }
-        let nothing = None;
-        let which =
-            Which { jobs: Some(jobs), batch: nothing, user: nothing, tag: nothing, state: nothing };
-        let selection = which.meant(false)?;
+        let selection = text::meant("move", Some(jobs), None, false)?;
         Ok(detached(py, || self.0.rearrange(&selection, front, priority))?)
     }
 
     /// Forgets jobs.
-    #[pyo3(signature = (jobs=None, *, batch=None, user=None, tag=None, state=None, everything=false))]
-    #[expect(clippy::too_many_arguments, reason = "the Python signature")]
+    #[pyo3(
+        signature = (jobs=None, *, everything=false, **by),
+        text_signature = "($self, jobs=None, *, batch=None, user=None, tag=None, state=None, everything=False)"
+    )]
     fn delete(
         &self,
         py: Python<'_>,
         jobs: Option<&Bound<'_, PyAny>>,
-        batch: Option<&Bound<'_, PyAny>>,
-        user: Option<&Bound<'_, PyAny>>,
-        tag: Option<&Bound<'_, PyAny>>,
-        state: Option<&Bound<'_, PyAny>>,
         everything: bool,
+        by: Option<&Bound<'_, PyDict>>,
     ) -> Result<u64> {
-        let selection = Which { jobs, batch, user, tag, state }.meant(everything)?;
+        let selection = text::meant("delete", jobs, by, everything)?;
         Ok(detached(py, || self.0.delete(&selection))?)
     }
 
@@ -497,35 +279,7 @@ impl JobQueue {
         limits: Option<&Bound<'_, PyDict>>,
     ) -> Result<()> {
         let name = text::name("name", name)?;
-        let (mut weight, mut running, mut queued, mut gpu_time) = (None, None, None, None);
-        for (key, value) in limits.into_iter().flatten() {
-            if value.is_instance_of::<PyEllipsis>() {
-                continue;
-            }
-            let count = |what: &str| -> Result<Option<u64>> {
-                given(Some(&value)).map(|value| argument::whole_number(what, value)).transpose()
-            };
-            match key.cast::<PyString>().map(|key| key.to_string_lossy().into_owned()).as_deref() {
-                Ok("weight") => weight = Some(text::number("weight", &value, 0.001, 1000.0)?),
-                Ok("running") => running = Some(count("running")?),
-                Ok("queued") => queued = Some(count("queued")?),
-                Ok("gpu_seconds_per_hour") => {
-                    let seconds = |value| text::number("gpu_seconds_per_hour", value, 0.0, AGES);
-                    gpu_time = Some(given(Some(&value)).map(seconds).transpose()?.map(micros_of));
-                }
-                _ => {
-                    return Err(invalid_type(&format!(
-                        "set_user() takes weight=, running=, queued= and gpu_seconds_per_hour=, not {key}"
-                    )));
-                }
-            }
-        }
-        let change = |limits: &mut queue::Limits| {
-            limits.weight = weight.unwrap_or(limits.weight);
-            limits.running = running.unwrap_or(limits.running);
-            limits.queued = queued.unwrap_or(limits.queued);
-            limits.gpu_time_per_hour = gpu_time.unwrap_or(limits.gpu_time_per_hour);
-        };
+        let change = setting::limits(limits)?;
         Ok(detached(py, || self.0.set_limits(&name, change))?)
     }
 
@@ -536,17 +290,17 @@ impl JobQueue {
     }
 
     /// Jobs in order of their numbers.
-    #[pyo3(signature = (*, batch=None, user=None, tag=None, state=None, limit=None))]
+    #[pyo3(
+        signature = (*, limit=None, **by),
+        text_signature = "($self, *, batch=None, user=None, tag=None, state=None, limit=None)"
+    )]
     fn jobs(
         &self,
         py: Python<'_>,
-        batch: Option<&Bound<'_, PyAny>>,
-        user: Option<&Bound<'_, PyAny>>,
-        tag: Option<&Bound<'_, PyAny>>,
-        state: Option<&Bound<'_, PyAny>>,
         limit: Option<&Bound<'_, PyAny>>,
+        by: Option<&Bound<'_, PyDict>>,
     ) -> Result<Vec<Job>> {
-        let selection = Which { jobs: None, batch, user, tag, state }.selection()?;
+        let selection = text::selection("jobs", None, by)?;
         let limit = given(limit).map(|limit| argument::whole_number("limit", limit)).transpose()?;
         let limit = limit.and_then(|limit| usize::try_from(limit).ok());
         let jobs = detached(py, || self.0.jobs(&selection, limit))?;
@@ -623,10 +377,4 @@ impl JobQueue {
         let closed = if self.0.is_closed() { ", closed" } else { "" };
         Ok(format!("<JobQueue{place}: {queued} queued, {running} running{closed}>"))
     }
-}
-
-/// A job was cancelled in the instant in which a task was given it.
-fn gone(id: u64) -> Error {
-    let reason = Some("it was offered and cancelled at once; ask again".to_owned());
-    crate::wait::WaitError::Cancelled { wants: format!("job {id}"), reason }.into()
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyMemoryView, PyString};
 
 use super::super::argument;
-use super::super::error::{Result, invalid_type, invalid_value, raise};
+use super::super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::super::exit::Inside;
 use super::super::owner::unless_interrupted;
 use super::job::Job;
@@ -41,12 +41,38 @@ pub(super) fn optional_name(
     what: &str,
     value: Option<&Bound<'_, PyAny>>,
 ) -> Result<Option<Arc<str>>> {
-    value.filter(|value| !value.is_none()).map(|value| name(what, value)).transpose()
+    given(value).map(|value| name(what, value)).transpose()
+}
+
+/// What was given, if it is something.
+pub(super) fn given<'a, 'py>(
+    value: Option<&'a Bound<'py, PyAny>>,
+) -> Option<&'a Bound<'py, PyAny>> {
+    value.filter(|value| !value.is_none())
+}
+
+/// The name of a keyword argument.
+pub(super) fn keyword<'a>(key: &'a Bound<'_, PyAny>) -> Result<&'a str> {
+    Ok(key.cast::<PyString>().map_err(PyErr::from)?.to_str()?)
+}
+
+/// A keyword argument that a call does not have.
+pub(super) fn unexpected(call: &str, key: &str) -> Error {
+    invalid_type(&format!("JobQueue.{call}() got an unexpected keyword argument '{key}'"))
+}
+
+/// One of a few words.
+pub(super) fn word<T: Copy>(what: &str, value: &str, words: &[(&str, T)]) -> Result<T> {
+    let known = words.iter().find(|(word, _)| *word == value);
+    known.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let all: Vec<String> = words.iter().map(|(word, _)| format!("'{word}'")).collect();
+        invalid_value(&format!("{what} is {}, not '{value}'", all.join(" or ")))
+    })
 }
 
 /// Names; a text is refused, for it would be taken letter by letter.
 pub(super) fn names(what: &str, value: Option<&Bound<'_, PyAny>>) -> Result<Arc<[Arc<str>]>> {
-    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(Arc::new([])) };
+    let Some(value) = given(value) else { return Ok(Arc::new([])) };
     if value.is_instance_of::<PyString>() {
         return Err(invalid_type(&format!("{what} takes a list of texts, not the text {value:?}")));
     }
@@ -157,7 +183,7 @@ pub(super) fn payload_object(py: Python<'_>, payload: &Payload) -> Result<Py<PyA
 
 /// The state of this name.
 pub(super) fn state(value: Option<&Bound<'_, PyAny>>) -> Result<Option<JobState>> {
-    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
+    let Some(value) = given(value) else { return Ok(None) };
     let known = name("state", value)?;
     let found = JobState::named(&known);
     found.map(Some).ok_or_else(|| {
@@ -189,39 +215,44 @@ pub(super) fn ids(value: &Bound<'_, PyAny>) -> Result<Vec<u64>> {
     all.iter().map(|item| one(item).unwrap_or_else(|| Err(refused(item)))).collect()
 }
 
-/// Which jobs a call means.
-pub(super) struct Which<'a, 'py> {
-    pub(super) jobs: Option<&'a Bound<'py, PyAny>>,
-    pub(super) batch: Option<&'a Bound<'py, PyAny>>,
-    pub(super) user: Option<&'a Bound<'py, PyAny>>,
-    pub(super) tag: Option<&'a Bound<'py, PyAny>>,
-    pub(super) state: Option<&'a Bound<'py, PyAny>>,
+/// Which jobs a call means, by its keyword arguments; what is `None` is as if it was left out.
+pub(super) fn selection(
+    call: &str,
+    jobs: Option<&Bound<'_, PyAny>>,
+    by: Option<&Bound<'_, PyDict>>,
+) -> Result<Selection> {
+    let ids = given(jobs).map(ids).transpose()?;
+    let mut selection = Selection { ids, ..Selection::default() };
+    for (key, value) in by.into_iter().flatten() {
+        let (key, value) = (keyword(&key)?, Some(&value));
+        match key {
+            "batch" => selection.batch = optional_name("batch", value)?,
+            "user" => selection.user = optional_name("user", value)?,
+            "tag" => selection.tag = optional_name("tag", value)?,
+            "state" if matches!(call, "delete" | "jobs") => selection.state = state(value)?,
+            _ => return Err(unexpected(call, key)),
+        }
+    }
+    Ok(selection)
 }
 
-impl Which<'_, '_> {
-    pub(super) fn selection(&self) -> Result<Selection> {
-        Ok(Selection {
-            ids: self.jobs.filter(|jobs| !jobs.is_none()).map(ids).transpose()?,
-            batch: optional_name("batch", self.batch)?,
-            user: optional_name("user", self.user)?,
-            tag: optional_name("tag", self.tag)?,
-            state: state(self.state)?,
-        })
+/// The same, for calls that change jobs: all of them only if that is said.
+pub(super) fn meant(
+    call: &str,
+    jobs: Option<&Bound<'_, PyAny>>,
+    by: Option<&Bound<'_, PyDict>>,
+    everything: bool,
+) -> Result<Selection> {
+    let selection = selection(call, jobs, by)?;
+    let Selection { ids, batch, user, tag, state } = &selection;
+    let said =
+        ids.is_some() || batch.is_some() || user.is_some() || tag.is_some() || state.is_some();
+    if !said && !everything {
+        return Err(invalid_value(
+            "say which jobs are meant: by jobs, batch=, user= or tag=, or everything=True",
+        ));
     }
-
-    /// The same, for calls that change jobs: all of them only if that is said.
-    pub(super) fn meant(&self, everything: bool) -> Result<Selection> {
-        let selection = self.selection()?;
-        let Selection { ids, batch, user, tag, state } = &selection;
-        let said =
-            ids.is_some() || batch.is_some() || user.is_some() || tag.is_some() || state.is_some();
-        if !said && !everything {
-            return Err(invalid_value(
-                "say which jobs are meant: by jobs, batch=, user= or tag=, or everything=True",
-            ));
-        }
-        Ok(selection)
-    }
+    Ok(selection)
 }
 
 /// What a job finished with, and its path if it is one.
