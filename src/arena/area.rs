@@ -196,6 +196,8 @@ pub struct Pins {
     job: u64,
     /// Where their use has ended, if that was before they are dropped.
     ended: Option<Vec<Mark>>,
+    /// Whether their pages were unpinned already.
+    forgotten: bool,
 }
 
 impl Pins {
@@ -209,7 +211,8 @@ impl Pins {
         area.land.reservation.add_user(user);
         let (area, set, user, (job, _)) =
             (area.clone(), set.clone(), Some(user.clone()), Acting::now());
-        Self { area, set, stream, also: Mutex::new(Vec::new()), user, ended: None, job }
+        let (also, ended, forgotten) = (Mutex::new(Vec::new()), None, false);
+        Self { area, set, stream, also, user, job, ended, forgotten }
     }
 
     /// The area.
@@ -270,7 +273,7 @@ impl Pins {
         let also = Mutex::new(self.also.lock().clone());
         let (area, ended) = (self.area.clone(), self.ended.clone());
         let (user, job) = (self.user.clone(), self.job);
-        Self { area, set: rest, stream: self.stream, also, user, job, ended }
+        Self { area, set: rest, stream: self.stream, also, user, job, ended, forgotten: false }
     }
 
     /// Where the streams are now that have used them.
@@ -289,8 +292,7 @@ impl Pins {
 
     /// Makes nothing of them: their pages were unpinned already.
     pub(super) fn forget(mut self) {
-        self.set = Arc::new(self.set.part(0, 0));
-        self.ended = Some(Vec::new());
+        self.forgotten = true;
     }
 
     /// Takes them out of the wait-for graph: nobody in particular will unpin them.
@@ -308,8 +310,7 @@ impl Drop for Pins {
         if !arena.birth.is_here() {
             return;
         }
-        if self.set.is_empty() && self.ended.is_some() {
-            // Forgotten. Others of nothing still give what is above the watermarks its chance to leave.
+        if self.forgotten {
             return;
         }
         let marks = self.marks();
