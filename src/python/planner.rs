@@ -7,6 +7,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use super::argument;
 use super::callback::call;
 use super::device::{self, Device};
 use super::error::{Error, Result, invalid_type};
@@ -15,9 +16,8 @@ use super::guard::{released, warn_forgotten};
 use super::pool::DevicePool;
 use super::wait::caller;
 use super::weights::{strings, text};
-use super::{argument, residency as replays};
 use crate::device::Name;
-use crate::residency::{self, Forecast, Job, Needs};
+use crate::residency::{self, Forecast, Job, Needs, PolicyName};
 use crate::runtime;
 use crate::sync::Mutex;
 
@@ -88,17 +88,15 @@ fn jobs(what: &str, value: &Bound<'_, PyAny>) -> Result<Vec<Needs>> {
 impl Planner {
     #[new]
     #[pyo3(
-        signature = (device, policy=None, *, pool=None),
+        signature = (device, policy=PolicyName::default(), *, pool=None),
         text_signature = "(device, policy='look-ahead', *, pool=None)"
     )]
     fn new(
         device: &Bound<'_, PyAny>,
-        policy: Option<&Bound<'_, PyAny>>,
+        policy: PolicyName,
         pool: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self> {
         let device = device::select_one("a planner", device)?;
-        let policy =
-            policy.map_or_else(|| Ok(residency::PolicyName::default()), replays::policy)?;
         let pool = pool.filter(|pool| !pool.is_none());
         let pool = pool.map(|pool| {
             pool.cast::<DevicePool>().map_err(|_| {

@@ -76,6 +76,14 @@ pub(super) fn policy(value: &Bound<'_, PyAny>) -> Result<PolicyName> {
     policy.map_err(|error| invalid_value(&error.to_string()))
 }
 
+impl FromPyObject<'_, '_> for PolicyName {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        Ok(policy(&value)?)
+    }
+}
+
 /// The names of all policies, the default one first.
 #[pyfunction]
 pub(super) fn policies() -> Vec<&'static str> {

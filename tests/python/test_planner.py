@@ -239,6 +239,7 @@ def test_a_job_entered_in_another_context_is_carried_there(planner: co.Planner) 
         (lambda p: co.Planner("gpu"), co.InvalidDeviceError, "unknown device type"),
         (lambda p: co.Planner(7), co.InvalidTypeError, "a device is given by its name"),
         (lambda p: co.Planner("virtual:0", "LRU"), co.InvalidValueError, 'no policy "LRU"'),
+        (lambda p: co.Planner("virtual:0", None), co.InvalidTypeError, "one of look-ahead, "),  # type: ignore[arg-type]
         (lambda p: co.Planner("virtual:0", 3), co.InvalidTypeError, "one of look-ahead.*not int"),
         (lambda p: co.Planner("virtual:0", pool=3), co.InvalidTypeError, "a DevicePool or None"),
         (lambda p: p.job("unet"), co.InvalidTypeError, "stages takes a list of names, not str"),
@@ -400,8 +401,9 @@ def test_a_runtimes_jobs_and_forecasts_take_models_or_keys() -> None:
         assert planner.forecast is None
     with pytest.raises(co.InvalidValueError, match='there is no policy "best"'):
         co.Runtime(devices, policy="best")
-    with pytest.raises(co.InvalidTypeError, match="policy is one of look-ahead, "):
-        co.Runtime(devices, policy=3)  # type: ignore[arg-type]
+    for odd in (3, None):
+        with pytest.raises(co.InvalidTypeError, match="policy is one of look-ahead, "):
+            co.Runtime(devices, policy=odd)  # type: ignore[arg-type]
 
 
 def test_live_devices_move_what_replay_says(tmp_path: Path) -> None:
