@@ -298,9 +298,10 @@ class Runtime:
             InvalidDeviceError: a device is not of this runtime, or not of the queue.
             ForkedError: the runtime or the queue was made before a fork.
         """
-        from coresident.serving.server import Server, check
+        from coresident.serving._arguments import check_serving
+        from coresident.serving.server import Server
 
-        chosen = check(self, handler, queue, devices, grad)
+        chosen = check_serving(self, handler, queue, devices, grad)
         server = Server(self, handler, queue, devices=chosen, grad=grad, idle=idle)
         self._servers = [*(one for one in self._servers if not one.ended), server]
         return server
@@ -322,7 +323,8 @@ class Runtime:
             grace: Seconds that jobs have to end after Ctrl-C, and then to stop.
             **terms: As for :meth:`serve`.
         """
-        from coresident.serving.server import check_grace, signals
+        from coresident.serving._arguments import check_grace
+        from coresident.serving._signals import signals
 
         check_grace(grace)
         wake = _core.CancelToken()

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import signal
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coresident import _core
-from coresident.errors import (
-    CancelledError,
-    DeadlockError,
-    ForkedError,
-    InvalidDeviceError,
-    InvalidTypeError,
-    InvalidValueError,
-    WaitTimeoutError,
-)
+from coresident.errors import CancelledError, DeadlockError, ForkedError, WaitTimeoutError
+from coresident.serving import _arguments
+from coresident.serving._arguments import MODES, Mode, check_grace, check_timeout
+from coresident.serving._draining import Draining
+from coresident.serving._signals import signals
 from coresident.serving._worker import Worker, log
-from coresident.serving.borrowing import runs_when_called
 from coresident.serving.idle import Idleness, IdlePolicy, IdleTimer, policies
 from coresident.serving.job import ServedJob
 
@@ -33,9 +26,7 @@ if TYPE_CHECKING:
     from coresident.runtime import Runtime
 
 Handler: TypeAlias = Callable[[ServedJob], object]
-Mode: TypeAlias = Literal["drain", "finish", "cancel"]
 
-_MODES = ("drain", "finish", "cancel")
 _NOTED = 100
 _STOPPED = "the server is stopped"
 _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
@@ -76,11 +67,10 @@ class Server:
         self.handler = handler
         self.grad = grad
         self.errors: deque[str] = deque(maxlen=_NOTED)
-        # Raised when it is to stop in any way; when no more jobs are to begin; when there is
-        # nothing left to drain; when nothing is worth a pause; and when all workers have ended.
+        # Raised when it is to stop in any way; when no more jobs are to begin; when nothing is
+        # worth a pause; and when all workers have ended.
         self._stirred = _core.CancelToken()
         self.stopping = _core.CancelToken()
-        self._drained = _core.CancelToken()
         self.hurry = _core.CancelToken()
         self._ended = _core.CancelToken()
         self._pid = os.getpid()
@@ -97,14 +87,7 @@ class Server:
             )
             self._timer = IdleTimer(self._idleness, lambda error: self.note(repr(error)))
         self._workers = [Worker(self, device) for device in devices]
-        self._alive = set(self._workers)
-        self._busy: set[Worker] = set()
-        # For draining: those who wait for their device; how often anything has changed; what is
-        # raised when it does; and what had changed when each worker looked last and found nothing.
-        self._away: set[Worker] = set()
-        self._look = 0
-        self._again = _core.CancelToken()
-        self._looked: dict[Worker, int] = {}
+        self._draining = Draining(self._workers)
         # A forecast of the user's own stays.
         asking = [] if runtime.forecast is not None else [runtime.planners[one] for one in devices]
         arenas = [runtime.arenas[one] for one in devices if one in runtime.arenas]
@@ -174,7 +157,7 @@ class Server:
         self._check()
         chosen = self._chosen(mode)
         self._refuse_own_workers()
-        _check_timeout(timeout)
+        check_timeout(timeout)
         self._begin_stop(chosen)
         self._wait(timeout)
 
@@ -183,7 +166,7 @@ class Server:
         self._check()
         chosen = self._chosen(mode)
         self._refuse_own_workers()
-        _check_timeout(timeout)
+        check_timeout(timeout)
         self._begin_stop(chosen)
         await self.wait_async(timeout)
 
@@ -202,7 +185,7 @@ class Server:
         """
         self._check()
         self._refuse_own_workers()
-        _check_timeout(timeout)
+        check_timeout(timeout)
         self._wait(timeout)
 
     async def wait_async(self, timeout: float | None = None) -> None:
@@ -210,7 +193,7 @@ class Server:
         import asyncio
 
         self._check()
-        _check_timeout(timeout)
+        check_timeout(timeout)
         loop, over = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -308,64 +291,43 @@ class Server:
         """A job that is kept for the worker's device, waited for; ``None`` if none will come."""
         while True:
             with self._lock:
-                mode, look, again = self._mode, self._look, self._again
-                self._away.discard(worker)
+                mode, look = self._mode, self._draining.looks(worker)
             if mode in ("finish", "cancel"):
                 return None
-            try:
-                if mode is None:
-                    offer = self.queue.offer(worker.device, cancel=self._stirred)
-                else:
-                    found = self._drain(worker, look, again)
-                    if found is None:
-                        return None
-                    offer = found
-            except CancelledError:
-                continue
-            with self._lock:
-                self._busy.add(worker)
-                self._look_again()
-            return offer
+            offer = self._waited_for(worker) if mode is None else self._found_at_once(worker)
+            if offer is not None:
+                self._draining.has_job(worker)
+                return offer
+            if mode == "drain":
+                if self._draining.finds_nothing(worker, look):
+                    return None
+                # Not in the queue's line: who is given a job there has one unseen until he says so,
+                # and others would find that nothing is left.
+                look.again.wait()
 
-    def _drain(self, worker: Worker, look: int, again: _core.CancelToken) -> _core.Offer | None:
-        """The next job, while there are any: what runs elsewhere may queue its job again, or let
-        others of its user begin. It is over once all have looked since anything has changed, and
-        none has found a job. Raises ``CancelledError`` when it is time to look again."""
+    def _waited_for(self, worker: Worker) -> _core.Offer | None:
+        """The next job; ``None`` if the server is to stop meanwhile."""
+        with contextlib.suppress(CancelledError):
+            return self.queue.offer(worker.device, cancel=self._stirred)
+        return None
+
+    def _found_at_once(self, worker: Worker) -> _core.Offer | None:
+        """The next job, if there is one now."""
         with contextlib.suppress(WaitTimeoutError):
             return self.queue.offer(worker.device, timeout=0)
-        with self._lock:
-            self._looked[worker] = look
-            others = self._alive - self._away
-            if not self._busy and all(self._looked.get(one) == self._look for one in others):
-                self._drained.cancel()
-                self._look_again()
-        if self._drained.cancelled:
-            return None
-        # Not in the queue's line: who is given a job there has one unseen until he says so, and
-        # others would find that nothing is left.
-        again.wait()
-        raise CancelledError("something has changed since")
-
-    def _look_again(self) -> None:
-        """Has those who drain look once more. Called with the lock held."""
-        if self._mode is not None:
-            before, self._again = self._again, _core.CancelToken()
-            self._look += 1
-            before.cancel()
+        return None
 
     def waits_for_its_device(self, worker: Worker) -> _core.CancelToken:
         """A worker has no job in hand, and waits for its device, at most until this is raised."""
-        with self._lock:
-            self._busy.discard(worker)
-            self._away.add(worker)
-            self._look_again()
+        self._draining.goes_away(worker)
+        over = self._draining.over
         # Once nothing else is left to drain, only a job that no other device may run is waited for.
-        return self.stopping if self._drained.cancelled else self._drained
+        return self.stopping if over.cancelled else over
 
     def begins(self, worker: Worker, job: ServedJob) -> None:
         """A worker has a job."""
+        self._draining.runs(worker)
         with self._lock:
-            self._busy.add(worker)
             worker.running = job
             stops = self._mode == "cancel"
         if stops:
@@ -386,20 +348,13 @@ class Server:
     def rests(self, worker: Worker) -> None:
         """A worker has neither a job nor an offer."""
         if self.is_here:
-            with self._lock:
-                self._busy.discard(worker)
-                self._look_again()
+            self._draining.rests(worker)
 
     def left(self, worker: Worker) -> None:
         """A worker has ended."""
         if not self.is_here:
             return
-        with self._lock:
-            self._alive.discard(worker)
-            self._busy.discard(worker)
-            self._look_again()
-            over = not self._alive
-        if over:
+        if self._draining.ends(worker):
             self._end()
 
     def around(self, job: ServedJob) -> contextlib.AbstractContextManager[object]:
@@ -437,23 +392,19 @@ class Server:
     def _chosen(self, mode: object) -> Mode:
         if mode is None:
             return "drain" if self._owns_queue else "finish"
-        if not isinstance(mode, str):
-            raise InvalidTypeError(f"mode is a text, not {type(mode).__name__}")
-        if mode not in _MODES:
-            raise InvalidValueError(f"mode is 'drain', 'finish' or 'cancel', not {mode!r}")
-        return mode  # type: ignore[return-value] # it is one of them
+        return _arguments.mode(mode)
 
     def _begin_stop(self, mode: Mode) -> None:
         with self._lock:
-            if self._mode is None or _MODES.index(mode) > _MODES.index(self._mode):
+            if self._mode is None or MODES.index(mode) > MODES.index(self._mode):
                 self._mode = mode
             mode = self._mode
             running = [worker.running for worker in self._workers]
-            self._look_again()
+            self._draining.begin()
         self._stirred.cancel()
         if mode != "drain":
             self.stopping.cancel()
-            self._drained.cancel()
+            self._draining.over.cancel()
         if mode == "cancel":
             self.hurry.cancel()
             for job in running:
@@ -510,29 +461,6 @@ class Server:
             )
 
 
-@contextlib.contextmanager
-def signals(wake: _core.CancelToken) -> Iterator[None]:
-    """Has the first Ctrl-C or SIGTERM in the block raise a token, and the next one an error."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if not wake.cancel():
-            raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Somebody else's handler has its own idea of what is to happen.
-            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                before[number] = signal.signal(number, handle)
-        yield
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-
 def finish_all() -> None:
     """Stops every server, and waits for it: the interpreter exits."""
     servers = [one for one in _all() if one.is_here and not one.ended and not one.abandoned]
@@ -554,56 +482,3 @@ def _all() -> list[Server]:
             return list(_SERVERS)
         except RuntimeError:  # another thread has just made one
             continue
-
-
-def check_grace(grace: object) -> None:
-    """Refuses what is no number of seconds."""
-    _check_timeout(grace, "grace")
-
-
-def _check_timeout(timeout: object, name: str = "timeout") -> None:
-    if timeout is None and name == "timeout":
-        return
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        given = type(timeout).__name__
-        raise InvalidTypeError(f"{name} is a number of seconds, not {given}")
-    if not 0 <= timeout < math.inf:
-        raise InvalidValueError(f"{name} must be 0 or more seconds, not {timeout}")
-
-
-def check(
-    runtime: Runtime, handler: object, queue: object, devices: Any, grad: object
-) -> list[_core.Device]:
-    """Refuses what cannot be served; returns the devices that run jobs."""
-    if not callable(handler):
-        given = type(handler).__name__
-        raise InvalidTypeError(f"handler is a function of a job, not {given}")
-    if not runs_when_called(handler):
-        name = getattr(handler, "__qualname__", type(handler).__name__)
-        raise InvalidTypeError(
-            f"handler is a plain function, and {name} does not run when it is called, but later: "
-            "call asyncio.run in a function, or return a list"
-        )
-    if not (queue is None or isinstance(queue, _core.JobQueue)):
-        raise InvalidTypeError(f"queue is a JobQueue or None, not {type(queue).__name__}")
-    if not isinstance(grad, bool):
-        raise InvalidTypeError(f"grad is True or False, not {type(grad).__name__}")
-    own = runtime.devices
-    queued = own if queue is None else queue.devices
-    known = [device for device in own if device in queued]
-    if devices is None:
-        if not known:
-            names = [", ".join(map(str, some)) for some in (own, queued)]
-            raise InvalidDeviceError(
-                f"the runtime has {names[0]}, and the queue is for {names[1]}: they share no device"
-            )
-        return known
-    chosen = _core.devices(devices)
-    for device in chosen:
-        if device not in known:
-            whose = "the queue's" if device in own else "the runtime's"
-            shared = ", ".join(map(str, known)) or "none"
-            raise InvalidDeviceError(
-                f"{device} is none of {whose} devices: those of both are {shared}"
-            )
-    return chosen
