@@ -2504,6 +2504,10 @@ class Planner:
             InvalidTypeError: ``key`` is no text.
         """
 
+    def recorded_job(self) -> int:
+        """By which number a timeline has what the caller uses on the device now: that of a job
+        that was declared, else of the lease; 0 for no job in particular. Does not wait."""
+
     def order(self, keys: Iterable[str]) -> list[str]:
         """Puts weights in the order in which they should leave if room was missing now. Waits for
         nothing but the forecast.
@@ -2523,6 +2527,11 @@ class RunningJob:
     @property
     def device(self) -> str:
         """The name of the device."""
+
+    @property
+    def number(self) -> int:
+        """By which number a timeline has what is done for it, which no other job of this process
+        has."""
 
     @property
     def released(self) -> bool:

@@ -160,6 +160,11 @@ impl Planner {
         Ok(RunningJob(job))
     }
 
+    /// By which number a timeline has what the caller uses.
+    fn recorded_job(&self, py: Python<'_>) -> Result<u64> {
+        Ok(self.plans.recorded_job(&caller(py)?))
+    }
+
     /// Says that weights are used, by the job that the context carries or by whoever calls.
     fn used(
         &self,
@@ -235,6 +240,12 @@ impl RunningJob {
     #[getter]
     fn device(&self) -> String {
         self.0.planner().device().to_string()
+    }
+
+    /// By which number a timeline has what is done for it.
+    #[getter]
+    fn number(&self) -> u64 {
+        self.0.recorded_as()
     }
 
     /// Whether it has ended.

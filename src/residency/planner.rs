@@ -141,6 +141,20 @@ impl Planner {
         Ok(Job { planner: self.clone(), number, ended: AtomicBool::new(false) })
     }
 
+    /// By which number a timeline has what somebody uses on the device now; 0 is no job in particular.
+    #[must_use]
+    pub fn recorded_job(&self, owner: &Owner) -> u64 {
+        if !self.0.birth.is_here() {
+            return 0;
+        }
+        let declared = self.0.books.lock().jobs.declared_by(owner.number());
+        // Told apart, and none of them 0.
+        match declared {
+            Some(number) => recorded(number),
+            None => self.0.bounds().map_or(0, |bounds| 2 * bounds + 2),
+        }
+    }
+
     /// Somebody uses weights, which have so many bytes on the device; for the job that is named, else
     /// for his own, or the one that runs.
     pub fn note_use(&self, key: &str, bytes: u64, job: Option<&Job>, owner: &Owner) {
@@ -295,12 +309,7 @@ impl EvictionOrder for Planner {
     }
 
     fn job(&self, owner: &Owner) -> u64 {
-        let declared = self.0.books.lock().jobs.declared_by(owner.number());
-        // Told apart, and none of them 0.
-        match declared {
-            Some(number) => recorded(number),
-            None => self.0.bounds().map_or(0, |bounds| 2 * bounds + 2),
-        }
+        self.recorded_job(owner)
     }
 
     fn record_in(&self, timeline: &Timeline) {
@@ -322,6 +331,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// By which number a timeline has what is done for it; no other job of this process has it.
+    #[must_use]
+    pub fn recorded_as(&self) -> u64 {
+        recorded(self.number)
+    }
+
     /// The planner of its device.
     #[must_use]
     pub fn planner(&self) -> &Planner {

@@ -2,6 +2,7 @@
 //! by what jobs before it have done.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Component;
 
@@ -82,10 +83,15 @@ pub(super) enum Told {
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     running: Vec<Running>,
-    next: u64,
     clock: u64,
     /// Orders in which jobs have used components, the latest last.
     seen: VecDeque<Vec<Component>>,
+}
+
+/// A number that no other job has, on whatever device: a recording has jobs of all of them.
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// A stage that is followed by itself is one stage.
@@ -108,8 +114,7 @@ impl Jobs {
             Origin::Within(_) => None,
         };
         let within = within.map(|job| job.number);
-        self.next += 1;
-        let (number, declared) = (self.next, job.is_some());
+        let (number, declared) = (next_number(), job.is_some());
         let expected = stages(job.unwrap_or_default());
         if !expected.is_empty() {
             told.push(Told::Begins(expected.clone()));

@@ -36,7 +36,8 @@ macro_rules! named {
 named! {
     /// What happened. What each field of an event means for it is told here; the others are 0.
     Kind {
-        /// A job begins: `component` is what it is called, `whom` its user.
+        /// A job begins: `component` is what it is called, `whom` its user. What is recorded for it, by
+        /// whomever, has the same `job`.
         JobBegins = 0 "job begins",
         /// It ends.
         JobEnds = 1 "job ends",
@@ -63,7 +64,7 @@ named! {
         Stage = 11 "stage",
         /// A step of a stage.
         Step = 12 "step",
-        /// A device was lent for a job, to `whom`.
+        /// A device was lent for a job, to `whom`: what was used there is recorded of the job `of`.
         Borrow = 13 "borrow",
         /// Some `bytes` of a component were wanted, and not all of them; else as a request.
         Part = 14 "part",

@@ -146,7 +146,7 @@ class Worker(threading.Thread):
             return None, error
 
     def _handle(self, job: ServedJob) -> Any:
-        with self._server.around(job), as_current(job):
+        with job.planned, as_current(job):
             self._prepare_torch()
             return self._server.handler(job)
 

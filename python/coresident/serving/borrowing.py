@@ -50,7 +50,7 @@ def stage(job: ServedJob, terms: Mapping[str, Any]) -> Iterator[_core.Device]:
                 yield borrow.device
         finally:
             _BORROW.reset(before)
-            job.record("borrow", borrow.device, terms.get("affinity") or "a stage", since)
+            job.borrowed_for(borrow.device, terms.get("affinity") or "a stage", since)
 
 
 def wanted() -> bool:

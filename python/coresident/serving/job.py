@@ -32,6 +32,8 @@ class ServedJob:
     Attributes:
         device: The device that is leased for it.
         token: Raised at once when the job is cancelled, or when the server is to stop at once.
+        number: By which number the runtime's timeline has what is done for it, whoever records it;
+            another one for each attempt.
     """
 
     def __init__(self, claim: _core.Claim, device: _core.Device, runtime: Runtime) -> None:
@@ -41,7 +43,9 @@ class ServedJob:
         self.pool = runtime.pool
         self._job = claim.job
         self._over = False
-        self._timeline = runtime.timeline
+        self._timeline, self._planners = runtime.timeline, runtime.planners
+        self.planned = runtime.job(self.needs or None, device=device)
+        self.number = self.planned.number
         self._began = time.monotonic()
         # The stage that it is in, and since when.
         self._stage: tuple[str, float] | None = None
@@ -294,16 +298,28 @@ class ServedJob:
         if not self._over:
             self._over = True
             self._end_stage()
+            self.planned.release()
             self.record("job ends", self.device, f"job {self.id}", self._began)
 
     def record(
-        self, kind: str, device: _core.Device, name: str, since: float | None = None
+        self,
+        kind: str,
+        device: _core.Device,
+        name: str,
+        since: float | None = None,
+        of: int | None = None,
     ) -> None:
         """Has the runtime's timeline know. Called by workers and stages."""
         took = None if since is None else time.monotonic() - since
         # A forked child has none.
         with contextlib.suppress(ForkedError):
-            self._timeline.record(kind, device, name, whom=self.user, seconds=took, job=self.id)
+            self._timeline.record(
+                kind, device, name, whom=self.user, seconds=took, job=self.number, of=of
+            )
+
+    def borrowed_for(self, device: _core.Device, stage: str, since: float) -> None:
+        """Has the timeline know of a borrow, which ends, and where it has what was used there."""
+        self.record("borrow", device, stage, since, self._planners[device].recorded_job())
 
     def _stage_name(self) -> str:
         return f"job {self.id}" if self._stage is None else self._stage[0]

@@ -357,10 +357,6 @@ class Server:
         if self._draining.ends(worker):
             self._end()
 
-    def around(self, job: ServedJob) -> contextlib.AbstractContextManager[object]:
-        """What stands around the handler: the job as planners know it."""
-        return self.runtime.job(job.needs or None, device=job.device)
-
     def gives_back(self, job: ServedJob) -> bool:
         """Whether a job that has raised is to be queued again, because it was the server that has
         told it to stop."""
