@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import coresident as co
@@ -23,6 +23,8 @@ class House:
         self.freed: list[str] = []
         # Bytes that streams use still, each time that a device is freed.
         self.stays: list[int] = []
+        # What happens meanwhile.
+        self.meanwhile: Callable[[], object] = lambda: None
         by_device = dict(zip((ONE, OTHER), policies, strict=False))
         self.idleness = Idleness(
             by_device,
@@ -34,6 +36,7 @@ class House:
 
     def _free(self, device: co.Device) -> int:
         self.freed.append(str(device))
+        self.meanwhile()
         return self.stays.pop(0) if self.stays else 0
 
     def look(self, now: float) -> tuple[float | None, list[str]]:
@@ -70,6 +73,25 @@ def test_host_memory_goes_when_every_device_has_been_idle_for_long_enough() -> N
     assert house.look(16) == (35, ["virtual:1"])
     assert house.look(35) == (None, ["host"])
     assert house.look(99) == (None, [])
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_what_was_due_stays_if_a_job_begins_while_another_device_is_emptied(over: bool) -> None:
+    house = House(co.IdlePolicy(vram=10, ram=10), co.IdlePolicy(vram=10, ram=10))
+
+    def a_job() -> None:
+        house.idleness.begins(OTHER)
+        if over:
+            house.idleness.ends(OTHER, 11, cancelled=False)
+
+    house.meanwhile = a_job
+    assert house.look(10)[1] == ["virtual:0"]
+    house.meanwhile = lambda: None
+    if over:
+        assert house.look(20) == (21, []), "ten seconds from its end on"
+        assert house.look(21) == (None, ["virtual:1", "host"])
+    else:
+        assert house.look(100) == (None, [])
 
 
 def test_a_device_without_a_policy_keeps_the_host_memory() -> None:

@@ -131,12 +131,12 @@ class Idleness:
             if free:
                 self._emptied.add(device)
         if free:
-            self._free(device, now)
+            self._free(device, now, now)
 
     def look(self, now: float) -> float | None:
         """Lets go of what is due. Returns when there may be more to do; ``None`` if not before
         the next job."""
-        devices, host, due = [], False, list[float]()
+        devices, host, due = dict[_core.Device, float | None](), False, list[float]()
         with self._lock:
             for device, policy in self._policies.items():
                 since = self._since[device]
@@ -144,13 +144,13 @@ class Idleness:
                     continue
                 if since + policy.vram <= now:
                     self._emptied.add(device)
-                    devices.append(device)
+                    devices[device] = since
                 else:
                     due.append(since + policy.vram)
             for device, at in list(self._again.items()):
                 if at <= now:
                     del self._again[device]
-                    devices.append(device)
+                    devices[device] = self._since[device]
                 else:
                     due.append(at)
             when = self._host_is_due()
@@ -159,19 +159,29 @@ class Idleness:
                     host = self._host_emptied = True
                 else:
                     due.append(when)
-        due += [now + _AGAIN for device in devices if self._free(device, now)]
-        if host:
+        due += [now + _AGAIN for device, since in devices.items() if self._free(device, since, now)]
+        if host and self._host_is_idle():
             self._free_ram()
         return min(due, default=None)
 
-    def _free(self, device: _core.Device, now: float) -> bool:
-        """Lets go of what a device has. Returns whether that has to be tried once more."""
+    def _free(self, device: _core.Device, since: float | None, now: float) -> bool:
+        """Lets go of what a device has, unless a job has begun there meanwhile. Returns whether
+        that has to be tried once more."""
+        with self._lock:
+            # Letting go of another one may have taken long.
+            if self._since[device] != since:
+                return False
         if not self._free_vram(device):
             return False
         with self._lock:
             if self._since[device] is not None:
                 self._again[device] = now + _AGAIN
         return True
+
+    def _host_is_idle(self) -> bool:
+        """Whether no job has begun since its memory was due."""
+        with self._lock:
+            return self._host_emptied
 
     def _host_is_due(self) -> float | None:
         """When every device will have been idle for as long as its policy says."""
