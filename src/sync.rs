@@ -275,6 +275,8 @@ pub enum Mutant {
     LeaveForgetsWaiters,
     /// A job that is kept for one device is kept for another too.
     OfferedTwice,
+    /// A user may be forgotten while a job of his comes.
+    ComingJobHasNoUser,
     /// A job that is submitted wakes nobody who waits for one.
     SubmitForgetsWaiters,
     /// A claim that is finished ends as done though a cancel was ordered before.

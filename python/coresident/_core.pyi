@@ -4100,7 +4100,8 @@ class QueueStatus:
 
     @property
     def users(self) -> list[UserStatus]:
-        """Every user who ever had jobs or settings here, by name."""
+        """Every user who has jobs or settings here, by name, and the 10,000 who have had the most
+        GPU time of those who have none any more."""
 
 @final
 class UserStatus:

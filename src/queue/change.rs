@@ -85,6 +85,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         for &id in &stopping.going {
             if written.is_ok() {
                 state.forget(id, &mut aftermath);
+                owed.extend(state.forget_users());
             } else if let Some(record) = state.jobs.get_mut(&id) {
                 (record.phase, record.delete) = (Phase::Over, false);
             }
@@ -235,6 +236,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let mut state = inner.state.lock();
         let user = user.map(|name| state.order.user(name));
         state.order.pause(user, paused, now);
+        inner.owe(state.forget_users());
         state.dispatch(now, &mut aftermath);
         let next = state.order.next_change();
         drop(state);
@@ -257,6 +259,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let now = inner.now();
         let mut state = inner.state.lock();
         let user = state.order.user(name);
+        state.order.keep(user, 1);
         let entered = inner.journal.is_some().then(|| {
             let mut row = state.order.row(user);
             if let Some(row) = &mut row {
@@ -267,18 +270,22 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let entered = entered.and_then(|writes| inner.enter(writes));
         drop(state);
 
-        inner.written(entered)?;
+        let written = inner.written(entered);
         let mut aftermath = Aftermath::default();
         let mut state = inner.state.lock();
-        let mut limits = state.order.limits(user);
-        change(&mut limits);
-        state.order.set_limits(user, limits, now);
+        if written.is_ok() {
+            let mut limits = state.order.limits(user);
+            change(&mut limits);
+            state.order.set_limits(user, limits, now);
+        }
+        state.order.let_go(user, 1);
+        inner.owe(state.forget_users());
         state.dispatch(now, &mut aftermath);
         let next = state.order.next_change();
         drop(state);
         aftermath.settle();
         inner.set_alarm(next);
-        Ok(())
+        written
     }
 
     /// Takes and gives no more jobs. In memory what is queued is cancelled; in a file it stays.

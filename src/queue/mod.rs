@@ -151,7 +151,7 @@ pub struct QueueStatus {
     pub paused: bool,
     /// The devices that somebody waits for a job for.
     pub waiting: Vec<Device>,
-    /// Every user.
+    /// Every user whom it knows.
     pub users: Vec<UserStatus>,
 }
 

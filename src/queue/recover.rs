@@ -132,9 +132,11 @@ impl<V: Send + Sync + 'static> Inner<V> {
             estimate: row.estimate,
             max_attempts: Some(row.max_attempts),
         };
+        let user = order.user(&spec.user);
+        order.keep(user, 1);
         let item = Item {
             job: row.id,
-            user: order.user(&spec.user),
+            user,
             mask,
             needs: spec.needs.clone(),
             priority: standing.priority,

@@ -172,7 +172,7 @@ impl<V: Send + Sync + 'static> State<V> {
         record.cancel = None;
         if record.delete {
             self.forget(id, aftermath);
-            return Vec::new();
+            return self.forget_users();
         }
         self.history.insert((ended, id));
         self.trim(aftermath)
@@ -187,12 +187,21 @@ impl<V: Send + Sync + 'static> State<V> {
             writes.push(Write::Delete(oldest));
             self.forget(oldest, aftermath);
         }
+        writes.extend(self.forget_users());
         writes
+    }
+
+    /// Forgets users who have nothing here, beyond what is kept. Returns what there is to write.
+    pub(super) fn forget_users(&mut self) -> Vec<Write> {
+        let gone = self.order.forget_users().into_iter();
+        let virtual_time = self.order.virtual_time();
+        gone.map(|name| Write::Forget { name, virtual_time }).collect()
     }
 
     /// Takes a job that is over out of the books.
     pub(super) fn forget(&mut self, id: u64, aftermath: &mut Aftermath<V>) {
         if let Some(record) = self.jobs.remove(&id) {
+            self.order.let_go(record.item.user, 1);
             self.history.remove(&(record.ended, id));
             self.counts[record.job.state() as usize] -= 1;
             aftermath.jobs.push(record.job);

@@ -99,8 +99,10 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
                 None => coming.push((user, 1)),
             }
         }
-        for &(user, asked) in &coming {
-            state.admit(user, asked)?;
+        let admitted = coming.iter().try_for_each(|&(user, asked)| state.admit(user, asked));
+        if let Err(refused) = admitted {
+            inner.owe(state.forget_users());
+            return Err(refused);
         }
         for (spec, mask) in specs.into_iter().zip(masks) {
             let id = state.next_id;
@@ -119,6 +121,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         }
         for &(user, asked) in &coming {
             *state.coming.entry(user).or_default() += asked;
+            state.order.keep(user, asked);
         }
         let entered = inner.enter(writes);
         drop(state);
@@ -127,7 +130,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let mut aftermath = Aftermath::default();
         let jobs: Vec<_> = records.iter().map(|record| record.job.clone()).collect();
         let mut state = inner.state.lock();
-        for (user, asked) in coming {
+        for &(user, asked) in &coming {
             if let Some(count) = state.coming.get_mut(&user) {
                 *count -= asked;
                 if *count == 0 {
@@ -136,6 +139,10 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
             }
         }
         if let Err(error) = written {
+            for (user, asked) in coming {
+                state.order.let_go(user, asked);
+            }
+            inner.owe(state.forget_users());
             drop(state);
             return Err(error);
         }

@@ -113,4 +113,11 @@ pub enum Write {
     Delete(u64),
     /// What a user may have and has had.
     User(UserRow),
+    /// A user who is forgotten, and where users are from then on who come.
+    Forget {
+        /// The name.
+        name: Arc<str>,
+        /// As [`UserRow::virtual_time`].
+        virtual_time: Micros,
+    },
 }

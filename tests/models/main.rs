@@ -111,6 +111,7 @@ rules! {
     queue by 4 {
         a_job_is_with_one_device_at_a_time: OfferedTwice;
         who_waits_for_a_job_is_woken_by_it: SubmitForgetsWaiters;
+        a_user_is_known_while_a_job_of_his_comes: ComingJobHasNoUser;
         a_cancel_that_is_counted_ends_the_job_as_cancelled: FinishOvertakesCancel;
         a_job_that_is_cancelled_while_it_runs_is_told: CancelForgetsToken, FinishOvertakesCancel;
         an_offer_that_races_a_cancel_is_accepted_or_void: FinishOvertakesCancel, CancelForgetsToken;

@@ -48,6 +48,26 @@ fn cancel(queue: &Queue) -> u64 {
     queue.cancel(&Selection::default(), None).unwrap()
 }
 
+pub(crate) fn a_user_is_known_while_a_job_of_his_comes() {
+    let devices = virtual_devices(1, VirtualSpec::default()).unwrap();
+    let (name, clock) = (devices[0].name(), Arc::new(ManualClock::default()));
+    let rules = Rules { slack: 0, remembered: 0, ..Rules::default() };
+    let settings = Settings { rules, clock, ..Settings::default() };
+    let queue: Queue = JobQueue::new(devices, settings).unwrap();
+    let other = thread::spawn({
+        let queue = queue.clone();
+        // It looks who has nothing here.
+        move || queue.pause(Some(&"bob".into()), false).unwrap()
+    });
+    let job = submit(&queue);
+    other.join().unwrap();
+    let claim = claimed(&queue, name, 1).unwrap();
+    assert_eq!(claim.job().id, job.id);
+    let users = queue.status().unwrap().users;
+    assert_eq!(users.iter().map(|user| &*user.name).collect::<Vec<_>>(), ["ann"]);
+    drop(claim);
+}
+
 pub(crate) fn a_job_is_with_one_device_at_a_time() {
     let (queue, names) = queue(2);
     let job = submit(&queue);

@@ -30,6 +30,11 @@ pub(super) fn write<'a>(
                 transaction.prepare_cached(sql)?.execute([number(*id)])?;
             }
             Write::User(user) => put_user(&transaction, user)?,
+            Write::Forget { name, virtual_time } => {
+                let sql = "DELETE FROM users WHERE name = ?1";
+                transaction.prepare_cached(sql)?.execute([&**name])?;
+                put_time(&transaction, *virtual_time)?;
+            }
         }
     }
     transaction.commit()
@@ -143,8 +148,12 @@ fn put_user(connection: &Connection, user: &UserRow) -> rusqlite::Result<()> {
         user.time,
         last_hour,
     ])?;
+    put_time(connection, user.virtual_time)
+}
+
+fn put_time(connection: &Connection, virtual_time: Micros) -> rusqlite::Result<()> {
     let sql = "UPDATE fairness SET virtual_time = ?1 WHERE virtual_time < ?1";
-    connection.prepare_cached(sql)?.execute([user.virtual_time])?;
+    connection.prepare_cached(sql)?.execute([virtual_time])?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Key, Place};
 use crate::queue::clock::Micros;
+use crate::sync::{Mutant, planted};
 
 const MINUTE: Micros = 60_000_000;
 const MINUTES: i64 = 60;
@@ -95,6 +96,8 @@ pub(super) struct Account {
     /// GPU time had, as it was.
     pub(super) time: Micros,
     pub(super) last_hour: LastHour,
+    /// His jobs in the books, whatever has become of them, and what else is on its way for him.
+    pub(super) jobs: u64,
     pub(super) queued: u64,
     pub(super) running: u64,
     pub(super) paused: bool,
@@ -112,6 +115,8 @@ pub(super) struct Account {
     pub(super) stands: Vec<(usize, Key)>,
     /// What he had had for certain when he was last put into the lanes; `None` if he stands in none.
     pub(super) runnable: Option<Micros>,
+    /// What he had had when he was put among those who have nothing here; `None` if he is not there.
+    pub(super) idle: Option<Micros>,
 }
 
 impl Account {
@@ -123,6 +128,7 @@ impl Account {
             expected: 0,
             time: 0,
             last_hour: LastHour::default(),
+            jobs: 0,
             queued: 0,
             running: 0,
             paused: false,
@@ -133,7 +139,15 @@ impl Account {
             kinds: HashMap::new(),
             stands: Vec::new(),
             runnable: None,
+            idle: None,
         }
+    }
+
+    /// Whether he has nothing here but what he has had.
+    pub(super) fn is_idle(&self) -> bool {
+        let known = self.jobs > 0 && !planted(Mutant::ComingJobHasNoUser);
+        let has_jobs = known || self.queued > 0 || self.running > 0;
+        !has_jobs && !self.paused && self.limits == Limits::default()
     }
 
     /// Why none of his jobs can start now.

@@ -5,6 +5,10 @@
 //! expected to take, and its end corrects that. Who comes back after he had nothing to run starts where
 //! the others are, so that nobody saves up turns by being away; who was ahead stays ahead.
 //!
+//! **Users** who have nothing here, neither jobs nor settings, are forgotten when there are too many of
+//! them: first who has had the least. Who comes from then on starts where that one was, so that nobody
+//! gains turns by being forgotten and coming again.
+//!
 //! **A user's jobs** stand by rank: when they were queued, less so many seconds for each level of
 //! priority. Ranks never change with time, and still an old job comes before any newer one at last.
 //!
@@ -72,8 +76,10 @@ pub struct Order {
     rules: Rules,
     /// By device: a second there is so many seconds of the fastest.
     speeds: Vec<f64>,
-    users: Vec<Account>,
+    users: Slab<Account>,
     names: HashMap<Arc<str>, usize>,
+    /// Those who have nothing here, by what they have had.
+    idle: BTreeSet<(Micros, usize)>,
     lanes: Slab<Lane>,
     lane_of: HashMap<u64, usize>,
     kinds: Slab<Kind>,
@@ -98,8 +104,9 @@ impl Order {
         Self {
             rules,
             speeds,
-            users: Vec::new(),
+            users: Slab::new(),
             names: HashMap::new(),
+            idle: BTreeSet::new(),
             lanes: Slab::new(),
             lane_of: HashMap::new(),
             kinds: Slab::new(),

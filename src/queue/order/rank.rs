@@ -17,11 +17,14 @@ pub struct Rules {
     pub slack: Micros,
     /// By how much GPU time one level of priority puts a user ahead of others.
     pub lead: Micros,
+    /// The most users who are remembered without jobs and settings.
+    pub remembered: usize,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { fifo: false, ageing: Some(600_000_000), slack: 30_000_000, lead: 0 }
+        let (ageing, slack) = (Some(600_000_000), 30_000_000);
+        Self { fifo: false, ageing, slack, lead: 0, remembered: 10_000 }
     }
 }
 

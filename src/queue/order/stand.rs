@@ -23,6 +23,7 @@ impl Order {
 
     /// Puts a user where he stands now, in every lane in which he has jobs.
     pub(super) fn refresh(&mut self, user: usize, now: Micros) {
+        self.note_idle(user);
         let Some(account) = self.users.get_mut(user) else { return };
         if let Some(until) = account.until.take() {
             self.blocked_until.remove(&(until, user));

@@ -13,10 +13,59 @@ impl Order {
         if let Some(known) = self.names.get(name) {
             return *known;
         }
-        let user = self.users.len();
-        self.users.push(Account::new(name.clone()));
+        let user = self.users.insert(Account::new(name.clone()));
         self.names.insert(name.clone(), user);
+        self.note_idle(user);
         user
+    }
+
+    /// A user has so many more jobs in the books, or something on its way there: he is not forgotten.
+    pub fn keep(&mut self, user: usize, jobs: u64) {
+        if let Some(account) = self.users.get_mut(user) {
+            account.jobs += jobs;
+            self.note_idle(user);
+        }
+    }
+
+    /// Ends what [`Order::keep`] began, of so many.
+    pub fn let_go(&mut self, user: usize, jobs: u64) {
+        if let Some(account) = self.users.get_mut(user) {
+            account.jobs -= jobs;
+            self.note_idle(user);
+        }
+    }
+
+    /// Puts a user among those who have nothing here, or takes him out.
+    pub(super) fn note_idle(&mut self, user: usize) {
+        let Some(account) = self.users.get_mut(user) else { return };
+        let idle = account.is_idle().then_some(account.had);
+        let before = std::mem::replace(&mut account.idle, idle);
+        if let Some(had) = before {
+            self.idle.remove(&(had, user));
+        }
+        if let Some(had) = idle {
+            self.idle.insert((had, user));
+        }
+    }
+
+    /// Forgets users who have nothing here, if there are more than are remembered. Returns their names.
+    pub fn forget_users(&mut self) -> Vec<Arc<str>> {
+        let mut gone = Vec::new();
+        while self.idle.len() > self.rules.remembered
+            && let Some((had, user)) = self.idle.pop_first()
+        {
+            let Account { name, .. } = self.users.remove(user);
+            self.names.remove(&name);
+            self.virtual_time = self.virtual_time.max(had);
+            gone.push(name);
+        }
+        gone
+    }
+
+    /// Where users are who come now.
+    #[must_use]
+    pub fn virtual_time(&self) -> Micros {
+        self.virtual_time
     }
 
     /// The name of a user.
@@ -124,7 +173,7 @@ impl Order {
 
     /// Every user's number, name and what there is to say.
     pub fn accounts(&mut self, now: Micros) -> Vec<UserStatus> {
-        let told = self.users.iter_mut().map(|account| {
+        let told = self.users.iter_mut().map(|(_, account)| {
             account.last_hour.forget_before(now);
             UserStatus {
                 name: account.name.clone(),

@@ -45,6 +45,45 @@ fn try_open(folder: &Folder, count: u64) -> Result<Queue, QueueError> {
 }
 
 #[test]
+fn who_is_forgotten_is_in_the_file_no_more_and_gains_nothing_by_a_new_process() {
+    let folder = Folder::new();
+    let open = |remembered| {
+        let (settings, clock) = settings(Rules { remembered, ..plain() });
+        let settings = Settings { history: 0, ..settings };
+        let queue = JobQueue::open(&folder.file(), Durability::Process, devices(1), settings);
+        (queue.unwrap(), clock)
+    };
+    let users = || -> Vec<String> {
+        let sql = folder.sql();
+        let mut names = sql.prepare("SELECT name FROM users ORDER BY name").unwrap();
+        names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    let (queue, clock): (Queue, _) = open(1);
+    let mut now = 1000 * SECOND;
+    for (user, seconds) in [("ann", 40), ("bob", 60), ("cleo", 50)] {
+        queue.submit(taking(user, seconds)).unwrap();
+        let claim = claimed(&queue, 0);
+        now += seconds * SECOND;
+        clock.set(now);
+        claim.finish(Outcome::done(0)).unwrap();
+    }
+    queue.close();
+    drop(queue);
+    // She came when ann was forgotten, and began where ann was.
+    assert_eq!(users(), ["cleo"]);
+    // Where she was is where those are who come from now on.
+    let (queue, _) = open(0);
+    queue.submit(taking("bob", 1)).unwrap();
+    queue.submit(taking("ann", 1)).unwrap();
+    queue.close();
+    drop(queue);
+    assert_eq!(users(), [""; 0]);
+    let at: Micros =
+        folder.sql().query_row("SELECT virtual_time FROM fairness", [], |row| row.get(0)).unwrap();
+    assert_eq!(at, 90 * SECOND);
+}
+
+#[test]
 fn every_job_is_there_again_as_it_was() {
     let folder = Folder::new();
     let queue = open(&folder, 2);

@@ -149,6 +149,89 @@ fn who_was_away_has_saved_up_nothing_and_who_was_ahead_stays_ahead() {
     assert_eq!(turns.iter().filter(|user| *user == "ann").count(), 10, "{turns:?}");
 }
 
+/// The names of the users whom a queue knows.
+fn known(queue: &Queue) -> Vec<String> {
+    queue.status().unwrap().users.iter().map(|user| user.name.to_string()).collect()
+}
+
+/// Settings of a queue that keeps no history, and remembers so many users who have nothing here.
+fn remembering(users: usize) -> (Settings, Arc<ManualClock>) {
+    let (settings, clock) = settings(Rules { remembered: users, ..plain() });
+    (Settings { history: 0, ..settings }, clock)
+}
+
+#[test]
+fn users_without_jobs_and_settings_are_forgotten_when_they_are_too_many() {
+    let queue: Queue = JobQueue::new(devices(1), remembering(100).0).unwrap();
+    queue.set_limits(&"weighty".into(), |limits| limits.weight = 2.0).unwrap();
+    queue.pause(Some(&"paused".into()), true).unwrap();
+    queue.submit(Spec { devices: Some(vec![name(0)]), ..spec("waits") }).unwrap();
+    queue.pause(Some(&"waits".into()), true).unwrap();
+    for number in 0..10_000 {
+        queue.submit(spec(&format!("user {number}"))).unwrap();
+        serve(&queue, 0);
+        assert!(known(&queue).len() <= 103 || number % 100 != 0);
+    }
+    let users = known(&queue);
+    assert_eq!(users.len(), 103);
+    assert!(["paused", "waits", "weighty"].iter().all(|name| users.iter().any(|it| it == name)));
+    queue.pause(Some(&"waits".into()), false).unwrap();
+    assert_eq!(serve(&queue, 0), "waits");
+    for name in ["waits", "paused"] {
+        queue.pause(Some(&name.into()), false).unwrap();
+    }
+    queue.set_limits(&"weighty".into(), |limits| limits.weight = 1.0).unwrap();
+    assert_eq!(known(&queue).len(), 100, "what nobody has any more is not remembered for ever");
+}
+
+#[test]
+fn jobs_in_the_history_have_their_users() {
+    let (settings, _) = settings(Rules { remembered: 0, ..plain() });
+    let queue: Queue = JobQueue::new(devices(1), Settings { history: 2, ..settings }).unwrap();
+    for user in ["ann", "bob", "cleo"] {
+        queue.submit(spec(user)).unwrap();
+        claimed(&queue, 0).finish(Outcome::failed("no")).unwrap();
+    }
+    assert_eq!(known(&queue), ["bob", "cleo"]);
+    assert_eq!(queue.retry(&Selection::user("bob"), false).unwrap(), 1);
+    assert_eq!(serve(&queue, 0), "bob");
+    queue.delete(&Selection::default()).unwrap();
+    assert_eq!(known(&queue), [""; 0]);
+}
+
+#[test]
+fn nobody_gains_turns_by_being_forgotten_and_coming_again() {
+    let (settings, clock) = remembering(1);
+    let queue: Queue = JobQueue::new(devices(1), settings).unwrap();
+    let mut now = 1000 * SECOND;
+    let mut run = |queue: &Queue, seconds: i64| {
+        let claim = claimed(queue, 0);
+        now += seconds * SECOND;
+        clock.set(now);
+        claim.finish(Outcome::done(0)).unwrap();
+        claim.job().user.to_string()
+    };
+    // Ann has had 40 s, and bob 60 s; cleo 50 s since she came when ann was forgotten, who began where
+    // ann was.
+    for (user, seconds) in [("ann", 40), ("bob", 60), ("cleo", 50)] {
+        queue.submit(taking(user, seconds)).unwrap();
+        assert_eq!(run(&queue, seconds), user);
+    }
+    assert_eq!(known(&queue), ["cleo"]);
+    // Who comes again has had as much as who comes for the first time: nobody is better off.
+    for user in ["bob", "ann", "dora", "cleo"] {
+        queue.submit_all(vec![taking(user, 10); 10]).unwrap();
+    }
+    let turns: Vec<String> = (0..40).map(|_| run(&queue, 10)).collect();
+    let of = |user: &str, until: usize| turns[..until].iter().filter(|it| *it == user).count();
+    assert_eq!(of("cleo", 9), 0, "she has had 30 s more than those who were forgotten: {turns:?}");
+    for until in 1..=30 {
+        let (ann, bob, dora) = (of("ann", until), of("bob", until), of("dora", until));
+        let least = ann.min(bob).min(dora);
+        assert!(ann.max(bob).max(dora) - least <= 1, "{turns:?}");
+    }
+}
+
 #[test]
 fn deleting_history_gains_no_turns() {
     let (settings, clock) = settings(plain());
