@@ -84,6 +84,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
     fn look(self: &Arc<Self>) {
         let mut aftermath = Aftermath::default();
         let now = self.now();
+        self.look_at_waiting();
         let next = {
             let mut state = self.state.lock();
             state.dispatch(now, &mut aftermath);

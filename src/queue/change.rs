@@ -72,6 +72,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
 
         let written = inner.written(entered);
         let mut aftermath = Aftermath::default();
+        inner.look_at_waiting();
         let mut state = inner.state.lock();
         let mut owed = Vec::new();
         for &id in &stopping.ending {
@@ -154,6 +155,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
 
         let written = inner.written(entered);
         let mut aftermath = Aftermath::default();
+        inner.look_at_waiting();
         let mut state = inner.state.lock();
         for (user, asked) in coming {
             if let Some(count) = state.coming.get_mut(&user) {
@@ -233,6 +235,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         inner.check()?;
         let now = inner.now();
         let mut aftermath = Aftermath::default();
+        inner.look_at_waiting();
         let mut state = inner.state.lock();
         let user = user.map(|name| state.order.user(name));
         state.order.pause(user, paused, now);
@@ -272,6 +275,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
 
         let written = inner.written(entered);
         let mut aftermath = Aftermath::default();
+        inner.look_at_waiting();
         let mut state = inner.state.lock();
         if written.is_ok() {
             let mut limits = state.order.limits(user);

@@ -1,5 +1,6 @@
 //! Asking for jobs: offers, which may be declined, and the places of those who wait for one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -117,6 +118,17 @@ impl<V: Send + Sync + 'static> Inner<V> {
         }
     }
 
+    /// The same of all devices that wait for a job: weights may have come and left since they came.
+    pub(super) fn look_at_waiting(&self) {
+        if self.placement.lock().is_none() {
+            return;
+        }
+        let waiting: BTreeSet<usize> = self.state.lock().line.devices().collect();
+        for device in waiting {
+            self.look_at(device);
+        }
+    }
+
     /// The guard of what was reserved.
     fn offer(self: &Arc<Self>, number: u64) -> Option<Offer<V>> {
         let state = self.state.lock();
@@ -131,6 +143,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
     fn decline(self: &Arc<Self>, number: u64) {
         let now = self.now();
         let mut aftermath = Aftermath::default();
+        self.look_at_waiting();
         let mut state = self.state.lock();
         let gone = state.decline(number, now);
         state.dispatch(now, &mut aftermath);

@@ -78,6 +78,7 @@ impl<V: Send + Sync + 'static> Inner<V> {
 
         let written = self.written(entered);
         let mut aftermath = Aftermath::default();
+        self.look_at_waiting();
         let mut state = self.state.lock();
         // In the journal a job that was given back runs, which comes to the same.
         if let Err(error) = written

@@ -129,6 +129,7 @@ impl<V: Send + Sync + 'static> JobQueue<V> {
         let written = inner.written(entered);
         let mut aftermath = Aftermath::default();
         let jobs: Vec<_> = records.iter().map(|record| record.job.clone()).collect();
+        inner.look_at_waiting();
         let mut state = inner.state.lock();
         for &(user, asked) in &coming {
             if let Some(count) = state.coming.get_mut(&user) {

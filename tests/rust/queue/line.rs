@@ -1,5 +1,7 @@
 //! Who waits for a job, and who gets it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use coresident::queue::{Holdings, Offer, Placement};
 use coresident::wait::{CancelToken, Owner, Parker};
 
@@ -67,6 +69,39 @@ fn of_idle_devices_the_one_with_the_weights_gets_the_job_then_the_fastest() {
     let fast = queue.submit(spec("ann")).unwrap();
     until(|| fast.state() == JobState::Running);
     assert_eq!(fast.now().device, Some(1));
+    queue.close();
+    drop(workers.into_iter().map(Spawned::join).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_job_goes_to_the_idle_device_that_has_the_weights_now_and_not_when_it_came() {
+    struct Moved(AtomicUsize);
+    impl Placement for Moved {
+        fn holdings(&self, device: Name) -> Holdings {
+            let here = usize::try_from(device.index()).unwrap() == self.0.load(Ordering::SeqCst);
+            here.then(|| ("unet".into(), 5)).into_iter().collect()
+        }
+    }
+    let (mut settings, _) = settings(plain());
+    let moved = Arc::new(Moved(AtomicUsize::new(0)));
+    settings.placement = Some(moved.clone());
+    let queue: Queue = JobQueue::new(devices(3), settings).unwrap();
+    let mut workers: Vec<_> = (0..3).map(|device| worker(&queue, device)).collect();
+    // All of them wait, and the weights go from one to the next.
+    moved.0.store(2, Ordering::SeqCst);
+    let first = queue.submit(needing("ann", &["unet"])).unwrap();
+    let claim = workers.pop().unwrap().join().unwrap();
+    assert_eq!(claim.job().id, first.id);
+    moved.0.store(1, Ordering::SeqCst);
+    claim.finish(Outcome::Failed { error: "no".into(), value: None, retry: true }).unwrap();
+    let claim = workers.pop().unwrap().join().unwrap();
+    assert_eq!((claim.job().id, claim.attempt()), (first.id, 2));
+    queue.pause(None, true).unwrap();
+    let last = queue.submit(needing("ann", &["unet"])).unwrap();
+    let other = worker(&queue, 2);
+    moved.0.store(2, Ordering::SeqCst);
+    queue.pause(None, false).unwrap();
+    assert_eq!(other.join().unwrap().job().id, last.id);
     queue.close();
     drop(workers.into_iter().map(Spawned::join).collect::<Vec<_>>());
 }
