@@ -275,6 +275,10 @@ pub enum Mutant {
     LeaveForgetsWaiters,
     /// A job that is kept for one device is kept for another too.
     OfferedTwice,
+    /// Who waits for bytes keeps the pages that he has.
+    WaiterKeepsPages,
+    /// What somebody has of what he waits for counts though others have taken it.
+    TakenStakeIsStillCounted,
     /// A user may be forgotten while a job of his comes.
     ComingJobHasNoUser,
     /// A job that is submitted wakes nobody who waits for one.

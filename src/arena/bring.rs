@@ -66,8 +66,7 @@ impl AreaShared {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<(Vec<Event>, Option<Reservation>), ArenaError> {
-        let there = pins.set().len() - coming.missing.len();
-        let working = self.give_memory(&mut coming, there, beside, owner, patience)?;
+        let working = self.give_memory(pins.set(), &mut coming, beside, owner, patience)?;
         let filled = self.fill(pins.set(), &mut coming, owner, Cause::CameBack)?;
         Ok((filled, working))
     }
@@ -76,33 +75,26 @@ impl AreaShared {
     /// beside; waits in line for both.
     fn give_memory(
         &self,
+        set: &PageSet,
         coming: &mut Coming<'_>,
-        there: usize,
         beside: Beside,
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Option<Reservation>, ArenaError> {
         let (budget, began) = (&self.arena.budget, Instant::now());
-        let bytes = |pages: usize| (pages * self.arena.memory.page()) as u64;
-        let missing = bytes(coming.missing.len());
-        let wanted = missing + beside.bytes;
-        if wanted == 0 {
+        if coming.missing.is_empty() && beside.bytes == 0 {
             return Ok(None);
         }
-        let purpose = format!("working memory of {}", self.key);
         let mut in_vain = 0;
         loop {
             let (patience, asked) = (patience.since(began), Instant::now());
-            let reserve = |patience: &Patience<'_>| {
-                budget.reserve_beside(wanted, bytes(there), Some(&purpose), owner, patience)
-            };
-            let hand = match self.arena.in_exchange(&reserve) {
-                Some(hand) => hand,
-                None => reserve(&patience)?,
-            };
+            let hand = self.reserve(set, coming, beside, owner, &patience)?;
+            let missing = self.bytes_of(coming.missing.len());
+            let wanted = missing + beside.bytes;
             if let Some(track) = self.land.track.as_ref().filter(|_| asked.elapsed() >= A_WAIT) {
                 track.waited(wanted, asked);
             }
+            let Some(hand) = hand else { continue };
             let committed = self.commit(&coming.missing, true);
             self.arena.memory.clear_aside();
             match committed {
@@ -132,6 +124,48 @@ impl AreaShared {
                 }
             }
         }
+    }
+
+    fn bytes_of(&self, pages: usize) -> u64 {
+        (pages * self.arena.memory.page()) as u64
+    }
+
+    /// Reserves the bytes of the pages that are coming, and what is wanted beside; waits in line for
+    /// both. Meanwhile others may have those pages of the set that are there. If they take some, these
+    /// come too, and nothing is reserved: which happens as often as there are pages at most.
+    fn reserve(
+        &self,
+        set: &PageSet,
+        coming: &mut Coming<'_>,
+        beside: Beside,
+        owner: &Owner,
+        patience: &Patience<'_>,
+    ) -> Result<Option<Reservation>, ArenaError> {
+        let (arena, purpose) = (&self.arena, format!("working memory of {}", self.key));
+        let wanted = self.bytes_of(coming.missing.len()) + beside.bytes;
+        if let Some(hand) = arena.budget.reserve_at_once(wanted, Some(&purpose), owner)? {
+            return Ok(Some(hand));
+        }
+        let stake = arena.state.lock().begin_yield(self.number, set, self.bytes_of(1));
+        let all = self.bytes_of(set.len()) + beside.bytes;
+        let rest = |patience: &Patience<'_>| {
+            arena.budget.reserve_rest(all, &stake, Some(&purpose), owner, patience)
+        };
+        let reserved = arena.in_exchange(&rest).map_or_else(|| rest(patience), Ok);
+        let mut books = arena.state.lock();
+        while books.is_leaving(self.number, set) {
+            books = wait_until(&arena.left, books, None);
+        }
+        coming.missing.extend(books.end_yield(self.number, set));
+        drop(books);
+        coming.missing.sort_unstable();
+        let reserved = reserved?;
+        // Some may have been taken between the end of the wait and now.
+        if reserved.bytes() >= self.bytes_of(coming.missing.len()) + beside.bytes {
+            return Ok(Some(reserved));
+        }
+        arena.memory.clear_aside();
+        Ok(None)
     }
 
     /// Gives memory to pages; to all of them or none. If there is too little, others may be asked to

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::state::{Candidate, Left, Run};
+use super::state::{Candidate, Left, Run, Whose};
 use crate::budget::Evictor;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
@@ -21,7 +21,11 @@ impl Evictor for Pages {
         let Some(arena) = self.0.upgrade().filter(|arena| arena.birth.is_here()) else { return };
         let pages = bytes.div_ceil(arena.memory.page() as u64);
         let pages = usize::try_from(pages).unwrap_or(usize::MAX);
-        arena.evict_pages(pages, Some(Instant::now() + SLICE));
+        // It is of no use to whoever waits first that his own pages leave.
+        let stake = arena.state.lock().stake();
+        let own = stake.is_some_and(|stake| arena.budget.waits_first(&stake));
+        let whose = if own { Whose::Unused } else { Whose::Waiters };
+        arena.evict_some(pages, whose, Some(Instant::now() + SLICE));
     }
 }
 
@@ -29,21 +33,22 @@ impl Shared {
     /// Evicts so many pages, or all that nobody uses; waits for streams that use them until then.
     /// Returns how many have left.
     pub(super) fn evict_pages(&self, most: usize, until: Option<Instant>) -> usize {
-        self.evict_some(most, true, until)
+        self.evict_some(most, Whose::Unused, until)
     }
 
     /// Evicts the pages of areas that nobody has any more, but for those that a stream still uses.
     pub(super) fn evict_orphans(&self) {
         if self.state.lock().has_orphans() {
-            self.evict_some(usize::MAX, false, Some(Instant::now()));
+            self.evict_some(usize::MAX, Whose::Nobodys, Some(Instant::now()));
         }
     }
 
-    fn evict_some(&self, most: usize, of_all: bool, until: Option<Instant>) -> usize {
+    /// The same of whoever's pages.
+    pub(super) fn evict_some(&self, most: usize, whose: Whose, until: Option<Instant>) -> usize {
         let mut gone = 0;
         loop {
-            let order = if of_all { self.order() } else { Vec::new() };
-            let candidates = self.state.lock().candidates(most - gone, of_all, &order);
+            let order = if whose == Whose::Nobodys { Vec::new() } else { self.order() };
+            let candidates = self.state.lock().candidates(most - gone, whose, &order);
             if candidates.is_empty() {
                 return gone;
             }

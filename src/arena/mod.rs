@@ -5,7 +5,8 @@
 //! bytes. Leaving drops them; the host has the weights. A page that stayed is not copied again.
 //!
 //! **Order.** Whoever misses pages gets a turn, first come, first served, and in it reserves all their
-//! bytes at once: nobody who is in line for bytes has pages that others wait for. What leaves first is
+//! bytes at once: nobody who is in line for bytes has pages that others wait for, and he lets others have
+//! those that are there already; if they take some, he asks once more, for as many more. What leaves first is
 //! what has the lowest priority, then what an [`EvictionOrder`] says, else what was not used for
 //! longest; of one area the last pages.
 //!
@@ -92,7 +93,7 @@ use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::trace::Timeline;
 use crate::wait::{Birth, Owner, Patience, exiting};
-use state::State;
+use state::{State, Whose};
 
 /// After what costs nothing to give back, before what is slow to come again.
 const PRIORITY: i64 = 50;
@@ -299,15 +300,15 @@ impl Arena {
         Ok(self.0.birth.check("arena")?)
     }
 
-    /// Evicts unpinned pages of so many bytes, or all that there are. Those that a stream still uses
-    /// are not waited for. Returns the bytes.
+    /// Evicts unpinned pages of so many bytes, or all that there are, also those that somebody has who
+    /// waits for more. Those that a stream still uses are not waited for. Returns the bytes.
     pub fn evict(&self, bytes: u64) -> u64 {
         if !self.0.birth.is_here() {
             return 0;
         }
         let page = self.0.memory.page();
         let pages = usize::try_from(bytes.div_ceil(page as u64)).unwrap_or(usize::MAX);
-        (self.0.evict_pages(pages, Some(Instant::now())) * page) as u64
+        (self.0.evict_some(pages, Whose::Waiters, Some(Instant::now())) * page) as u64
     }
 
     /// When pages are unpinned and more than `high` bytes of the device are pages with memory, they are

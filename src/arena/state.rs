@@ -12,6 +12,7 @@ use super::land::Land;
 use super::layout::{PageSet, runs};
 use super::mark::Mark;
 use super::order::Evictable;
+use crate::budget::Stake;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
 
@@ -32,6 +33,8 @@ pub(super) struct Page {
     pub(super) place: Place,
     /// By how many it is in use.
     pub(super) pins: u32,
+    /// Whether whoever has it in use waits for bytes, so that others may have its.
+    yielded: bool,
     /// The content that it has, or will have once it is filled; 0 is none.
     pub(super) generation: u64,
     /// Changes whenever it is used, so that who has looked knows whether that is still true.
@@ -47,11 +50,17 @@ impl Page {
         Self {
             place: Place::Absent,
             pins: 0,
+            yielded: false,
             generation: 0,
             stamp: 0,
             filled: None,
             used: Vec::new(),
         }
+    }
+
+    /// Whether it is in use, also by somebody who waits for bytes.
+    fn is_in_use(&self) -> bool {
+        self.pins > 0 || self.yielded
     }
 
     /// What has to pass before its memory can be taken away, or written again.
@@ -74,7 +83,7 @@ pub(super) struct AreaState {
     pub(super) used_at: u64,
     /// How many pages have memory, or get it.
     pub(super) resident: usize,
-    /// How many are in use.
+    /// How many are in use, also by somebody who waits for bytes.
     pub(super) pinned: usize,
     /// Whether nobody has the area any more.
     pub(super) orphan: bool,
@@ -97,6 +106,17 @@ pub(super) struct Run {
     pub(super) area: usize,
     pub(super) land: Arc<Land>,
     pub(super) pages: Range<usize>,
+}
+
+/// Which pages are to leave, if they can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Those of areas that nobody has any more.
+    Nobodys,
+    /// Those also that nobody uses.
+    Unused,
+    /// Those also of whoever has the turn and waits for bytes.
+    Waiters,
 }
 
 /// A page that could leave, as it was when it was looked at.
@@ -130,6 +150,8 @@ pub(super) struct State {
     /// By what they are made of.
     pub(super) known: HashMap<Identity, Weak<AreaShared>>,
     clock: u64,
+    /// What whoever has the turn has of what he waits for, and bytes of a page.
+    stake: Option<(Stake, u64)>,
     /// Unpinned pages leave when there are more bytes than this, until there are as few as the other.
     pub(super) high: Option<u64>,
     pub(super) low: u64,
@@ -172,7 +194,7 @@ impl State {
         let mut filled = Vec::new();
         for at in set.iter() {
             let page = &mut pages[at];
-            *pinned += usize::from(page.pins == 0);
+            *pinned += usize::from(!page.is_in_use());
             page.pins += 1;
             page.stamp = clock;
             note(&mut filled, page.filled.iter());
@@ -211,6 +233,55 @@ impl State {
         }
         land.count(*resident, *pinned);
         missing
+    }
+
+    /// Has others take pages that were claimed and have memory, while whoever has the turn waits for
+    /// bytes. Returns what he has of them.
+    pub(super) fn begin_yield(&mut self, area: usize, set: &PageSet, page_bytes: u64) -> Stake {
+        let clock = self.tick();
+        let AreaState { land, pages, .. } = &mut self.areas[area];
+        let mut resident = 0;
+        for at in set.iter() {
+            let page = &mut pages[at];
+            if page.place == Place::Resident && !planted(Mutant::WaiterKeepsPages) {
+                page.pins -= 1;
+                (page.yielded, page.stamp) = (true, clock);
+            }
+            resident += u64::from(page.place == Place::Resident);
+        }
+        let stake = land.reservation.stake(resident * page_bytes);
+        self.stake = Some((stake.clone(), page_bytes));
+        stake
+    }
+
+    /// Pins again what is left of pages that others were let have. Returns those that have left, and are
+    /// to get memory now.
+    pub(super) fn end_yield(&mut self, area: usize, set: &PageSet) -> Vec<usize> {
+        let clock = self.tick();
+        self.stake = None;
+        let AreaState { land, pages, pinned, resident, .. } = &mut self.areas[area];
+        let mut missing = Vec::new();
+        for at in set.iter() {
+            let page = &mut pages[at];
+            if page.place == Place::Absent {
+                page.place = Place::Coming;
+                *resident += 1;
+                *pinned += 1;
+                missing.push(at);
+            } else if !std::mem::take(&mut page.yielded) {
+                // It is still to get memory.
+                continue;
+            }
+            page.pins += 1;
+            page.stamp = clock;
+        }
+        land.count(*resident, *pinned);
+        missing
+    }
+
+    /// What whoever has the turn has of what he waits for.
+    pub(super) fn stake(&self) -> Option<Stake> {
+        self.stake.as_ref().map(|(stake, _)| stake.clone())
     }
 
     /// Those of some pages that have memory, but not the right content.
@@ -305,7 +376,7 @@ impl State {
             }
             page.pins -= 1;
             page.stamp = clock;
-            *pinned -= usize::from(page.pins == 0);
+            *pinned -= usize::from(!page.is_in_use());
             if planted(Mutant::UseIsForgotten) {
                 continue;
             }
@@ -408,19 +479,20 @@ impl State {
     }
 
     /// Pages that could leave, so many or all that there are, and of a block all; the least wanted first.
-    /// Of an area the last ones go first. Of all areas, or only of those that nobody has any more.
-    pub(super) fn candidates(&self, most: usize, of_all: bool, order: &[usize]) -> Vec<Candidate> {
-        let areas = self.sorted(order).into_iter().filter(|(_, area)| of_all || area.orphan);
+    /// Of an area the last ones go first.
+    pub(super) fn candidates(&self, most: usize, whose: Whose, order: &[usize]) -> Vec<Candidate> {
+        let (all, yielded) = (whose != Whose::Nobodys, whose == Whose::Waiters);
+        let areas = self.sorted(order).into_iter().filter(|(_, area)| all || area.orphan);
         let mut candidates = Vec::new();
         for (key, area) in areas {
-            if area.resident == area.pinned && !planted(Mutant::PinnedPageLeaves) {
+            if area.resident == area.pinned && !yielded && !planted(Mutant::PinnedPageLeaves) {
                 continue;
             }
             for (at, page) in area.pages.iter().enumerate().rev() {
                 if candidates.len() >= most && area.land.parts_at(at + 1) {
                     return candidates;
                 }
-                if can_leave(page) {
+                if can_leave(page) && (yielded || !page.yielded) {
                     let mut fences = Vec::new();
                     note(&mut fences, page.fences());
                     candidates.push(Candidate { area: key, page: at, stamp: page.stamp, fences });
@@ -438,6 +510,11 @@ impl State {
             let Some(page) = area.pages.get_mut(candidate.page) else { continue };
             if can_leave(page) && page.stamp == candidate.stamp {
                 page.place = Place::Leaving;
+                if let Some((stake, bytes)) = self.stake.as_ref().filter(|_| page.yielded)
+                    && !planted(Mutant::TakenStakeIsStillCounted)
+                {
+                    stake.loses(*bytes);
+                }
                 leaving.entry(candidate.area).or_default().push(candidate.page);
             }
         }
@@ -459,6 +536,7 @@ impl State {
         self.evicted += run.pages.len() as u64;
         let area = &mut self.areas[run.area];
         for page in &mut area.pages[run.pages.clone()] {
+            area.pinned -= usize::from(page.yielded);
             *page = Page::new();
         }
         area.resident -= run.pages.len();

@@ -47,6 +47,7 @@ pub use error::{BudgetError, Figures};
 pub use limit::{Limit, LimitError, default_host_limit};
 pub use pressure::{Evictor, Probe};
 pub use reservation::Reservation;
+pub use state::Stake;
 
 use crate::sync::Mutex;
 use crate::wait::{
@@ -307,19 +308,27 @@ impl Budget {
         self.reserve_wish(wish, owner, patience)
     }
 
-    /// As [`Budget::reserve`], for somebody who has so many bytes beside, and keeps them.
+    /// As [`Budget::reserve`], for somebody who has some of the bytes already: what is missing.
     ///
     /// # Errors
-    /// [`BudgetError::Impossible`] also if all of them together are too many.
-    pub fn reserve_beside(
+    /// [`BudgetError`].
+    pub fn reserve_rest(
         &self,
         bytes: u64,
-        beside: u64,
+        stake: &Stake,
         purpose: Option<&str>,
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Reservation, BudgetError> {
-        self.reserve_wish(Wish { beside, ..wish(bytes, purpose, owner) }, owner, patience)
+        let stake = Some(stake.clone());
+        self.reserve_wish(Wish { stake, ..wish(bytes, purpose, owner) }, owner, patience)
+    }
+
+    /// Whether it is whoever has this at stake who waits first: then it does not help him if it is
+    /// taken.
+    #[must_use]
+    pub fn waits_first(&self, stake: &Stake) -> bool {
+        self.0.birth.is_here() && self.0.state.lock().waits_first(stake)
     }
 
     fn reserve_wish(
@@ -328,7 +337,7 @@ impl Budget {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Reservation, BudgetError> {
-        let (parker, bytes) = (Parker::new(), wish.bytes);
+        let (parker, bytes) = (Parker::new(), wish.missing());
         let asked = self.ask_for(wish, owner, parker.clone())?;
         self.settle(bytes, asked, &parker, patience)
     }
@@ -514,7 +523,7 @@ impl Budget {
 
 fn wish(bytes: u64, purpose: Option<&str>, owner: &Owner) -> Wish {
     let purpose = purpose.map(str::to_owned);
-    Wish { bytes, filled: 0, beside: 0, purpose, owner: Some(owner.clone()) }
+    Wish { bytes, filled: 0, beside: 0, stake: None, purpose, owner: Some(owner.clone()) }
 }
 
 impl Shared {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::state::{Place, Wish};
+use super::state::{Place, Stake, Wish};
 use super::{Budget, BudgetError, Shared, wish};
 use crate::wait::{Asked, Owner, Parker, Patience, Wake, wake_all};
 
@@ -50,6 +50,12 @@ impl Reservation {
     #[must_use]
     pub fn is_released(&self) -> bool {
         self.figures().is_none()
+    }
+
+    /// So many of its bytes, which somebody has of what he waits for.
+    #[must_use]
+    pub fn stake(&self, bytes: u64) -> Stake {
+        Stake::new(self.place, bytes)
     }
 
     /// The budget.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use slab::Slab;
@@ -27,8 +27,48 @@ pub(super) struct Wish {
     pub(super) filled: u64,
     /// What the asker has beside, and keeps.
     pub(super) beside: u64,
+    /// What of the bytes he has already, as long as nobody takes it while he waits.
+    pub(super) stake: Option<Stake>,
     pub(super) purpose: Option<String>,
     pub(super) owner: Option<Owner>,
+}
+
+/// Bytes of a reservation that somebody has of what he waits for. Others may take them meanwhile, and
+/// then he waits for so many more.
+#[derive(Clone)]
+pub struct Stake {
+    pub(super) place: Place,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Stake {
+    pub(super) fn new(place: Place, bytes: u64) -> Self {
+        Self { place, bytes: Arc::new(AtomicU64::new(bytes)) }
+    }
+
+    /// How many are left.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// So many are taken. To be said before they are given back.
+    pub fn loses(&self, bytes: u64) {
+        let _ = self.bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |has| {
+            Some(has.saturating_sub(bytes))
+        });
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.bytes, &other.bytes)
+    }
+}
+
+impl Wish {
+    /// The bytes that are missing.
+    pub(super) fn missing(&self) -> u64 {
+        self.bytes.saturating_sub(self.stake.as_ref().map_or(0, Stake::bytes))
+    }
 }
 
 pub(super) struct State {
@@ -119,7 +159,8 @@ impl State {
 
     fn fits(&self, wish: &Wish) -> bool {
         let room = self.within_reach(wish.filled).saturating_sub(self.used);
-        wish.bytes <= room || (planted(Mutant::BudgetOverdrawn) && wish.bytes <= self.limit)
+        let missing = wish.missing();
+        missing <= room || (planted(Mutant::BudgetOverdrawn) && missing <= self.limit)
     }
 
     /// What of the memory reservations may have, together with one of which so many bytes are filled.
@@ -131,7 +172,8 @@ impl State {
     /// What others would have to give for the first in line to be served; without one, what is used
     /// beyond the limit.
     pub(super) fn missing(&self) -> u64 {
-        let first = self.line.front().map_or((0, 0), |first| (first.wish.bytes, first.wish.filled));
+        let first =
+            self.line.front().map_or((0, 0), |first| (first.wish.missing(), first.wish.filled));
         self.used.saturating_add(first.0).saturating_sub(self.within_reach(first.1))
     }
 
@@ -143,6 +185,12 @@ impl State {
 
     pub(super) fn has_line(&self) -> bool {
         !self.line.is_empty()
+    }
+
+    /// Whether it is whoever has this at stake who waits first.
+    pub(super) fn waits_first(&self, stake: &Stake) -> bool {
+        let first = self.line.front().and_then(|first| first.wish.stake.as_ref());
+        first.is_some_and(|first| first.is(stake))
     }
 
     /// The figures of a wish that could not be fulfilled if everybody else released everything.
@@ -180,6 +228,7 @@ impl State {
     }
 
     fn enter(&mut self, ticket: u64, wish: Wish) -> Place {
+        let wish = Wish { bytes: wish.missing(), stake: None, ..wish };
         self.used += wish.bytes;
         self.peak = self.peak.max(self.used);
         let filled = wish.filled;
@@ -454,18 +503,26 @@ impl State {
     pub(super) fn blockers(&self, ticket: u64) -> Option<Blockers> {
         let at = self.place(ticket)?;
         let before = at.checked_sub(1).and_then(|at| self.line[at].wish.owner.clone());
-        let fits_the_ledger = self.line[at].wish.bytes <= self.limit.saturating_sub(self.used);
+        let fits_the_ledger = self.line[at].wish.missing() <= self.limit.saturating_sub(self.used);
+        // What others have at stake is to be had, whatever they do.
+        let others = self.line.iter().enumerate().filter(|(other, _)| *other != at);
+        let at_stake: Vec<u64> = others
+            .filter_map(|(_, waiter)| waiter.wish.stake.as_ref())
+            .filter(|stake| stake.bytes() > 0)
+            .map(|stake| stake.place.ticket)
+            .collect();
         let outside = fits_the_ledger.then(Vec::new);
         let holders = self.reservations.iter().map(|(_, entry)| entry);
-        let holders = holders
-            .filter(|entry| entry.wish.bytes > 0)
-            .map(|entry| entry.keepers().cloned().collect());
+        let holders = holders.filter(|entry| entry.wish.bytes > 0).map(|entry| {
+            let kept = !at_stake.contains(&entry.ticket);
+            entry.keepers().filter(|_| kept).cloned().collect()
+        });
         let ways = holders.chain(outside);
         Some(ways.map(|way: Vec<Owner>| way.into_iter().chain(before.clone()).collect()).collect())
     }
 
     pub(super) fn describe(&self, ticket: u64) -> Description {
-        let bytes = self.place(ticket).map_or(0, |at| self.line[at].wish.bytes);
+        let bytes = self.place(ticket).map_or(0, |at| self.line[at].wish.missing());
         Description { wants: self.wanted(bytes), held: self.held() }
     }
 
@@ -505,7 +562,7 @@ impl State {
         let now = Instant::now();
         let user = |wish: &Wish, since: Instant| BudgetUser {
             holder: wish.holder(),
-            bytes: wish.bytes,
+            bytes: wish.missing(),
             lasted: now - since,
         };
         let holders = self.reservations.iter();

@@ -355,3 +355,28 @@ pub(crate) fn a_fault_that_is_given_up_leaves_nothing() {
     assert_eq!(wanted.residency(), [1]);
     assert!(house.is_right());
 }
+
+pub(crate) fn who_waits_for_bytes_lets_others_have_his_pages() {
+    let house = house(2);
+    let (used, wanted) = (house.area(10, 1), house.area(20, 2));
+    drop(fault(&wanted, &[0], Stream::Host, 0));
+    let pins = fault(&used, &[0], Stream::Host, 0);
+    let waiter = thread::spawn({
+        let (house, wanted) = (house.clone(), wanted.clone());
+        move || {
+            let pins = fault(&wanted, &[0, 1], Stream::Host, 1);
+            house.late.sees(wanted.address(0).unwrap(), 20);
+            house.late.sees(wanted.address(1).unwrap(), 21);
+            drop(pins);
+        }
+    });
+    if house.budget.is_wanted() {
+        // He waits for the page that is used, which nobody else can end.
+        assert_eq!(house.arena.evict(1), PAGE as u64);
+        let more = house.budget.try_reserve(PAGE as u64, None, &owner(0)).unwrap();
+        assert!(more.is_some(), "what he had is not his before all of it is");
+    }
+    drop(pins);
+    waiter.join().unwrap();
+    assert!(house.is_right());
+}

@@ -83,6 +83,7 @@ rules! {
         what_may_be_wrong_is_filled_again_before_anybody_uses_it: StalePageIsUsed;
         pages_and_ledger_agree_when_faults_and_evictions_race: LeavingKeepsBytes, PinnedPageLeaves;
         a_fault_that_is_given_up_leaves_nothing: GivenUpStaysClaimed;
+        who_waits_for_bytes_lets_others_have_his_pages: WaiterKeepsPages, TakenStakeIsStillCounted;
     }
     residency by 4 {
         what_a_job_uses_is_noted_whatever_others_use: OthersUseIsOwn;

@@ -311,6 +311,107 @@ fn what_is_written_while_somebody_waits_for_bytes_is_filled_again_for_him() {
     assert!(model.is_whole(&house.device));
 }
 
+/// Three models of three pages on a device of eight: two in use, and what is left of the third.
+fn three_on_eight(house: &House) -> ([Model; 3], [Pins; 2]) {
+    let models = [1, 2, 3].map(|seed| house.model(10 * seed, &[2 * MIB; 3]));
+    let me = owner("main");
+    drop(models[2].fault(&me));
+    let pins = [models[0].fault(&me), models[1].fault(&me)];
+    assert_eq!(models[2].area.residency(), [1, 1, 0]);
+    (models, pins)
+}
+
+#[test]
+fn who_waits_for_bytes_lets_those_have_his_pages_who_use_theirs() {
+    let house = house(8);
+    let ([.., third], [first, second]) = three_on_eight(&house);
+    let me = owner("main");
+    let at_once = || house.budget.try_reserve(PAGE, None, &me).unwrap();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| drop(third.fault(&owner("waiter"))));
+        until(|| house.budget.is_wanted());
+        assert!(at_once().is_none(), "there is nothing but his pages");
+        let mut activations = Vec::new();
+        for _ in 0..2 {
+            assert_eq!(house.arena.evict(PAGE), PAGE);
+            activations.push(at_once().expect("it is not for him who waits"));
+        }
+        assert_eq!(house.arena.evict(PAGE), 0);
+        assert!(house.budget.is_wanted());
+        drop((activations, first));
+        waiter.join().unwrap();
+    });
+    assert!(third.is_whole(&house.device));
+    assert_eq!(third.copied(), 12 * MIB, "one page came again, and two that were taken");
+    drop(second);
+    assert!(house.is_consistent());
+    house.arena.evict(u64::MAX);
+    assert_eq!((house.device.committed(), house.budget.used()), (0, 0));
+}
+
+#[test]
+fn what_nobody_takes_from_him_who_waits_is_not_copied_again() {
+    let house = house(8);
+    let ([.., third], [first, second]) = three_on_eight(&house);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| third.fault(&owner("waiter")));
+        until(|| house.budget.is_wanted());
+        drop(first);
+        let pins = waiter.join().unwrap();
+        assert_eq!(third.area.residency(), [2, 2, 2]);
+        drop((pins, second));
+    });
+    assert_eq!(third.copied(), 8 * MIB);
+    assert!(third.is_whole(&house.device) && house.is_consistent());
+}
+
+#[test]
+fn who_gives_up_after_others_took_of_his_pages_leaves_nothing_pinned() {
+    let house = house(8);
+    let ([.., third], [first, second]) = three_on_eight(&house);
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let patience = Patience::FOREVER.or_cancelled(&token);
+            let (all, who) = (third.area.all(), owner("waiter"));
+            third.area.fault(&all, Beside::default(), Stream::Host, &who, &patience).map(drop)
+        });
+        until(|| house.budget.is_wanted());
+        assert_eq!(house.arena.evict(PAGE), PAGE);
+        token.cancel(None);
+        waiter.join().unwrap().unwrap_err();
+    });
+    assert_eq!(third.area.residency(), [1, 0, 0]);
+    drop((first, second));
+    assert!(house.is_consistent());
+    drop(third.fault(&owner("main")));
+    assert!(third.is_whole(&house.device) && house.is_consistent());
+}
+
+#[test]
+fn who_waits_before_him_is_given_the_pages_of_who_waits() {
+    let house = house(8);
+    let ([.., third], [first, second]) = three_on_eight(&house);
+    let first_page = third.area.block(&[0]);
+    let held = third.area.pin(&first_page, Stream::Host, &owner("other")).unwrap();
+    thread::scope(|scope| {
+        // He waits for two pages, of which one is idle and the other one is in use.
+        let before = scope.spawn(|| {
+            let (who, patience) = (owner("before"), Patience::FOREVER);
+            house.budget.reserve(2 * PAGE, None, &who, &patience).map(|taken| taken.bytes())
+        });
+        until(|| house.budget.is_wanted());
+        let waiter = scope.spawn(|| drop(third.fault(&owner("waiter"))));
+        until(|| house.budget.status().unwrap().waiting.len() == 2);
+        drop(held);
+        assert_eq!(before.join().unwrap().unwrap(), 2 * PAGE);
+        drop(first);
+        waiter.join().unwrap();
+    });
+    drop(second);
+    assert!(third.is_whole(&house.device) && house.is_consistent());
+}
+
 #[test]
 fn bytes_that_others_took_since_the_last_look_are_waited_for() {
     let device = bench(8, None);
