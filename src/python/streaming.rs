@@ -310,6 +310,7 @@ impl From<StreamingError> for Error {
             StreamingError::Wait(error) => error.into(),
             StreamingError::Forked(error) => error.into(),
             StreamingError::Closed { .. } => raise("ReleasedError", &message, |_| Ok(())),
+            StreamingError::Captured { .. } => invalid_value(&message),
             StreamingError::Moves { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             StreamingError::NoRoom { device, asked, free, .. } => {
                 raise("DeviceMemoryError", &message, |fields| {

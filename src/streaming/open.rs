@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::state::State;
 use super::status::Figures;
 use super::{Shared, Streaming, StreamingError};
-use crate::arena::{Area, ArenaError, Brought, PageSet, Pins};
+use crate::arena::{Area, ArenaError, Brought, Exclusive, PageSet, Pins};
 use crate::budget::{BudgetError, Reservation};
 use crate::device::Stream;
 use crate::load_lock::LoadLock;
@@ -27,12 +27,13 @@ pub struct Spec {
 }
 
 impl Streaming {
-    /// Begins to stream an area that nobody else has: waits in line for what it needs at least, which is
+    /// Begins to stream an area, which is nobody else's until it ends: waits in line for what it needs at least, which is
     /// room for the largest block beside what stays and the working memory; and takes more, if nobody
     /// needs to be waited for.
     ///
     /// # Errors
-    /// [`StreamingError::TooLarge`] if there can never be so much, and [`StreamingError::Arena`].
+    /// [`StreamingError::TooLarge`] if there can never be so much, and [`StreamingError::Arena`], also if
+    /// others have pinned pages of the area or stream it.
     pub fn open(
         area: &Area,
         spec: Spec,
@@ -83,11 +84,12 @@ impl Streaming {
                 free: budget.free(),
             });
         }
+        let alone = area.exclusively()?;
         // What is there from before is pinned while this looks whether the rest can be had at once.
         let kept: Vec<Option<Pins>> =
-            blocks.iter().map(|block| pin_first(area, block, owner)).collect();
+            blocks.iter().map(|block| pin_first(area, &alone, block, owner)).collect();
         let pinned: usize = kept.iter().flatten().map(Pins::len).sum();
-        let found = area.pin_resident(&resident, stream, owner);
+        let found = alone.pin_resident(&resident, stream, owner);
         let there = if found.is_some() { resident.len() } else { 0 };
         let missing = (resident.len() - there + largest.saturating_sub(pinned)) as u64 * page;
         let purpose = format!("the streaming of {:?}", area.key());
@@ -106,7 +108,7 @@ impl Streaming {
             Err(error) => return Err(error.into()),
         };
         let working = (working_memory > 0).then(|| hand.split(working_memory)).transpose()?;
-        let allowance = area.allowance(hand);
+        let allowance = alone.allowance(hand);
         let (_, unused) = area.absent_and_unused(&resident);
         let brought = allowance.bring(&resident, stream, owner)?;
         let Some(mut brought) = brought else {
@@ -183,13 +185,13 @@ impl Streaming {
 }
 
 /// Pins as many of the first pages of a block as are there.
-fn pin_first(area: &Area, block: &PageSet, owner: &Owner) -> Option<Pins> {
+fn pin_first(area: &Area, alone: &Exclusive, block: &PageSet, owner: &Owner) -> Option<Pins> {
     let mut count = block.len();
     while count > 0 {
         let set = Arc::new(block.part(0, count));
         let (absent, _) = area.absent_and_unused(&set);
         if absent == 0 {
-            let mut found = area.pin_resident(&set, Stream::Host, owner)?.pins;
+            let mut found = alone.pin_resident(&set, Stream::Host, owner)?.pins;
             found.disown();
             return Some(found);
         }

@@ -310,7 +310,10 @@ impl From<ArenaError> for Error {
                     fields.set_item("key", key)
                 })
             }
-            ArenaError::Watermarks { .. } | ArenaError::Nowhere { .. } => invalid_value(&message),
+            ArenaError::Watermarks { .. }
+            | ArenaError::Nowhere { .. }
+            | ArenaError::Exclusive { .. }
+            | ArenaError::InUse { .. } => invalid_value(&message),
         }
     }
 }
