@@ -28,6 +28,7 @@ mod status;
 mod visits;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use error::StreamingError;
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     figures: Mutex<Figures>,
     /// There is news.
     told: Condvar,
+    /// Ends soon after it is closed.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Streaming {
@@ -228,7 +231,7 @@ impl Streaming {
     }
 
     /// Ends it. Pages stay where they are, and may leave from now on. Waits for what its thread is doing
-    /// at the moment. Again without effect.
+    /// at the moment, and for no stream. Again without effect.
     pub fn close(&self, owner: &Owner) {
         let shared = &self.0;
         if !shared.birth.is_here() {
@@ -248,6 +251,11 @@ impl Streaming {
             shared.allowance.end();
         }
         drop(turn);
+        // Until then it has the area.
+        let thread = shared.thread.lock().take();
+        if let Some(thread) = thread.filter(|_| !exiting()) {
+            let _ = thread.join();
+        }
     }
 }
 

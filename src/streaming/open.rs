@@ -45,10 +45,11 @@ impl Streaming {
         let shared = streaming.0.clone();
         let builder = thread::Builder::new().name(format!("streaming {}", area.key()));
         // Without a thread each visit brings its block itself.
-        let _ = builder.spawn(move || {
+        let thread = builder.spawn(move || {
             let owner = Owner::thread(|| format!("the streaming of {}", shared.area.key()));
             shared.serve(&owner);
         });
+        *streaming.0.thread.lock() = thread.ok();
         Ok((streaming, working))
     }
 
@@ -134,6 +135,7 @@ impl Streaming {
             state: Mutex::new(state),
             figures: Mutex::new(figures),
             told: Condvar::new(),
+            thread: Mutex::new(None),
         });
         let streaming = Self(shared);
         streaming.grow(leave, owner)?;

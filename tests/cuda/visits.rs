@@ -99,12 +99,9 @@ fn a_device_that_is_lost_says_so_and_an_end_comes_all_the_same() {
     assert!(told.iter().all(|told| told.contains("is lost")), "{told:?}");
     streaming.close(&owner("main"));
     assert_eq!(made.area.arena().status().unwrap().pinned, 0);
-    pretend::lose(made.device.ordinal(), 0);
     drop(streaming);
-    until(|| {
-        made.area.arena().evict(u64::MAX);
-        made.budget.used() == 0
-    });
+    // Nobody else gets the device.
+    std::mem::forget(made);
 }
 
 #[test]
