@@ -156,28 +156,39 @@ impl Streaming {
         let (arena, page) = (shared.area.arena(), shared.area.page() as u64);
         let state = shared.state.lock();
         let all: usize = state.blocks.iter().map(|block| block.len()).sum();
-        let wanted = all.saturating_sub(state.allotted) as u64;
+        let wanted = if state.closed { 0 } else { all.saturating_sub(state.allotted) as u64 };
         drop(state);
         let status = arena.status()?;
         let evictable = status.resident - status.pinned;
         let budget = arena.budget().clone();
         budget.look()?;
-        let most = (budget.free() + evictable).saturating_sub(leave) / page;
-        let bytes = wanted.min(most) * page;
-        if bytes == 0 {
-            return Ok(0);
-        }
-        let purpose = format!("the streaming of {:?}", shared.area.key());
+        let (free, purpose) = (budget.free(), format!("the streaming of {:?}", shared.area.key()));
         let at_once = Patience::at_most(Duration::ZERO);
-        let more = match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
-            Ok(more) => more,
-            Err(BudgetError::Forked(error)) => return Err(error.into()),
-            // Others were faster, or stand in line.
-            Err(_) => return Ok(0),
-        };
+        let mut taken = None;
+        // What could leave may be leaving already, or still be used by a stream.
+        for most in [free + evictable, free] {
+            let bytes = wanted.min(most.saturating_sub(leave) / page) * page;
+            if bytes == 0 {
+                return Ok(0);
+            }
+            match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
+                Ok(more) => taken = Some((bytes, more)),
+                Err(BudgetError::Forked(error)) => return Err(error.into()),
+                // Others were faster, or stand in line.
+                Err(_) => continue,
+            }
+            break;
+        }
+        let Some((bytes, more)) = taken else { return Ok(0) };
         shared.allowance.add(&more)?;
         let pages = usize::try_from(bytes / page).unwrap_or(0);
         let mut state = shared.state.lock();
+        if state.closed {
+            // Meanwhile, and what it had has been given back.
+            drop(state);
+            shared.allowance.give_back(pages);
+            return Ok(0);
+        }
         state.allotted += pages;
         state.news += 1;
         drop(state);
