@@ -343,7 +343,7 @@ impl From<StreamingError> for Error {
             StreamingError::TooLarge { device, resident, largest, beside, most, free, .. } => {
                 raise("BudgetExceededError", &message, |fields| {
                     fields.set_item("budget", device.to_string())?;
-                    fields.set_item("asked", resident + largest + beside)?;
+                    fields.set_item("asked", beside.saturating_add(resident + largest))?;
                     fields.set_item("free", free)?;
                     fields.set_item("limit", most)
                 })

@@ -72,7 +72,7 @@ impl Streaming {
             return Err(StreamingError::Moves { device, key });
         }
         let largest = blocks.iter().map(|block| block.len()).max().unwrap_or(0);
-        let least = (resident.len() + largest) as u64 * page + working_memory;
+        let least = ((resident.len() + largest) as u64 * page).saturating_add(working_memory);
         let budget = area.arena().budget().clone();
         if least > budget.most() {
             return Err(StreamingError::TooLarge {
@@ -172,12 +172,14 @@ impl Streaming {
                 return Ok(0);
             }
             match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
-                Ok(more) => taken = Some((bytes, more)),
+                Ok(more) => {
+                    taken = Some((bytes, more));
+                    break;
+                }
                 Err(BudgetError::Forked(error)) => return Err(error.into()),
                 // Others were faster, or stand in line.
-                Err(_) => continue,
+                Err(_) => {}
             }
-            break;
         }
         let Some((bytes, more)) = taken else { return Ok(0) };
         shared.allowance.add(&more)?;

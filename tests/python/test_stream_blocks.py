@@ -182,7 +182,7 @@ def test_one_that_is_forgotten_leaves_nothing(house: House) -> None:
 
 
 def test_a_wait_for_the_room_of_others_ends_with_its_timeout(house: House) -> None:
-    with house.arena.budget.reserve(6 * PAGE):
+    with house.arena.budget.reserve(6 * PAGE).hand_over():
         for terms, error in (
             ({"timeout": 0.01}, co.BudgetTimeoutError),
             ({"timeout": 0}, co.BudgetTimeoutError),
