@@ -224,7 +224,7 @@ impl Allowance {
         &self,
         mut pins: Pins,
         patience: &Patience<'_>,
-    ) -> Result<usize, (Pins, ArenaError)> {
+    ) -> Result<usize, Box<(Pins, ArenaError)>> {
         let began = Instant::now();
         let Exclusive { area, .. } = &self.area;
         let (arena, number, set) = (&area.arena, area.number, pins.set().clone());
@@ -237,7 +237,7 @@ impl Allowance {
                 if !planted(Mutant::RetiredWhileUsed)
                     && let Err(error) = arena.until_over(&event, &area.key, began, patience)
                 {
-                    return Err((pins, error));
+                    return Err(Box::new((pins, error)));
                 }
                 passed.push(event);
             }

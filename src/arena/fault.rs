@@ -75,13 +75,13 @@ impl Area {
             pinned.map(|filled| (filled, Pins::new(&self.0, set, stream, owner, By::Fault)));
         self.check_size(set, beside)?;
         self.0.note_use(owner);
-        if let Some((filled, pins)) = pinned {
-            if let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)? {
-                self.0.requested(set, beside.bytes, began);
-                self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
-                return Ok((pins, working));
-            }
-            // In line for bytes nobody has pages that others may be waiting for.
+        // In line for bytes nobody has pages that others may be waiting for.
+        if let Some((filled, pins)) = pinned
+            && let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)?
+        {
+            self.0.requested(set, beside.bytes, began);
+            self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
+            return Ok((pins, working));
         }
         let turn = arena.turn.acquire(Mode::Write, owner, &patience.since(began))?;
         let (pins, coming) = self.0.claim(set, stream, owner, By::Fault)?;

@@ -117,7 +117,7 @@ impl Streaming {
         match shared.area.await_content(&pins, filled, stream, &at_once) {
             Ok(()) => {
                 shared.is_entered(block, pins, stream, began);
-                return Ok(true);
+                Ok(true)
             }
             Err(error) => {
                 // Mostly what has brought them still pins them.
@@ -357,17 +357,14 @@ impl Shared {
         let mut wrong = None;
         for _ in 0..count {
             let Some(pins) = self.state.lock().over.pop_front() else { break };
-            match self.allowance.retire(pins, patience) {
-                Ok(_) => return Ok(true),
-                Err((pins, ArenaError::Wait(error))) => {
-                    self.state.lock().over.push_front(pins);
-                    return Err(error.into());
-                }
-                Err((pins, error)) => {
-                    self.state.lock().over.push_back(pins);
-                    wrong = Some(error);
-                }
+            let Err(kept) = self.allowance.retire(pins, patience) else { return Ok(true) };
+            let (pins, error) = *kept;
+            if let ArenaError::Wait(error) = error {
+                self.state.lock().over.push_front(pins);
+                return Err(error.into());
             }
+            self.state.lock().over.push_back(pins);
+            wrong = Some(error);
         }
         wrong.map_or(Ok(false), |error| Err(error.into()))
     }
