@@ -9,6 +9,7 @@ use coresident::device::{
     Address, CudaMemory, DeviceMemory, DeviceType, MemoryError, Name, Stream,
 };
 
+use super::helpers::until;
 use super::pretend;
 
 /// Bytes of a page.
@@ -74,6 +75,8 @@ pub(crate) fn bench_with(pages: u64, moving: bool) -> Arc<Bench> {
     let memory = CudaMemory::of(device);
     // Begins the driver.
     memory.copies().unwrap();
+    // A thread of the test before may still have something.
+    until(|| pretend::count("used_bytes", ordinal.cast_signed()) == 0);
     let taken = pretend::BYTES - pages * PAGE;
     pretend::set_taken(ordinal, taken);
     let name = Name::new(DeviceType::Cuda, 0).unwrap();
@@ -137,5 +140,10 @@ impl Bench {
     pub(crate) fn occupy(&self, bytes: u64) -> impl Any + Send {
         pretend::set_taken(self.ordinal, self.taken + bytes);
         Taken { ordinal: self.ordinal, before: self.taken }
+    }
+
+    /// Takes all that is free of it just now.
+    pub(crate) fn occupy_all(&self) -> Option<impl Any + Send> {
+        Some(self.occupy(self.pages.free()))
     }
 }
