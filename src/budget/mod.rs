@@ -324,8 +324,8 @@ impl Budget {
         self.reserve_wish(Wish { stake, ..wish(bytes, purpose, owner) }, owner, patience)
     }
 
-    /// Whether it is whoever has this at stake who waits first: then it does not help him if it is
-    /// taken.
+    /// Whether nobody waits before whoever has this at stake, who may not stand in line yet, or any
+    /// more: then it does not help him if it is taken.
     #[must_use]
     pub fn waits_first(&self, stake: &Stake) -> bool {
         self.0.birth.is_here() && self.0.state.lock().waits_first(stake)

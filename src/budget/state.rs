@@ -187,10 +187,11 @@ impl State {
         !self.line.is_empty()
     }
 
-    /// Whether it is whoever has this at stake who waits first.
+    /// Whether nobody waits before whoever has this at stake.
     pub(super) fn waits_first(&self, stake: &Stake) -> bool {
-        let first = self.line.front().and_then(|first| first.wish.stake.as_ref());
-        first.is_some_and(|first| first.is(stake))
+        self.line
+            .front()
+            .is_none_or(|first| first.wish.stake.as_ref().is_some_and(|first| first.is(stake)))
     }
 
     /// The figures of a wish that could not be fulfilled if everybody else released everything.

@@ -31,6 +31,7 @@ fn a_call_that_fails_fails_a_visit_and_not_the_next_one() {
     const UNKNOWN: u32 = 999;
     let calls = [
         "cuMemCreate",
+        "cuMemRetainAllocationHandle",
         "cuMemMap",
         "cuMemSetAccess",
         "cuMemcpyHtoDAsync_v2",
@@ -174,7 +175,7 @@ fn memory_that_others_took_is_told_with_its_figures() {
     let made = model(8, &[2; 6], None);
     let streaming = made.open().unwrap();
     (0..6).for_each(|block| made.visit(&streaming, block, 0, None));
-    pretend::fail("cuMemCreate", 2, 60, ordinal(&made));
+    pretend::fail("cuMemMap", 2, 60, ordinal(&made));
     let visits = (0..6).filter_map(|block| made.try_visit(&streaming, block, 0, None).err());
     let refused: Vec<StreamingError> = visits.collect();
     assert!(!refused.is_empty());

@@ -334,7 +334,15 @@ fn who_waits_for_bytes_lets_those_have_his_pages_who_use_theirs() {
         let mut activations = Vec::new();
         for _ in 0..2 {
             assert_eq!(house.arena.evict(PAGE), PAGE);
-            activations.push(at_once().expect("it is not for him who waits"));
+            // A look at the memory while the page was leaving may have found less than there is.
+            let taken = std::cell::Cell::new(None);
+            until(|| {
+                let got = at_once();
+                let has = got.is_some();
+                taken.set(got);
+                has
+            });
+            activations.extend(taken.into_inner());
         }
         assert_eq!(house.arena.evict(PAGE), 0);
         assert!(house.budget.is_wanted());
