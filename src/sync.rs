@@ -241,6 +241,8 @@ pub enum Mutant {
     OverStaysPinned,
     /// What was brought for a visit that has not come stays pinned.
     BroughtInVainStays,
+    /// Others pin pages of an area that somebody has alone, and somebody gets one that others use.
+    OthersAreLetIn,
     /// The end of a streaming leaves its pages pinned.
     ClosedStaysPinned,
     /// What one job uses is taken for what another one uses.

@@ -2735,7 +2735,8 @@ class Area:
 
         Raises:
             InvalidTypeError: ``blocks`` is no list of lists of names.
-            InvalidValueError: there are none, one has no bytes, or two share a page.
+            InvalidValueError: there are none, one has no bytes, or two share a page, or one shares
+                one with what stays; or others have pages of the area, or stream it.
             TensorNotFoundError: there is no tensor of one of the names.
             BudgetExceededError: not even the largest block fits.
             CoresidentError: as :meth:`fault`.
@@ -2828,13 +2829,15 @@ class Streaming:
         """Has a block's pages there until :meth:`leave`. Waits for what is still missing.
 
         Args:
-            block: Its number.
+            block: Its number, from 0.
             stream: On CUDA, the handle of the stream that uses them, as :meth:`Area.fault` has it.
             timeout: Seconds to wait; ``None`` waits for ever.
             cancel: A token that ends the wait.
 
         Raises:
-            InvalidValueError: there is no such block.
+            InvalidTypeError: ``block`` is no whole number.
+            InvalidValueError: there is no such block, or a graph is captured on the stream, which
+                would use the pages when they have left.
             DeviceMemoryError: the device is full, or too much is visited at once.
             WaitTimeoutError: the time was over.
             CancelledError: the token was raised.
@@ -2847,10 +2850,11 @@ class Streaming:
         """Ends a visit of a block, of which so many pages stay, the first ones. Does not wait.
 
         Raises:
-            InvalidValueError: there is no such block.
+            InvalidTypeError: ``block`` or ``keep`` is no whole number.
+            InvalidValueError: there is no such block, or ``keep`` is negative.
         """
 
-    def plan(self, nbytes: int | None = None) -> list[int] | None:
+    def plan(self, nbytes: int | str | None = None) -> list[int] | None:
         """How many pages of each block should stay, by the times that were measured. Does not wait.
 
         Args:
@@ -2858,6 +2862,10 @@ class Streaming:
 
         Returns:
             The pages by block; ``None`` if not even the largest one fits.
+
+        Raises:
+            InvalidTypeError: ``nbytes`` is neither a number of bytes nor a text.
+            InvalidValueError: it is negative, or too large.
         """
 
     def keep_at_most(self, block: int, keep: int) -> bool:
@@ -2867,10 +2875,11 @@ class Streaming:
             Whether that was less, and nobody uses the block or is about to.
 
         Raises:
-            InvalidValueError: there is no such block.
+            InvalidTypeError: as :meth:`leave`.
+            InvalidValueError: as :meth:`leave`.
         """
 
-    def grow(self, leave: int = 0) -> int:
+    def grow(self, leave: int | str = 0) -> int:
         """Takes as many bytes more as nobody uses, but for so many, up to what all blocks have.
         Waits for nobody.
 
@@ -2878,10 +2887,12 @@ class Streaming:
             The bytes.
 
         Raises:
+            InvalidTypeError: ``leave`` is neither a number of bytes nor a text.
+            InvalidValueError: it is negative, or too large.
             ForkedError: it is another process's.
         """
 
-    def shrink(self, nbytes: int) -> int:
+    def shrink(self, nbytes: int | str) -> int:
         """Gives bytes back to the budget that are neither visited nor stay; waits for the streams
         that have used them.
 
@@ -2889,6 +2900,8 @@ class Streaming:
             The bytes.
 
         Raises:
+            InvalidTypeError: ``nbytes`` is neither a number of bytes nor a text.
+            InvalidValueError: it is negative, or too large.
             DeviceLostError: the device does not answer.
             ForkedError: it is another process's.
         """

@@ -1,30 +1,34 @@
 //! Bytes of a device that one area keeps for itself: its pages come and go within them, and nobody waits.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::ArenaError;
 use super::area::{Area, Pins, Shared as AreaShared};
 use super::layout::PageSet;
+use super::state::By;
 use crate::budget::{BudgetError, Reservation};
-use crate::device::{Event, MemoryError, Places, Stream};
+use crate::device::{Event, Places, Stream};
 use crate::sync::{Mutant, planted};
 use crate::trace::{Cause, Track};
 use crate::wait::{Owner, Patience};
-
-/// How often a wait for a stream looks whether it is over.
-const SLICE: Duration = Duration::from_millis(20);
 
 /// Bytes that were reserved for pages of one area and that they have not now. A page that comes takes
 /// its bytes from here, and one that [retires](Allowance::retire) gives them back to it: nobody else gets
 /// them meanwhile, so that whoever has an allowance needs no turn in the arena, and waits for nobody's
 /// bytes while others wait for his.
 ///
-/// One at a time brings pages, and no other one has the area: [`Area::fault`] would not know of those
-/// that are on their way.
+/// One at a time brings pages, and whoever has it has the area for himself: [`Area::fault`] would not
+/// know of those that are on their way.
 pub struct Allowance {
-    area: Arc<AreaShared>,
+    area: Exclusive,
     bytes: Reservation,
+}
+
+/// An area that somebody has alone, until it is dropped or ended.
+pub struct Exclusive {
+    area: Arc<AreaShared>,
+    number: u64,
 }
 
 /// Pages that were brought.
@@ -37,16 +41,17 @@ pub struct Brought {
     pub filled: Vec<Event>,
 }
 
-impl Area {
+impl Exclusive {
     /// Has an allowance of what was reserved of the arena's budget.
     #[must_use]
-    pub fn allowance(&self, bytes: Reservation) -> Allowance {
+    pub fn allowance(self, bytes: Reservation) -> Allowance {
         bytes.disown();
-        bytes.rename(&format!("pages of {:?} that come and go", self.key()));
-        Allowance { area: self.0.clone(), bytes }
+        bytes.rename(&format!("pages of {:?} that come and go", self.area.key));
+        Allowance { area: self, bytes }
     }
 
-    /// Pins pages that are all there, whether their content is there already or still comes.
+    /// Pins pages that are all there, whether their content is there already or still comes. Nothing
+    /// once it has ended.
     #[must_use]
     pub fn pin_resident(
         &self,
@@ -54,8 +59,38 @@ impl Area {
         stream: Stream,
         owner: &Owner,
     ) -> Option<Brought> {
-        let filled = self.0.arena.state.lock().pin(self.0.number, set)?;
-        Some(Brought { pins: Pins::new(&self.0, set, stream, owner), fresh: 0, filled })
+        let (area, by) = (&self.area, By::Alone(self.number));
+        let pinned = area.arena.state.lock().pin(area.number, set, by);
+        let filled = pinned.ok().flatten()?;
+        Some(Brought { pins: Pins::new(area, set, stream, owner, by), fresh: 0, filled })
+    }
+
+    /// Lets others have it. Again without effect.
+    fn end(&self) {
+        if self.area.arena.birth.is_here() {
+            self.area.arena.state.lock().end_alone(self.area.number, self.number);
+        }
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Area {
+    /// Has the area alone: nobody else can pin its pages meanwhile. What they have in them may still
+    /// be said to be wrong.
+    ///
+    /// # Errors
+    /// [`ArenaError::InUse`] if others have pinned some, [`ArenaError::Exclusive`] if somebody has it
+    /// alone already, and [`ArenaError::Forked`].
+    pub fn exclusively(&self) -> Result<Exclusive, ArenaError> {
+        self.0.arena.birth.check("arena")?;
+        let begun = self.0.arena.state.lock().begin_alone(self.0.number);
+        let number = begun.map_err(|why| self.0.refused(why))?;
+        Ok(Exclusive { area: self.0.clone(), number })
     }
 
     /// Has the stream of pins go on only when the content of their pages is there, as
@@ -71,6 +106,18 @@ impl Area {
         patience: &Patience<'_>,
     ) -> Result<(), ArenaError> {
         self.0.content_is_there(pins, filled, stream, patience)
+    }
+
+    /// Unpins pages, if each is pinned by somebody else too. Else hands the pins back.
+    #[must_use]
+    pub fn unpin_shared(&self, pins: Pins) -> Option<Pins> {
+        let marks = pins.marks();
+        let shared = self.0.arena.state.lock().unpin_shared(self.0.number, pins.set(), &marks);
+        if shared {
+            pins.forget();
+            return None;
+        }
+        Some(pins)
     }
 
     /// Whether its pages have addresses of their own, and can come and go each by itself.
@@ -119,12 +166,24 @@ impl Allowance {
     /// How many pages could come.
     #[must_use]
     pub fn pages(&self) -> usize {
-        let pages = self.bytes.bytes() / self.area.arena.memory.page() as u64;
+        let pages = self.bytes.bytes() / self.area.area.arena.memory.page() as u64;
         usize::try_from(pages).unwrap_or(usize::MAX)
     }
 
+    /// The area.
+    #[must_use]
+    pub fn exclusive(&self) -> &Exclusive {
+        &self.area
+    }
+
+    /// Gives all bytes back, and lets others have the area.
+    pub fn end(&self) {
+        self.give_back(usize::MAX);
+        self.area.end();
+    }
+
     fn bytes_of(&self, pages: usize) -> u64 {
-        (pages * self.area.arena.memory.page()) as u64
+        (pages * self.area.area.arena.memory.page()) as u64
     }
 
     /// Takes over more bytes of the budget.
@@ -158,9 +217,11 @@ impl Allowance {
         stream: Stream,
         owner: &Owner,
     ) -> Result<Option<Brought>, ArenaError> {
-        let area = &self.area;
+        let Exclusive { area, number } = &self.area;
         area.arena.birth.check("arena")?;
-        let (pins, mut coming) = area.claim(set, stream, owner);
+        let (pins, mut coming) = area.claim(set, stream, owner, By::Alone(*number))?;
+        // Also if it has no content in the end.
+        coming.of = Some(&self.bytes);
         let fresh = coming.missing.len();
         let bytes = self.bytes_of(fresh);
         let taken = match self.bytes.split(bytes) {
@@ -183,17 +244,26 @@ impl Allowance {
     /// with them: waits for that. Returns how many have left.
     ///
     /// # Errors
-    /// [`ArenaError::Memory`] of a lost device: they are unpinned, and stay.
-    pub fn retire(&self, mut pins: Pins) -> Result<usize, ArenaError> {
-        let (arena, number, set) = (&self.area.arena, self.area.number, pins.set().clone());
+    /// [`ArenaError::Wait`], and what a device says that does not tell what its streams have done; with
+    /// the pins, which may leave later.
+    pub fn retire(
+        &self,
+        mut pins: Pins,
+        patience: &Patience<'_>,
+    ) -> Result<usize, Box<(Pins, ArenaError)>> {
+        let began = Instant::now();
+        let Exclusive { area, .. } = &self.area;
+        let (arena, number, set) = (&area.arena, area.number, pins.set().clone());
         pins.end();
         let mut passed: Vec<Event> = Vec::new();
         let mut to_come: Vec<Event> = pins.marks().into_iter().map(|mark| mark.event).collect();
         let runs = loop {
             to_come.extend(arena.state.lock().fences_of(number, &set));
             for event in to_come.drain(..) {
-                if !planted(Mutant::RetiredWhileUsed) {
-                    until_over(&event)?;
+                if !planted(Mutant::RetiredWhileUsed)
+                    && let Err(error) = arena.until_over(&event, &area.key, began, patience)
+                {
+                    return Err(Box::new((pins, error)));
                 }
                 passed.push(event);
             }
@@ -208,9 +278,9 @@ impl Allowance {
             left += run.pages.len();
             run.land.reservation.fill_less(length);
             run.land.set_aside(&run.pages);
-            // It has at least the bytes of these pages.
+            // It has at least the bytes of these pages, and neither is released before this ends.
             let bytes = run.land.reservation.split(length);
-            let given = bytes.and_then(|bytes| {
+            let _ = bytes.and_then(|bytes| {
                 if planted(Mutant::RetiredBytesAreLost) {
                     Ok(())
                 } else {
@@ -223,18 +293,7 @@ impl Allowance {
             }
             arena.left.notify_all();
             drop(gone);
-            given?;
         }
         Ok(left)
     }
-}
-
-/// Waits for a fence, whether what is before it was done or has failed.
-fn until_over(event: &Event) -> Result<(), MemoryError> {
-    while !event.is_over() {
-        if let Err(error @ MemoryError::Lost { .. }) = event.wait(Some(Instant::now() + SLICE)) {
-            return Err(error);
-        }
-    }
-    Ok(())
 }

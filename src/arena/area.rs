@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::land::Land;
 use super::layout::{Content, Layout, PageSet};
 use super::mark::Mark;
+use super::state::By;
 use super::{Arena, ArenaError, Shared as ArenaShared};
 use crate::device::{Address, Stream};
 use crate::sync::Mutex;
@@ -192,6 +193,7 @@ pub struct Pins {
     /// Others that have used them.
     also: Mutex<Vec<Stream>>,
     user: Option<Owner>,
+    by: By,
     /// For whom, if that is recorded.
     job: u64,
     /// Where their use has ended, if that was before they are dropped.
@@ -207,12 +209,13 @@ impl Pins {
         set: &Arc<PageSet>,
         stream: Stream,
         user: &Owner,
+        by: By,
     ) -> Self {
         area.land.reservation.add_user(user);
         let (area, set, user, (job, _)) =
             (area.clone(), set.clone(), Some(user.clone()), Acting::now());
         let (also, ended, forgotten) = (Mutex::new(Vec::new()), None, false);
-        Self { area, set, stream, also, user, job, ended, forgotten }
+        Self { area, set, stream, also, user, by, job, ended, forgotten }
     }
 
     /// The area.
@@ -264,7 +267,8 @@ impl Pins {
 
     /// Keeps so many of the pages, the first ones, and gives the rest away.
     #[must_use]
-    pub fn split_off(&mut self, first: usize) -> Self {
+    pub(crate) fn split_off(&mut self, first: usize) -> Self {
+        debug_assert!(self.by != By::Fault, "those of a fault are counted");
         let rest = Arc::new(self.set.part(first, usize::MAX));
         self.set = Arc::new(self.set.part(0, first));
         if let Some(user) = &self.user {
@@ -273,7 +277,8 @@ impl Pins {
         let also = Mutex::new(self.also.lock().clone());
         let (area, ended) = (self.area.clone(), self.ended.clone());
         let (user, job) = (self.user.clone(), self.job);
-        Self { area, set: rest, stream: self.stream, also, user, job, ended, forgotten: false }
+        let (stream, by, forgotten) = (self.stream, self.by, false);
+        Self { area, set: rest, stream, also, user, by, job, ended, forgotten }
     }
 
     /// Where the streams are now that have used them.
@@ -316,6 +321,7 @@ impl Drop for Pins {
         let marks = self.marks();
         let mut state = arena.state.lock();
         state.unpin(self.area.number, &self.set, &marks);
+        state.areas[self.area.number].uses -= usize::from(self.by == By::Fault);
         let above = state.above_watermark(arena.memory.page());
         let orphans = state.has_orphans();
         drop(state);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::area::{Pins, Shared as AreaShared};
 use super::fault::Beside;
 use super::layout::{PageSet, runs};
+use super::state::By;
 use super::{ArenaError, Shared as ArenaShared};
 use crate::budget::{BudgetError, Reservation};
 use crate::device::{Event, MemoryError, Pinning, Stream};
@@ -23,6 +24,8 @@ pub(super) struct Coming<'a> {
     pub(super) missing: Vec<usize>,
     /// Whether they have memory.
     pub(super) given: bool,
+    /// Whose bytes they have, if not the budget's.
+    pub(super) of: Option<&'a Reservation>,
 }
 
 impl Drop for Coming<'_> {
@@ -31,7 +34,7 @@ impl Drop for Coming<'_> {
             return;
         }
         if self.given {
-            self.area.take_back(&self.missing);
+            self.area.take_back(&self.missing, self.of);
         }
         self.area.arena.state.lock().give_up(self.area.number, &self.missing);
     }
@@ -44,16 +47,19 @@ impl AreaShared {
         set: &Arc<PageSet>,
         stream: Stream,
         owner: &Owner,
-    ) -> (Pins, Coming<'a>) {
+        by: By,
+    ) -> Result<(Pins, Coming<'a>), ArenaError> {
         let arena = &self.arena;
         let mut state = arena.state.lock();
         while state.is_leaving(self.number, set) {
             // Whoever takes their memory away waits for nobody.
             state = wait_until(&arena.left, state, None);
         }
-        let missing = state.claim(self.number, set);
+        let claimed = state.claim(self.number, set, by);
         drop(state);
-        (Pins::new(self, set, stream, owner), Coming { area: self, missing, given: false })
+        let missing = claimed.map_err(|why| self.refused(why))?;
+        let coming = Coming { area: self, missing, given: false, of: None };
+        Ok((Pins::new(self, set, stream, owner, by), coming))
     }
 
     /// Brings what was claimed. Returns what has to pass before all content is there, and working
@@ -226,8 +232,9 @@ impl AreaShared {
         Ok(self.arena.memory.upload(fences, pieces, how)?)
     }
 
-    /// Takes the memory of pages away that will have no content.
-    fn take_back(&self, pages: &[usize]) {
+    /// Takes the memory of pages away that will have no content, and gives the bytes back to whose
+    /// they were.
+    fn take_back(&self, pages: &[usize], of: Option<&Reservation>) {
         self.let_copies_end();
         let bytes = (pages.len() * self.arena.memory.page()) as u64;
         self.land.reservation.fill_less(bytes);
@@ -235,7 +242,10 @@ impl AreaShared {
             self.land.decommit(&run);
         }
         // It has at least these.
-        let _ = self.land.reservation.shrink(bytes);
+        let _ = match of {
+            Some(of) => self.land.reservation.split(bytes).and_then(|bytes| of.absorb(&bytes)),
+            None => self.land.reservation.shrink(bytes),
+        };
     }
 
     /// Waits for copies that were begun, when one could not be: what fails again copies no more.

@@ -63,6 +63,28 @@ pub enum ArenaError {
         /// The device.
         device: Name,
     },
+    /// Somebody has the area alone.
+    #[error(
+        "the weights of {key:?} are streamed on {device}: nobody else can have these pages until that \
+         has ended"
+    )]
+    Exclusive {
+        /// The device.
+        device: Name,
+        /// The key of the area.
+        key: String,
+    },
+    /// Others use pages of what somebody wants alone.
+    #[error(
+        "the weights of {key:?} cannot be streamed on {device} while others use pages of them: let \
+         these go, or make an area with groups, which is another one"
+    )]
+    InUse {
+        /// The device.
+        device: Name,
+        /// The key of the area.
+        key: String,
+    },
     /// No tensor of this name.
     #[error("{key:?} has no tensor {name:?} on {device}")]
     NoTensor {

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::area::{Area, Pins, Shared as AreaShared};
 use super::layout::PageSet;
+use super::state::{By, Refused};
 use super::{ArenaError, Shared};
 use crate::budget::Reservation;
-use crate::device::{Event, Stream};
+use crate::device::{Event, MemoryError, Stream};
 use crate::load_lock::Mode;
 use crate::sync::{Mutant, planted};
 use crate::wait::{Owner, Patience, WaitError};
@@ -26,7 +27,7 @@ impl Area {
     /// Pins pages that are resident, if all of them are, for work on `stream`; never waits.
     ///
     /// # Errors
-    /// [`ArenaError::Memory`] and [`ArenaError::Forked`].
+    /// [`ArenaError::Memory`], [`ArenaError::Exclusive`] and [`ArenaError::Forked`].
     pub fn pin(
         &self,
         set: &Arc<PageSet>,
@@ -34,11 +35,11 @@ impl Area {
         owner: &Owner,
     ) -> Result<Option<Pins>, ArenaError> {
         self.0.arena.birth.check("arena")?;
-        let pinned = self.0.arena.state.lock().pin(self.0.number, set);
-        let Some(filled) = pinned else { return Ok(None) };
+        let pinned = self.0.arena.state.lock().pin(self.0.number, set, By::Fault);
+        let Some(filled) = pinned.map_err(|why| self.0.refused(why))? else { return Ok(None) };
         self.0.note_use(owner);
         let _acting = self.0.acting(owner);
-        let (pins, began) = (Pins::new(&self.0, set, stream, owner), Instant::now());
+        let (pins, began) = (Pins::new(&self.0, set, stream, owner, By::Fault), Instant::now());
         let patience = Patience::at_most(Duration::ZERO);
         match self.0.content_is_there(&pins, filled, stream, &patience) {
             Ok(()) => {
@@ -68,20 +69,22 @@ impl Area {
         let began = Instant::now();
         // Who leaves meanwhile leaves for this one.
         let _acting = self.0.acting(owner);
+        let pinned = arena.state.lock().pin(self.0.number, set, By::Fault);
+        let pinned = pinned.map_err(|why| self.0.refused(why))?;
+        let pinned =
+            pinned.map(|filled| (filled, Pins::new(&self.0, set, stream, owner, By::Fault)));
         self.check_size(set, beside)?;
         self.0.note_use(owner);
-        let pinned = arena.state.lock().pin(self.0.number, set);
-        if let Some(filled) = pinned {
-            let pins = Pins::new(&self.0, set, stream, owner);
-            if let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)? {
-                self.0.requested(set, beside.bytes, began);
-                self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
-                return Ok((pins, working));
-            }
-            // In line for bytes nobody has pages that others may be waiting for.
+        // In line for bytes nobody has pages that others may be waiting for.
+        if let Some((filled, pins)) = pinned
+            && let Some(working) = arena.working_memory_at_once(&self.0, beside, owner)?
+        {
+            self.0.requested(set, beside.bytes, began);
+            self.0.content_is_there(&pins, filled, stream, &patience.since(began))?;
+            return Ok((pins, working));
         }
         let turn = arena.turn.acquire(Mode::Write, owner, &patience.since(began))?;
-        let (pins, coming) = self.0.claim(set, stream, owner);
+        let (pins, coming) = self.0.claim(set, stream, owner, By::Fault)?;
         let (filled, working) =
             self.0.bring(&pins, coming, beside, owner, &patience.since(began))?;
         // With the turn, so that requests are in the order in which they were served.
@@ -107,6 +110,15 @@ impl Area {
 }
 
 impl AreaShared {
+    /// What to tell whoever is refused.
+    pub(super) fn refused(&self, why: Refused) -> ArenaError {
+        let (device, key) = (self.arena.device, self.key.clone());
+        match why {
+            Refused::Exclusive => ArenaError::Exclusive { device, key },
+            Refused::InUse => ArenaError::InUse { device, key },
+        }
+    }
+
     /// Says that the weights are used, before anything leaves for that.
     fn note_use(&self, owner: &Owner) {
         if let Some(order) = &self.arena.order {
@@ -159,6 +171,21 @@ impl AreaShared {
     }
 }
 
+/// Whether somebody who waits since he began still does.
+fn still_wanted(
+    wants: &dyn Fn() -> String,
+    began: Instant,
+    patience: &Patience<'_>,
+) -> Result<(), WaitError> {
+    if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
+        return Err(WaitError::Cancelled { wants: wants(), reason: token.reason() });
+    }
+    if let Some(after) = patience.timeout.filter(|timeout| began.elapsed() >= *timeout) {
+        return Err(WaitError::Timeout { wants: wants(), held: String::new(), after });
+    }
+    Ok(())
+}
+
 impl Shared {
     /// Working memory, if there is some without waiting: `None` if there is not.
     #[expect(clippy::option_option, reason = "what is there may be nothing, if nothing is wanted")]
@@ -199,20 +226,34 @@ impl Shared {
                 return Ok(());
             }
             let wants = || format!("the weights of {key:?} to be copied to {}", self.device);
-            if let Some(token) = patience.cancel.filter(|token| token.is_cancelled()) {
-                let reason = token.reason();
-                return Err(WaitError::Cancelled { wants: wants(), reason }.into());
-            }
-            let over = |timeout: &Duration| began.elapsed() >= *timeout;
-            if let Some(after) = patience.timeout.filter(over) {
-                let (wants, held) = (wants(), String::new());
-                return Err(WaitError::Timeout { wants, held, after }.into());
-            }
+            still_wanted(&wants, began, patience)?;
             event.wait(Some(Instant::now() + SLICE))?;
             if patience.interrupt.interrupted() {
                 return Err(WaitError::Interrupted.into());
             }
             self.birth.check("wait").map_err(WaitError::from)?;
         }
+    }
+
+    /// Waits for a fence, whether what is before it was done or has failed.
+    pub(super) fn until_over(
+        &self,
+        event: &Event,
+        key: &str,
+        began: Instant,
+        patience: &Patience<'_>,
+    ) -> Result<(), ArenaError> {
+        while !event.is_over() {
+            let wants = || format!("{} to be done with weights of {key:?}", self.device);
+            still_wanted(&wants, began, patience)?;
+            let waited = event.wait(Some(Instant::now() + SLICE));
+            if let Err(error @ MemoryError::Lost { .. }) = waited {
+                return Err(error.into());
+            }
+            if patience.interrupt.interrupted() {
+                return Err(WaitError::Interrupted.into());
+            }
+        }
+        Ok(())
     }
 }

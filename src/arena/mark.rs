@@ -84,6 +84,12 @@ impl Arena {
     /// # Errors
     /// [`MemoryError::Lost`] with what its driver says.
     pub fn check_stream(&self, stream: Stream) -> Result<(), MemoryError> {
-        self.0.memory.record(stream).map(drop)
+        if self.captures(stream) { Ok(()) } else { self.0.memory.record(stream).map(drop) }
+    }
+
+    /// Whether a graph is captured on a stream.
+    #[must_use]
+    pub fn captures(&self, stream: Stream) -> bool {
+        self.0.memory.captures(stream)
     }
 }

@@ -75,7 +75,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-pub use allowance::{Allowance, Brought};
+pub use allowance::{Allowance, Brought, Exclusive};
 pub use area::{Area, Identity, Pins};
 pub use error::ArenaError;
 pub use fault::Beside;

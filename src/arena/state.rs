@@ -16,6 +16,24 @@ use crate::budget::Stake;
 use crate::device::Event;
 use crate::sync::{Mutant, planted};
 
+/// Who pins pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Whoever faults them, beside others.
+    Fault,
+    /// Who has the area alone, by this number.
+    Alone(u64),
+}
+
+/// Why an area is not to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Somebody has it alone.
+    Exclusive,
+    /// Others use it.
+    InUse,
+}
+
 /// Where a page is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -89,6 +107,10 @@ pub(super) struct AreaState {
     pub(super) orphan: bool,
     /// Live pinned tensors, by their place in the layout.
     pub(super) tensors: HashMap<usize, usize>,
+    /// How many pins there are of those who fault.
+    pub(super) uses: usize,
+    /// Who has it alone; 0 is nobody.
+    pub(super) alone: u64,
     /// Whether pages have ever had content.
     ever: Vec<bool>,
 }
@@ -173,23 +195,64 @@ impl State {
             pinned: 0,
             orphan: false,
             tensors: HashMap::new(),
+            uses: 0,
+            alone: 0,
             ever: vec![false; pages],
         })
     }
 
+    /// Has an area be one's alone, unless others have pinned some of it. Returns by which number.
+    pub(super) fn begin_alone(&mut self, area: usize) -> Result<u64, Refused> {
+        let clock = self.tick();
+        let area = &mut self.areas[area];
+        if area.alone != 0 {
+            return Err(Refused::Exclusive);
+        }
+        if area.uses > 0 && !planted(Mutant::OthersAreLetIn) {
+            return Err(Refused::InUse);
+        }
+        area.alone = clock;
+        Ok(clock)
+    }
+
+    /// Has it be everybody's again.
+    pub(super) fn end_alone(&mut self, area: usize, number: u64) {
+        let alone = &mut self.areas[area].alone;
+        if *alone == number {
+            *alone = 0;
+        }
+    }
+
+    /// Whether somebody may pin pages.
+    fn admit(&self, area: usize, by: By) -> Result<(), Refused> {
+        let alone = self.areas[area].alone;
+        let admitted = match by {
+            By::Fault => alone == 0 || planted(Mutant::OthersAreLetIn),
+            By::Alone(number) => alone == number,
+        };
+        if admitted { Ok(()) } else { Err(Refused::Exclusive) }
+    }
+
     /// Pins pages if all of them are there, with the right content. Returns what has to pass before
     /// that can be read.
-    pub(super) fn pin(&mut self, area: usize, set: &PageSet) -> Option<Vec<Event>> {
+    pub(super) fn pin(
+        &mut self,
+        area: usize,
+        set: &PageSet,
+        by: By,
+    ) -> Result<Option<Vec<Event>>, Refused> {
+        self.admit(area, by)?;
         let clock = self.tick();
-        let AreaState { land, pages, generation, pinned, used_at, resident, .. } =
+        let AreaState { land, pages, generation, pinned, used_at, resident, uses, .. } =
             &mut self.areas[area];
         let there = |page: &Page| {
             page.place == Place::Resident
                 && (page.generation == *generation || planted(Mutant::StalePageIsUsed))
         };
         if !set.iter().all(|at| there(&pages[at])) {
-            return None;
+            return Ok(None);
         }
+        *uses += usize::from(by == By::Fault);
         *used_at = clock;
         let mut filled = Vec::new();
         for at in set.iter() {
@@ -200,7 +263,7 @@ impl State {
             note(&mut filled, page.filled.iter());
         }
         land.count(*resident, *pinned);
-        Some(filled)
+        Ok(Some(filled))
     }
 
     fn tick(&mut self) -> u64 {
@@ -215,9 +278,16 @@ impl State {
 
     /// Pins pages, whatever there is of them, for somebody who has the turn. Returns those that are to
     /// get memory now.
-    pub(super) fn claim(&mut self, area: usize, set: &PageSet) -> Vec<usize> {
+    pub(super) fn claim(
+        &mut self,
+        area: usize,
+        set: &PageSet,
+        by: By,
+    ) -> Result<Vec<usize>, Refused> {
+        self.admit(area, by)?;
         let clock = self.tick();
-        let AreaState { land, pages, pinned, resident, used_at, .. } = &mut self.areas[area];
+        let AreaState { land, pages, pinned, resident, used_at, uses, .. } = &mut self.areas[area];
+        *uses += usize::from(by == By::Fault);
         *used_at = clock;
         let mut missing = Vec::new();
         for at in set.iter() {
@@ -232,7 +302,7 @@ impl State {
             page.stamp = clock;
         }
         land.count(*resident, *pinned);
-        missing
+        Ok(missing)
     }
 
     /// Has others take pages that were claimed and have memory, while whoever has the turn waits for
@@ -385,6 +455,15 @@ impl State {
             }
         }
         land.count(*resident, *pinned);
+    }
+
+    /// As [`State::unpin`], of pages that all have another pin; else they stay as they are.
+    pub(super) fn unpin_shared(&mut self, area: usize, set: &PageSet, marks: &[Mark]) -> bool {
+        let shared = set.iter().all(|at| self.areas[area].pages[at].pins > 1);
+        if shared {
+            self.unpin(area, set, marks);
+        }
+        shared
     }
 
     /// What has to pass before pages can leave that nobody else uses.

@@ -246,6 +246,12 @@ pub trait DeviceMemory: Send + Sync {
         Some(later.passed_at()?.saturating_duration_since(earlier.passed_at()?))
     }
 
+    /// Whether a graph is captured on `stream`: what comes there is not done now, and nothing on it can be
+    /// marked.
+    fn captures(&self, _stream: Stream) -> bool {
+        false
+    }
+
     /// Has the work that comes on `stream` from now on wait for `event`; the caller does not, if it
     /// [has begun](Fence::has_begun).
     ///

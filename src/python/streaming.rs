@@ -1,5 +1,6 @@
 //! `Streaming`: a model that is larger than its device, block by block.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use pyo3::PyTraverseError;
@@ -50,7 +51,7 @@ impl Streaming {
             return Err(invalid_value("blocks is empty: there is nothing to stream"));
         }
         let (mut sets, mut ends): (Vec<Arc<PageSet>>, Vec<_>) = (Vec::new(), Vec::new());
-        let mut resident = placed.all();
+        let (mut resident, mut streamed) = (placed.all(), HashSet::new());
         for block in blocks {
             let mut tensors = Vec::new();
             for name in strings("a block", &block)? {
@@ -68,6 +69,15 @@ impl Streaming {
             ends.push(tensors.iter().map(|tensor| placed.end_in(&set, *tensor)).collect());
             resident = Arc::new(resident.without(&set));
             sets.push(set);
+            streamed.extend(tensors);
+        }
+        let stay: Vec<usize> =
+            (0..placed.contents().len()).filter(|at| !streamed.contains(at)).collect();
+        if !placed.block(&stay).without(&resident).is_empty() {
+            return Err(invalid_value(
+                "what is in no block has a page in common with one: make the area with groups, one for \
+                 each block",
+            ));
         }
         let stream = this.stream(stream)?;
         let optional = |what: &str, given: Option<&Bound<'_, PyAny>>| match given {
@@ -95,12 +105,19 @@ impl Streaming {
         usize::try_from(bytes.div_ceil(self.page)).unwrap_or(usize::MAX)
     }
 
-    fn block(&self, block: usize) -> Result<usize> {
-        if block < self.ends.len() {
-            return Ok(block);
-        }
-        let message = format!("there are {} blocks, and no block {block}", self.ends.len());
-        Err(invalid_value(&message))
+    fn block(&self, block: &Bound<'_, PyAny>) -> Result<usize> {
+        let number = argument::whole_number("block", block)?;
+        usize::try_from(number).ok().filter(|block| *block < self.ends.len()).ok_or_else(|| {
+            let most = self.ends.len() - 1;
+            invalid_value(&format!(
+                "block must be between 0 and {most}, the last one, not {number}"
+            ))
+        })
+    }
+
+    /// How many pages stay: those that a block has not are not counted.
+    fn keep(keep: &Bound<'_, PyAny>) -> Result<usize> {
+        Ok(usize::try_from(argument::whole_number("keep", keep)?).unwrap_or(usize::MAX))
     }
 }
 
@@ -133,7 +150,7 @@ impl Streaming {
     fn enter(
         &self,
         py: Python<'_>,
-        block: usize,
+        block: &Bound<'_, PyAny>,
         stream: Option<&Bound<'_, PyAny>>,
         timeout: Option<&Bound<'_, PyAny>>,
         cancel: Option<&Bound<'_, PyAny>>,
@@ -161,8 +178,8 @@ impl Streaming {
     }
 
     /// Ends a visit of a block, of which so many pages stay.
-    fn leave(&self, block: usize, keep: usize) -> Result<()> {
-        self.runs.leave(self.block(block)?, keep);
+    fn leave(&self, block: &Bound<'_, PyAny>, keep: &Bound<'_, PyAny>) -> Result<()> {
+        self.runs.leave(self.block(block)?, Self::keep(keep)?);
         Ok(())
     }
 
@@ -174,30 +191,34 @@ impl Streaming {
 
     /// What should stay of each block, with room for so many bytes in all.
     #[pyo3(signature = (nbytes=None))]
-    fn plan(&self, nbytes: Option<u64>) -> Option<Vec<usize>> {
-        let room = nbytes.map_or_else(
-            || self.runs.allotted(),
-            |bytes| usize::try_from(bytes / self.page).unwrap_or(usize::MAX),
-        );
-        self.runs.plan(room).map(|plan| plan.kept)
+    fn plan(&self, nbytes: Option<&Bound<'_, PyAny>>) -> Result<Option<Vec<usize>>> {
+        let room = match nbytes.filter(|nbytes| !nbytes.is_none()) {
+            None => self.runs.allotted(),
+            Some(nbytes) => {
+                let bytes = argument::bytes("nbytes", nbytes)?;
+                usize::try_from(bytes / self.page).unwrap_or(usize::MAX)
+            }
+        };
+        Ok(self.runs.plan(room).map(|plan| plan.kept))
     }
 
     /// Lets a block keep no more than so many pages.
-    fn keep_at_most(&self, block: usize, keep: usize) -> Result<bool> {
-        Ok(self.runs.keep_at_most(self.block(block)?, keep))
+    fn keep_at_most(&self, block: &Bound<'_, PyAny>, keep: &Bound<'_, PyAny>) -> Result<bool> {
+        Ok(self.runs.keep_at_most(self.block(block)?, Self::keep(keep)?))
     }
 
     /// Takes as much as nobody uses, but for so many bytes. Returns the bytes.
-    #[pyo3(signature = (leave=0))]
-    fn grow(&self, py: Python<'_>, leave: u64) -> Result<u64> {
+    #[pyo3(signature = (leave=None), text_signature = "($self, leave=0)")]
+    fn grow(&self, py: Python<'_>, leave: Option<&Bound<'_, PyAny>>) -> Result<u64> {
+        let leave = leave.map_or(Ok(0), |leave| argument::bytes("leave", leave))?;
         let owner = caller(py)?;
         let pages = detached(py, || self.runs.grow(leave, &owner))?;
         Ok(pages as u64 * self.page)
     }
 
     /// Gives bytes back to the budget. Returns how many.
-    fn shrink(&self, py: Python<'_>, nbytes: u64) -> Result<u64> {
-        let (owner, pages) = (caller(py)?, self.pages(nbytes));
+    fn shrink(&self, py: Python<'_>, nbytes: &Bound<'_, PyAny>) -> Result<u64> {
+        let (owner, pages) = (caller(py)?, self.pages(argument::bytes("nbytes", nbytes)?));
         let given = detached(py, || self.runs.shrink(pages, &owner, &Patience::FOREVER))?;
         Ok(given as u64 * self.page)
     }
@@ -310,6 +331,7 @@ impl From<StreamingError> for Error {
             StreamingError::Wait(error) => error.into(),
             StreamingError::Forked(error) => error.into(),
             StreamingError::Closed { .. } => raise("ReleasedError", &message, |_| Ok(())),
+            StreamingError::Captured { .. } => invalid_value(&message),
             StreamingError::Moves { .. } => raise("InvalidDeviceError", &message, |_| Ok(())),
             StreamingError::NoRoom { device, asked, free, .. } => {
                 raise("DeviceMemoryError", &message, |fields| {
@@ -321,7 +343,7 @@ impl From<StreamingError> for Error {
             StreamingError::TooLarge { device, resident, largest, beside, most, free, .. } => {
                 raise("BudgetExceededError", &message, |fields| {
                     fields.set_item("budget", device.to_string())?;
-                    fields.set_item("asked", resident + largest + beside)?;
+                    fields.set_item("asked", beside.saturating_add(resident + largest))?;
                     fields.set_item("free", free)?;
                     fields.set_item("limit", most)
                 })

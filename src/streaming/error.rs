@@ -64,6 +64,17 @@ pub enum StreamingError {
         /// Bytes that are left.
         free: u64,
     },
+    /// A graph would be captured of what comes and goes.
+    #[error(
+        "a graph is captured on this stream of {device}, which would use the weights of {key:?} when they \
+         have left: visit the block before the capture begins, and again whenever it is replayed"
+    )]
+    Captured {
+        /// The device.
+        device: Name,
+        /// Whose block it is.
+        key: String,
+    },
     /// It has ended.
     #[error("the streaming of {key:?} on {device} has ended")]
     Closed {

@@ -29,6 +29,7 @@ mod times;
 mod visits;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use error::StreamingError;
@@ -37,7 +38,7 @@ pub use plan::{Cost, Plan, plan};
 pub use status::StreamingStatus;
 
 use crate::arena::{Allowance, Area, ArenaError, Brought, PageSet, Pins};
-use crate::device::Stream;
+use crate::device::{MemoryError, Stream};
 use crate::load_lock::{LoadLock, Mode};
 use crate::sync::{Condvar, Mutant, Mutex, planted};
 use crate::wait::{Birth, Owner, Patience, exiting};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pending: Mutex<Pending>,
     /// There is news.
     told: Condvar,
+    /// Ends soon after it is closed.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Streaming {
@@ -81,8 +84,9 @@ impl Streaming {
         shared.birth.check("streaming")?;
         let began = Instant::now();
         let set = shared.open_block(block)?;
+        shared.check_stream(stream)?;
         let wanted = shared.is_wanted(block, stream);
-        let brought = match shared.area.pin_resident(&set, stream, owner) {
+        let brought = match shared.allowance.exclusive().pin_resident(&set, stream, owner) {
             Some(brought) => brought,
             None => shared.bring_now(block, &set, stream, owner, &patience.since(began))?,
         };
@@ -109,17 +113,28 @@ impl Streaming {
         let shared = &self.0;
         shared.birth.check("streaming")?;
         let set = shared.open_block(block)?;
+        shared.check_stream(stream)?;
         let wanted = shared.is_wanted(block, stream);
-        let Some(brought) = shared.area.pin_resident(&set, stream, owner) else { return Ok(false) };
+        let resident = shared.allowance.exclusive().pin_resident(&set, stream, owner);
+        let Some(brought) = resident else { return Ok(false) };
         let Brought { pins, filled, .. } = brought;
         let at_once = Patience::at_most(Duration::ZERO);
         match shared.area.await_content(&pins, filled, stream, &at_once) {
-            Ok(()) => shared.is_entered(block, pins, stream, wanted),
-            // What has brought them still pins them.
-            Err(ArenaError::Wait(_)) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            Ok(()) => {
+                shared.is_entered(block, pins, stream, wanted);
+                Ok(true)
+            }
+            Err(error) => {
+                // Mostly what has brought them still pins them.
+                if let Some(pins) = shared.area.unpin_shared(pins) {
+                    shared.is_over(pins);
+                }
+                match error {
+                    ArenaError::Wait(_) => Ok(false),
+                    error => Err(error.into()),
+                }
+            }
         }
-        Ok(true)
     }
 
     /// Has another stream use what is in no block, as [`Pins::also_on`].
@@ -197,13 +212,18 @@ impl Streaming {
     ) -> Result<usize, StreamingError> {
         let shared = &self.0;
         shared.birth.check("streaming")?;
+        let began = Instant::now();
         let turn = shared.turn.acquire(Mode::Write, owner, patience)?;
         while shared.allowance.pages() < pages {
-            let over = shared.state.lock().over.pop_front();
-            match over {
-                Some(pins) => drop(shared.allowance.retire(pins)?),
-                None if shared.state.lock().give_up_ahead(None) => {}
-                None => break,
+            match shared.retire_one(&patience.since(began)) {
+                Ok(true) => {}
+                Err(error @ StreamingError::Wait(_)) => return Err(error),
+                outcome => {
+                    if !shared.state.lock().give_up_ahead(None) {
+                        outcome?;
+                        break;
+                    }
+                }
             }
         }
         let given = shared.allowance.give_back(pages);
@@ -215,7 +235,7 @@ impl Streaming {
     }
 
     /// Ends it. Pages stay where they are, and may leave from now on. Waits for what its thread is doing
-    /// at the moment. Again without effect.
+    /// at the moment, and for no stream. Again without effect.
     pub fn close(&self, owner: &Owner) {
         let shared = &self.0;
         if !shared.birth.is_here() {
@@ -232,9 +252,14 @@ impl Streaming {
         let resident = shared.resident.lock().take();
         if !planted(Mutant::ClosedStaysPinned) {
             drop((all, resident));
-            shared.allowance.give_back(usize::MAX);
+            shared.allowance.end();
         }
         drop(turn);
+        // Until then it has the area.
+        let thread = shared.thread.lock().take();
+        if let Some(thread) = thread.filter(|_| !exiting()) {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -290,27 +315,73 @@ impl Shared {
         owner: &Owner,
         patience: &Patience<'_>,
     ) -> Result<Brought, StreamingError> {
+        let began = Instant::now();
         let _turn = self.turn.acquire(Mode::Write, owner, patience)?;
         loop {
             // Somebody may have closed it while this has waited.
             self.open_block(block)?;
-            if let Some(brought) = self.bring(set, stream, owner)? {
-                return Ok(brought);
-            }
-            let over = self.state.lock().over.pop_front();
-            if let Some(pins) = over {
-                self.allowance.retire(pins)?;
-            } else if !self.state.lock().give_up_ahead(Some(block)) {
-                let page = self.area.page() as u64;
-                let (absent, _) = self.area.absent_and_unused(set);
-                return Err(StreamingError::NoRoom {
-                    device: self.area.arena().device(),
-                    key: self.area.key().to_owned(),
-                    asked: absent as u64 * page,
-                    free: self.allowance.pages() as u64 * page,
-                });
+            let full = match self.bring(set, stream, owner) {
+                Ok(Some(brought)) => return Ok(brought),
+                Ok(None) => None,
+                // Others have the memory, whatever the budget says.
+                Err(StreamingError::Arena(ArenaError::Memory(
+                    error @ MemoryError::OutOfMemory { .. },
+                ))) => Some(error),
+                Err(error) => return Err(error),
+            };
+            let wrong = match self.retire_one(&patience.since(began)) {
+                Ok(true) => continue,
+                Ok(false) => None,
+                Err(error @ StreamingError::Wait(_)) => return Err(error),
+                Err(error) => Some(error),
+            };
+            if !self.state.lock().give_up_ahead(Some(block)) {
+                let full = full.map(|error| ArenaError::from(error).into());
+                return Err(full.or(wrong).unwrap_or_else(|| self.no_room(set)));
             }
         }
+    }
+
+    /// What to tell somebody whose block has no room beside what is in use.
+    fn no_room(&self, set: &PageSet) -> StreamingError {
+        let page = self.area.page() as u64;
+        let (absent, _) = self.area.absent_and_unused(set);
+        StreamingError::NoRoom {
+            device: self.area.arena().device(),
+            key: self.area.key().to_owned(),
+            asked: absent as u64 * page,
+            free: self.allowance.pages() as u64 * page,
+        }
+    }
+
+    /// Has the first of what is over leave that can; for whoever has the turn. Returns whether one has.
+    ///
+    /// # Errors
+    /// [`StreamingError::Wait`], and what a device says that cannot tell yet what its streams have done.
+    fn retire_one(&self, patience: &Patience<'_>) -> Result<bool, StreamingError> {
+        let count = self.state.lock().over.len();
+        let mut wrong = None;
+        for _ in 0..count {
+            let Some(pins) = self.state.lock().over.pop_front() else { break };
+            let Err(kept) = self.allowance.retire(pins, patience) else { return Ok(true) };
+            let (pins, error) = *kept;
+            if let ArenaError::Wait(error) = error {
+                self.state.lock().over.push_front(pins);
+                return Err(error.into());
+            }
+            self.state.lock().over.push_back(pins);
+            wrong = Some(error);
+        }
+        wrong.map_or(Ok(false), |error| Err(error.into()))
+    }
+
+    /// Refuses work that would be done again when the pages have left.
+    fn check_stream(&self, stream: Stream) -> Result<(), StreamingError> {
+        if self.area.arena().captures(stream) {
+            let (device, key) = (self.area.arena().device(), self.area.key().to_owned());
+            return Err(StreamingError::Captured { device, key });
+        }
+        Ok(())
     }
 
     /// Pins pages, and brings what is missing of them; for whoever has the turn.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::state::State;
 use super::status::Figures;
 use super::{Shared, Streaming, StreamingError};
-use crate::arena::{Area, ArenaError, Brought, PageSet, Pins};
+use crate::arena::{Area, ArenaError, Brought, Exclusive, PageSet, Pins};
 use crate::budget::{BudgetError, Reservation};
 use crate::device::Stream;
 use crate::load_lock::LoadLock;
@@ -27,12 +27,13 @@ pub struct Spec {
 }
 
 impl Streaming {
-    /// Begins to stream an area that nobody else has: waits in line for what it needs at least, which is
+    /// Begins to stream an area, which is nobody else's until it ends: waits in line for what it needs at least, which is
     /// room for the largest block beside what stays and the working memory; and takes more, if nobody
     /// needs to be waited for.
     ///
     /// # Errors
-    /// [`StreamingError::TooLarge`] if there can never be so much, and [`StreamingError::Arena`].
+    /// [`StreamingError::TooLarge`] if there can never be so much, and [`StreamingError::Arena`], also if
+    /// others have pinned pages of the area or stream it.
     pub fn open(
         area: &Area,
         spec: Spec,
@@ -44,10 +45,11 @@ impl Streaming {
         let shared = streaming.0.clone();
         let builder = thread::Builder::new().name(format!("streaming {}", area.key()));
         // Without a thread each visit brings its block itself.
-        let _ = builder.spawn(move || {
+        let thread = builder.spawn(move || {
             let owner = Owner::thread(|| format!("the streaming of {}", shared.area.key()));
             shared.serve(&owner);
         });
+        *streaming.0.thread.lock() = thread.ok();
         Ok((streaming, working))
     }
 
@@ -70,7 +72,7 @@ impl Streaming {
             return Err(StreamingError::Moves { device, key });
         }
         let largest = blocks.iter().map(|block| block.len()).max().unwrap_or(0);
-        let least = (resident.len() + largest) as u64 * page + working_memory;
+        let least = ((resident.len() + largest) as u64 * page).saturating_add(working_memory);
         let budget = area.arena().budget().clone();
         if least > budget.most() {
             return Err(StreamingError::TooLarge {
@@ -83,11 +85,12 @@ impl Streaming {
                 free: budget.free(),
             });
         }
+        let alone = area.exclusively()?;
         // What is there from before is pinned while this looks whether the rest can be had at once.
         let kept: Vec<Option<Pins>> =
-            blocks.iter().map(|block| pin_first(area, block, owner)).collect();
+            blocks.iter().map(|block| pin_first(area, &alone, block, owner)).collect();
         let pinned: usize = kept.iter().flatten().map(Pins::len).sum();
-        let found = area.pin_resident(&resident, stream, owner);
+        let found = alone.pin_resident(&resident, stream, owner);
         let there = if found.is_some() { resident.len() } else { 0 };
         let missing = (resident.len() - there + largest.saturating_sub(pinned)) as u64 * page;
         let purpose = format!("the streaming of {:?}", area.key());
@@ -106,7 +109,7 @@ impl Streaming {
             Err(error) => return Err(error.into()),
         };
         let working = (working_memory > 0).then(|| hand.split(working_memory)).transpose()?;
-        let allowance = area.allowance(hand);
+        let allowance = alone.allowance(hand);
         let (_, unused) = area.absent_and_unused(&resident);
         let brought = allowance.bring(&resident, stream, owner)?;
         let Some(mut brought) = brought else {
@@ -133,6 +136,7 @@ impl Streaming {
             figures: Mutex::new(figures),
             pending: Mutex::default(),
             told: Condvar::new(),
+            thread: Mutex::new(None),
         });
         shared.tell();
         let streaming = Self(shared);
@@ -155,28 +159,41 @@ impl Streaming {
         let (arena, page) = (shared.area.arena(), shared.area.page() as u64);
         let state = shared.state.lock();
         let all: usize = state.blocks.iter().map(|block| block.len()).sum();
-        let wanted = all.saturating_sub(state.allotted) as u64;
+        let wanted = if state.closed { 0 } else { all.saturating_sub(state.allotted) as u64 };
         drop(state);
         let status = arena.status()?;
         let evictable = status.resident - status.pinned;
         let budget = arena.budget().clone();
         budget.look()?;
-        let most = (budget.free() + evictable).saturating_sub(leave) / page;
-        let bytes = wanted.min(most) * page;
-        if bytes == 0 {
-            return Ok(0);
-        }
-        let purpose = format!("the streaming of {:?}", shared.area.key());
+        let (free, purpose) = (budget.free(), format!("the streaming of {:?}", shared.area.key()));
         let at_once = Patience::at_most(Duration::ZERO);
-        let more = match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
-            Ok(more) => more,
-            Err(BudgetError::Forked(error)) => return Err(error.into()),
-            // Others were faster, or stand in line.
-            Err(_) => return Ok(0),
-        };
+        let mut taken = None;
+        // What could leave may be leaving already, or still be used by a stream.
+        for most in [free + evictable, free] {
+            let bytes = wanted.min(most.saturating_sub(leave) / page) * page;
+            if bytes == 0 {
+                return Ok(0);
+            }
+            match budget.reserve(bytes, Some(&purpose), owner, &at_once) {
+                Ok(more) => {
+                    taken = Some((bytes, more));
+                    break;
+                }
+                Err(BudgetError::Forked(error)) => return Err(error.into()),
+                // Others were faster, or stand in line.
+                Err(_) => {}
+            }
+        }
+        let Some((bytes, more)) = taken else { return Ok(0) };
         shared.allowance.add(&more)?;
         let pages = usize::try_from(bytes / page).unwrap_or(0);
         let mut state = shared.state.lock();
+        if state.closed {
+            // Meanwhile, and what it had has been given back.
+            drop(state);
+            shared.allowance.give_back(pages);
+            return Ok(0);
+        }
         state.allotted += pages;
         state.news += 1;
         drop(state);
@@ -186,13 +203,13 @@ impl Streaming {
 }
 
 /// Pins as many of the first pages of a block as are there.
-fn pin_first(area: &Area, block: &PageSet, owner: &Owner) -> Option<Pins> {
+fn pin_first(area: &Area, alone: &Exclusive, block: &PageSet, owner: &Owner) -> Option<Pins> {
     let mut count = block.len();
     while count > 0 {
         let set = Arc::new(block.part(0, count));
         let (absent, _) = area.absent_and_unused(&set);
         if absent == 0 {
-            let mut found = area.pin_resident(&set, Stream::Host, owner)?.pins;
+            let mut found = alone.pin_resident(&set, Stream::Host, owner)?.pins;
             found.disown();
             return Some(found);
         }

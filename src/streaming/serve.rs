@@ -9,7 +9,7 @@ use crate::device::{Event, Stream};
 use crate::load_lock::Mode;
 use crate::sync::wait_until;
 use crate::trace::Recorder;
-use crate::wait::{Owner, Patience, exiting};
+use crate::wait::{Interrupt, Owner, Patience, exiting};
 
 /// How many pages are brought at once: copies begin while the rest still gets memory.
 const CHUNK: usize = 16;
@@ -29,6 +29,16 @@ impl Streaming {
     /// Does what its thread does, until it is closed.
     pub fn serve(&self, owner: &Owner) {
         self.0.clone().serve(owner);
+    }
+}
+
+impl Interrupt for Shared {
+    fn slice(&self) -> Option<Duration> {
+        Some(SLICE)
+    }
+
+    fn interrupted(&self) -> bool {
+        self.state.lock().closed || exiting()
     }
 }
 
@@ -70,16 +80,17 @@ impl Shared {
         let Ok(_turn) = self.turn.acquire(Mode::Write, owner, &Patience::FOREVER) else {
             return Done::Closed;
         };
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if state.closed {
             return Done::Closed;
         }
-        if let Some(pins) = state.over.pop_front() {
-            drop(state);
-            // Of a lost device it stays.
-            let _ = self.allowance.retire(pins);
+        drop(state);
+        // What cannot leave yet is tried again when there is news. Who ends it waits for no stream.
+        let patience = Patience { interrupt: self, ..Patience::FOREVER };
+        if matches!(self.retire_one(&patience), Ok(true)) {
             return Done::Something;
         }
+        let state = self.state.lock();
         let next = state.next().filter(|_| copies.len() < ON_THEIR_WAY);
         drop(state);
         let Some((block, there, set)) = next else { return Done::Nothing };

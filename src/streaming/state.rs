@@ -116,6 +116,11 @@ impl State {
         } else {
             self.over.push_back(rest);
         }
+        if before.pages > keep {
+            // What of it stays is pinned twice until it is over, and nothing is unpinned too early.
+            self.over.extend(before.pins);
+            return Vec::new();
+        }
         before.pins.into_iter().collect()
     }
 

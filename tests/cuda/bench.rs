@@ -9,6 +9,7 @@ use coresident::device::{
     Address, CudaMemory, DeviceMemory, DeviceType, MemoryError, Name, Stream,
 };
 
+use super::helpers::until;
 use super::pretend;
 
 /// Bytes of a page.
@@ -74,6 +75,8 @@ pub(crate) fn bench_with(pages: u64, moving: bool) -> Arc<Bench> {
     let memory = CudaMemory::of(device);
     // Begins the driver.
     memory.copies().unwrap();
+    // A thread of the test before may still have something.
+    until(|| pretend::count("used_bytes", ordinal.cast_signed()) == 0);
     let taken = pretend::BYTES - pages * PAGE;
     pretend::set_taken(ordinal, taken);
     let name = Name::new(DeviceType::Cuda, 0).unwrap();

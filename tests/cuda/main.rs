@@ -20,3 +20,6 @@ mod helpers;
 mod moving;
 mod pinning;
 mod pretend;
+#[path = "../rust/streaming.rs"]
+mod streaming;
+mod visits;

@@ -83,6 +83,21 @@ pub(crate) fn hold(device: i32, held: bool) {
     assert_eq!(unsafe { set(device, held.into()) }, 0);
 }
 
+/// Has every call on a device return a code; 0 has it be all right again.
+pub(crate) fn lose(device: i32, code: u32) {
+    let lose: unsafe extern "C" fn(c_int, c_uint) -> u32 = function("pretend_cuda_lose");
+    // SAFETY: as its documentation has it.
+    assert_eq!(unsafe { lose(device, code) }, 0);
+}
+
+/// Begins to capture a graph on a stream, in the mode that minds whatever any thread does, or ends
+/// that. Returns the code.
+pub(crate) fn capture(stream: usize, begin: bool) -> u32 {
+    let capture: unsafe extern "C" fn(usize, c_int) -> u32 = function("pretend_cuda_capture");
+    // SAFETY: as its documentation has it.
+    unsafe { capture(stream, if begin { 0 } else { -1 }) }
+}
+
 /// The context that is current in this thread; 0 for none.
 pub(crate) fn current() -> usize {
     let get: unsafe extern "C" fn(*mut usize) -> u32 = function("cuCtxGetCurrent");

@@ -1,11 +1,15 @@
 """Models on a real GPU: what machines without one cannot show.
 
+Those that are larger than what they may have are streamed (``test_streaming.py`` asks more of that, on
+virtual devices). None of this has run on a GPU yet.
+
 ``python -m pytest tests/gpu`` on a machine with CUDA and torch; needs no compiler.
 """
 
 from __future__ import annotations
 
 import gc
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -174,3 +178,179 @@ def test_a_call_that_does_not_fit_is_an_error_that_leaves_the_device_usable(
         module(x)
     with load(runtime, 3).on(device) as module, torch.no_grad():
         assert torch.equal(module(x), expected(device, x, 3))
+
+
+class Layer(torch.nn.Module):  # type: ignore[misc] # as above
+    """So many MiB, a MiB in each part."""
+
+    def __init__(self, mib: int) -> None:
+        super().__init__()
+        self.parts = torch.nn.Sequential(*(torch.nn.Linear(512, 512, False) for _ in range(mib)))
+
+    def forward(self, x: Any) -> Any:
+        return torch.tanh(self.parts(x))
+
+
+class Layers(torch.nn.Module):  # type: ignore[misc] # as above
+    """Blocks of 16 MiB each, which are repeated."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Layer(16) for _ in range(blocks))
+
+    def forward(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+LAYERS = 32
+
+
+@pytest.fixture(scope="module")
+def layers() -> Any:
+    """Twice as much as the runtime may have."""
+    torch.manual_seed(3)
+    return Layers(LAYERS)
+
+
+@pytest.fixture
+def larger(runtime: co.Runtime, layers: Any) -> ct.Model:
+    return runtime.load("larger", lambda: layers)
+
+
+def streaming_of(residence: ct.Residence) -> co.StreamingStatus:
+    status = residence.streaming
+    assert status is not None, "it is not streamed"
+    return status
+
+
+def test_a_model_that_is_larger_gives_the_bits_of_a_resident_one(
+    runtime: co.Runtime, device: co.Device, larger: ct.Model, layers: Any, x: Any
+) -> None:
+    residence = larger.on(device)
+    with residence as module, torch.no_grad():
+        streamed = [module(x) for _ in range(5)]
+        status = streaming_of(residence)
+        assert 0 < status.kept < status.blocks == LAYERS * 16 * MIB
+        # The first step copies all, the others what does not stay, and what has come ahead.
+        most = status.resident + status.blocks + 4 * status.streamed + status.allotted
+        assert status.moved <= most
+        assert runtime.vram[device].used <= 256 * MIB
+    # Enough for all of it, so that nothing comes and goes.
+    with co.Runtime([device]) as other, torch.no_grad():
+        with (residence := other.load("larger", lambda: layers).on(device)) as module:
+            assert residence.streaming is None
+            resident = module(x)
+    assert all(torch.equal(one, resident) for one in streamed)
+    assert runtime.analyze(device).pinned == 0
+
+
+def test_streamed_blocks_are_right_on_streams_of_ones_own(
+    runtime: co.Runtime, device: co.Device, larger: ct.Model, x: Any
+) -> None:
+    def run(model: ct.Model) -> Any:
+        with model.on(device) as module, torch.no_grad():
+            for _ in range(3):
+                output = module(x)
+            return output
+
+    first = run(larger)
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device.index)
+        stream.wait_stream(torch.cuda.current_stream(device.index))
+        with torch.cuda.stream(stream):
+            second = run(larger)
+        torch.cuda.current_stream(device.index).wait_stream(stream)
+    else:
+        second = run(larger)
+    assert torch.equal(first, second)
+    assert runtime.analyze(device).pinned == 0
+
+
+def test_copies_hide_behind_the_work_of_blocks(device: co.Device, larger: ct.Model, x: Any) -> None:
+    much = x.repeat(64, 1)
+    residence = larger.on(device)
+    with residence as module, torch.no_grad():
+        for _ in range(4):
+            module(much)
+        status = streaming_of(residence)
+        # How much is a figure of the bench; here, that there is one.
+        assert 0.0 <= status.hidden <= 1.0
+        assert status.visits == 4 * LAYERS
+
+
+def test_a_graph_within_a_block_is_replayed_there(
+    device: co.Device, larger: ct.Model, x: Any
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("only CUDA captures graphs")
+
+    class Replayed(torch.nn.Module):  # type: ignore[misc] # as above
+        """Captures a graph of its part at the first call, within its block, and replays it."""
+
+        def __init__(self, part: Any) -> None:
+            super().__init__()
+            self.part = part
+            self.graph: Any = None
+
+        def forward(self, x: Any) -> Any:
+            if self.graph is None:
+                side = torch.cuda.Stream(device.index)
+                side.wait_stream(torch.cuda.current_stream(device.index))
+                with torch.cuda.stream(side):
+                    self.part(x)
+                torch.cuda.current_stream(device.index).wait_stream(side)
+                self.input, self.graph = x.clone(), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.output = self.part(self.input)
+            self.input.copy_(x)
+            self.graph.replay()
+            return self.output.clone()
+
+    residence = larger.on(device)
+    with residence as module, torch.no_grad():
+        eager = module(x)
+        # What comes and goes comes to the same addresses again.
+        for block in module.blocks:
+            block.parts = Replayed(block.parts)
+        for _ in range(4):
+            # A graph may choose other kernels.
+            torch.testing.assert_close(module(x), eager)
+        assert streaming_of(residence).streamed > 0
+
+
+def test_a_graph_of_all_of_it_is_refused_with_the_reason(
+    runtime: co.Runtime, device: co.Device, larger: ct.Model, x: Any
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("only CUDA captures graphs")
+    with larger.on(device) as module, torch.no_grad():
+        expected = module(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with (
+            pytest.raises(co.InvalidValueError, match="capture within the blocks"),
+            torch.cuda.graph(graph),
+        ):
+            module(x)
+        assert torch.equal(module(x), expected), "and it goes on"
+    assert runtime.analyze(device).pinned == 0
+
+
+def test_compiled_blocks_are_streamed_and_all_of_it_as_one_graph_is_not(
+    runtime: co.Runtime, device: co.Device, larger: ct.Model, x: Any
+) -> None:
+    backend = "inductor" if device.type == "cuda" or shutil.which("c++") else "eager"
+    with larger.on(device) as module, torch.no_grad():
+        expected = module(x)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="streamed"):
+            torch.compile(module, backend="eager", fullgraph=True)(x)
+        torch.compiler.reset()
+        for block in module.blocks:
+            block.compile(backend=backend)
+        for _ in range(3):
+            # Compiled code may round otherwise.
+            torch.testing.assert_close(module(x), expected)
+    torch.compiler.reset()
+    assert runtime.analyze(device).pinned == 0

@@ -97,6 +97,7 @@ rules! {
             OverStaysPinned;
         a_block_that_comes_unexpectedly_is_right: BroughtInVainStays;
         an_end_in_the_middle_leaves_nothing_pinned: ClosedStaysPinned;
+        what_is_streamed_is_nobody_elses: OthersAreLetIn;
     }
     worker by 4 {
         a_task_is_run_or_cancelled_but_never_both: CancelledTaskRuns;

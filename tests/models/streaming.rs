@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coresident::arena::Area;
+use coresident::arena::{Area, ArenaError, Beside};
 use coresident::device::Stream;
 use coresident::streaming::{Spec, Streaming, StreamingError};
 use coresident::wait::Patience;
@@ -83,5 +83,37 @@ pub(crate) fn an_end_in_the_middle_leaves_nothing_pinned() {
     closer.join().unwrap();
     server.join().unwrap();
     assert!(area.residency().iter().all(|page| *page < 2), "something stays pinned");
+    assert!(house.is_right());
+}
+
+pub(crate) fn what_is_streamed_is_nobody_elses() {
+    let house = house(2);
+    let area = house.area(10, 1);
+    let other = thread::spawn({
+        let (house, area) = (house.clone(), area.clone());
+        move || {
+            let (all, me) = (area.all(), owner(1));
+            let fault = area.fault(&all, Beside::default(), Stream::Host, &me, &Patience::FOREVER);
+            match fault {
+                Ok(pins) => {
+                    house.see(Stream::Host, area.address(0).unwrap(), 10);
+                    drop(pins);
+                }
+                Err(ArenaError::Exclusive { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let blocks = vec![area.block(&[0])];
+    let spec = Spec { resident: area.block(&[]), blocks, working_memory: 0, leave: 0 };
+    match Streaming::quiet(&area, spec, Stream::Host, &owner(0), &Patience::FOREVER) {
+        Ok((streaming, _)) => {
+            visit(&house, &area, &streaming, 0, Stream::Host, 0);
+            streaming.close(&owner(0));
+        }
+        Err(StreamingError::Arena(ArenaError::InUse { .. })) => {}
+        Err(error) => panic!("{error}"),
+    }
+    other.join().unwrap();
     assert!(house.is_right());
 }

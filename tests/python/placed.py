@@ -92,14 +92,26 @@ def is_there(area: co.Area, expected: dict[str, Any]) -> bool:
     return all(torch.equal(views[name], tensor) for name, tensor in expected.items())
 
 
-def _is_on_card(area: co.Area, name: str, expected: Any) -> bool:
+def address_of(area: co.Area, name: str) -> int:
+    """Where a tensor is on its device, or comes to where memory does not move."""
     capsule = area.pinned(name).__dlpack__()
     # Where a consumer finds it.
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    address = ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(ctypes.c_uint64))[0]
+    return int(ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(ctypes.c_uint64))[0])
+
+
+def bytes_at(address: int, size: int) -> Any:
+    """What is there on a device, as an array; the caller has waited for it."""
+    found = np.empty(size, np.uint8)
+    to = found.ctypes.data_as(ctypes.c_void_p)
+    if PRETENDED:
+        assert _driver().pretend_cuda_peek(ctypes.c_uint64(address), to, ctypes.c_size_t(size)) == 0
+    else:
+        ctypes.memmove(to, address, size)
+    return found
+
+
+def _is_on_card(area: co.Area, name: str, expected: Any) -> bool:
     right = expected.contiguous().flatten().view(torch.uint8).numpy()
-    found = np.empty_like(right)
-    to, size = found.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(found.size)
-    assert _driver().pretend_cuda_peek(ctypes.c_uint64(address), to, size) == 0
-    return np.array_equal(found, right)
+    return np.array_equal(bytes_at(address_of(area, name), right.size), right)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
 from typing import Any
 
 import coresident as co
+import numpy as np
 import pytest
+
+PAGE = 2 << 20
 
 
 @pytest.fixture
@@ -217,6 +221,154 @@ def test_worker_pools() -> None:
 def test_shares(total: Any, speeds: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         co.shares(total, speeds)
+
+
+_NUMBERS: list[tuple[Any, type[Exception]]] = [
+    (-1, co.InvalidValueError),
+    (2**70, co.InvalidValueError),
+    (10**5000, co.InvalidValueError),
+    (True, co.InvalidTypeError),
+    (1.0, co.InvalidTypeError),
+    ("a", co.InvalidTypeError),
+    (None, co.InvalidTypeError),
+    ([], co.InvalidTypeError),
+]
+
+
+@pytest.fixture
+def area() -> co.Area:
+    """Three tensors of a page, each beginning with a page of its own, on a device of eight pages."""
+    [device] = co.virtual_devices(1, memory=8 * PAGE)
+    arena = co.Arena(device, co.Budget(device))
+    weights = co.WeightStore().share("model", {name: np.ones(PAGE, np.uint8) for name in "abc"})
+    return arena.area(weights, list("abc"), groups=[0, 1, 2])
+
+
+def test_streams_of_blocks(area: co.Area) -> None:
+    for blocks, error, message in [
+        ("a", co.InvalidTypeError, "blocks is a list of lists of names, not str"),
+        (None, co.InvalidTypeError, "not NoneType"),
+        (["a"], co.InvalidTypeError, "a block"),
+        ([[1]], co.InvalidTypeError, "a block"),
+        ([], co.InvalidValueError, "blocks is empty"),
+        ([[]], co.InvalidValueError, "no tensors with bytes"),
+        ([["a"], ["a"]], co.InvalidValueError, "a page in common"),
+        ([["d"]], co.TensorNotFoundError, "no tensor"),
+    ]:
+        with pytest.raises(error, match=message):
+            area.stream_blocks(blocks)  # type: ignore[arg-type]
+    for name in ("working_memory", "leave"):
+        for given, error in _NUMBERS:
+            if given not in ("a", None):
+                with pytest.raises(error, match=rf"{name} (is a number of bytes|must be)"):
+                    area.stream_blocks([["a"]], **{name: given})
+        with pytest.raises(co.InvalidValueError, match="is not a number of bytes"):
+            area.stream_blocks([["a"]], **{name: "much"})  # type: ignore[arg-type]
+    with pytest.raises(co.BudgetExceededError):
+        area.stream_blocks([["a"]], working_memory=2**64 - 1)
+    for stream in (7, "1", True):
+        with pytest.raises((co.InvalidTypeError, co.InvalidValueError)):
+            area.stream_blocks([["a"]], stream=stream)  # type: ignore[arg-type]
+    with pytest.raises(co.InvalidValueError, match="timeout must be"):
+        area.stream_blocks([["a"]], timeout=-1)
+    with pytest.raises(co.InvalidTypeError, match="cancel takes"):
+        area.stream_blocks([["a"]], cancel="now")  # type: ignore[arg-type]
+    assert area.arena.status().pinned == 0
+    assert area.arena.budget.used == 0
+
+
+def test_calls_of_a_streaming(area: co.Area) -> None:
+    streaming = area.stream_blocks([["a"], ["b"], ["c"]])
+    calls = {
+        "block": [
+            streaming.enter,
+            lambda block: streaming.leave(block, 0),
+            lambda block: streaming.keep_at_most(block, 0),
+        ],
+        "keep": [
+            lambda keep: streaming.leave(0, keep),
+            lambda keep: streaming.keep_at_most(0, keep),
+        ],
+        "nbytes": [streaming.plan, streaming.shrink],
+        "leave": [streaming.grow],
+    }
+    for name, all_of_it in calls.items():
+        for given, error in _NUMBERS:
+            for call in all_of_it:
+                if (name, given) == ("nbytes", None) and call == streaming.plan:
+                    continue
+                if name in ("nbytes", "leave") and given in ("a", None):
+                    continue
+                with pytest.raises(error, match=rf"{name} (is a |must be between)"):
+                    call(given)
+                    pytest.fail(f"{name} took {given}")
+    for call in calls["block"]:
+        for block in (3, 2**64 - 1):
+            with pytest.raises(co.InvalidValueError, match="between 0 and 2, the last one, not"):
+                call(block)
+    for call in (streaming.plan, streaming.shrink, streaming.grow):
+        with pytest.raises(co.InvalidValueError, match="is not a number of bytes"):
+            call("much")
+    for stream in (7, "1", True, 2**70):
+        with pytest.raises((co.InvalidTypeError, co.InvalidValueError)):
+            streaming.enter(0, stream=stream)  # type: ignore[arg-type]
+        with pytest.raises((co.InvalidTypeError, co.InvalidValueError)):
+            streaming.also_on(stream)  # type: ignore[arg-type]
+    with pytest.raises(co.InvalidValueError, match="timeout must be"):
+        streaming.enter(0, timeout=math.nan)
+    with pytest.raises(co.InvalidTypeError, match="cancel takes"):
+        streaming.enter(0, cancel="now")  # type: ignore[arg-type]
+    # What is large and can be meant: all of it.
+    streaming.enter(0)
+    streaming.leave(0, 2**64 - 1)
+    assert streaming.plan(2**64 - 1) == [1, 1, 1]
+    assert streaming.grow(2**64 - 1) == 0
+    # One that was never visited is left without effect.
+    streaming.leave(2, 0)
+    streaming.close()
+    assert area.arena.status().pinned == 0
+
+
+def test_groups_of_an_area(area: co.Area) -> None:
+    weights = co.WeightStore().share("other", {"a": np.ones(9, np.uint8)})
+    for groups, error in [
+        ("a", co.InvalidTypeError),
+        (3, co.InvalidTypeError),
+        ([True], co.InvalidTypeError),
+        ([1.0], co.InvalidTypeError),
+        ([-1], co.InvalidValueError),
+        ([1], co.InvalidValueError),
+        ([2**70], co.InvalidValueError),
+    ]:
+        with pytest.raises(error, match="group"):
+            area.arena.area(weights, groups=groups)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("memory", [None, 64 * PAGE], ids=["unified", "bounded"])
+def test_streaming_of_models(memory: int | None) -> None:
+    torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
+    wrong: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"stream": "no"}, co.InvalidValueError),
+        ({"stream": "\ud800"}, co.InvalidValueError),
+        ({"stream": 1}, co.InvalidTypeError),
+        ({"stream": None}, co.InvalidTypeError),
+        ({"stream": np.ones(3)}, co.InvalidTypeError),
+        ({"blocks": "0"}, co.InvalidTypeError),
+        ({"blocks": 3}, co.InvalidTypeError),
+        ({"blocks": [0]}, co.InvalidTypeError),
+        ({"blocks": [None]}, co.InvalidTypeError),
+        ({"blocks": itertools.repeat("0")}, co.InvalidValueError),
+    ]
+    [device] = co.virtual_devices(1, memory=memory)
+    with co.Runtime([device]) as runtime:
+        model = runtime.load("model", lambda: torch.nn.Sequential(torch.nn.Linear(4, 4)))
+        with model.replica(device) as replica:
+            for terms, error in wrong:
+                for call in (functools.partial(model.on, device), replica.on):
+                    with pytest.raises(error, match=r"stream is True|blocks (is a list|has)"):
+                        call(**terms)
+                        pytest.fail(f"{terms} was taken")
+            replica.on().release()
 
 
 def test_every_error_is_ours_and_a_built_in() -> None:

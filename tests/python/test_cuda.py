@@ -94,7 +94,10 @@ def test_arenas_are_on_cards_what_they_are_on_virtual_devices(tmp_path: Path) ->
     env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
     folders = [str(folder), *filter(None, [env.get("LD_LIBRARY_PATH")])]
     env |= {"LD_LIBRARY_PATH": os.pathsep.join(folders), "CORESIDENT_TEST_DEVICE": "pretended"}
-    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_arena.py"))]
+    suites = [
+        str(Path(__file__).with_name(name)) for name in ("test_arena.py", "test_stream_blocks.py")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", *suites]
     done = subprocess.run(
         command, env=env | {"PRETEND_CUDA": CARDS}, capture_output=True, text=True, check=False
     )

@@ -20,6 +20,7 @@ mod hints;
 mod load_lock;
 mod moving;
 mod near;
+mod plan;
 mod planner;
 mod pool;
 mod queue;

@@ -1,45 +1,88 @@
-//! `Streaming`: what is moved beside the least possible, and that it is always right.
+//! `Streaming`: that blocks are always right, whatever comes in between.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use coresident::arena::{Area, Arena, Content, HostSide, Identity, PageSet};
+use coresident::arena::{Area, Arena, ArenaError, Beside, Content, HostSide, Identity, PageSet};
 use coresident::budget::{Budget, Spec as BudgetSpec};
-use coresident::device::{
-    Address, DeviceMemory, DeviceType, Event, Fence, HostBytes, MemoryError, Name, Piece, Pinning,
-    Stream,
-};
-use coresident::residency::{Request, Trace, least_bytes};
-use coresident::streaming::{Cost, Spec, Streaming, StreamingError, plan};
+use coresident::device::{HostBytes, Stream};
+use coresident::streaming::{Spec, Streaming, StreamingError};
 use coresident::trace::{Kind, Timeline};
 use coresident::wait::{CancelToken, Patience};
-use coresident::weights::ElementType;
+use coresident::weights::{ElementType, Given, Memory, Opening, Tensor, WeightStore};
 
 use super::bench::{Bench, NAME, PAGE, bench};
-use super::helpers::{Random, somebody as owner};
+use super::helpers::{Random, refusal, somebody as owner, until};
 
-/// Bytes of one number; counts how many were copied.
+/// The way of bytes to one device: how many have gone, and whether they are held up.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub(crate) copied: AtomicUsize,
+    gate: Mutex<Gate>,
+    opened: Condvar,
+}
+
+#[derive(Default)]
+struct Gate {
+    closed: bool,
+    /// How many copies wait.
+    waiting: usize,
+}
+
+impl Host {
+    fn pass(&self, bytes: usize) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        while gate.closed {
+            gate = self.opened.wait(gate).unwrap();
+        }
+        gate.waiting -= 1;
+        drop(gate);
+        self.copied.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    fn set_closed(&self, closed: bool) {
+        self.gate.lock().unwrap().closed = closed;
+        self.opened.notify_all();
+    }
+}
+
+/// Bytes of one number.
 struct Numbers {
     number: u8,
-    copied: Arc<AtomicUsize>,
+    host: Arc<Host>,
 }
 
 impl HostBytes for Numbers {
     fn copy_to(&self, _from: usize, to: &mut [u8]) {
         to.fill(self.number);
-        self.copied.fetch_add(to.len(), Ordering::SeqCst);
+        self.host.pass(to.len());
+    }
+}
+
+/// Bytes of weights that several devices have.
+struct Shared {
+    tensor: Tensor,
+    host: Arc<Host>,
+}
+
+impl HostBytes for Shared {
+    fn copy_to(&self, from: usize, to: &mut [u8]) {
+        self.host.pass(to.len());
+        HostBytes::copy_to(&self.tensor, from, to);
     }
 }
 
 /// A model of blocks of so many pages, beside one page that stays.
-struct Model {
-    device: Arc<Bench>,
-    budget: Budget,
-    area: Area,
+pub(crate) struct Model {
+    pub(crate) device: Arc<Bench>,
+    pub(crate) budget: Budget,
+    pub(crate) area: Area,
     resident: Arc<PageSet>,
     blocks: Vec<Arc<PageSet>>,
+    host: Arc<Host>,
     /// How many pages were not what they should have been.
     wrong: Arc<AtomicUsize>,
 }
@@ -52,7 +95,7 @@ fn number(block: usize) -> u8 {
     u8::try_from(block % 250).unwrap() + 1
 }
 
-fn model(pages_of_device: u64, blocks: &[usize], jitter: Option<u64>) -> Model {
+pub(crate) fn model(pages_of_device: u64, blocks: &[usize], jitter: Option<u64>) -> Model {
     model_told(pages_of_device, blocks, jitter, &Timeline::new(1))
 }
 
@@ -63,22 +106,41 @@ fn model_told(
     jitter: Option<u64>,
     timeline: &Timeline,
 ) -> Model {
-    let device = bench(pages_of_device, jitter);
-    let limit = pages_of_device * PAGE;
-    let budget = Budget::new(BudgetSpec { limit, ..BudgetSpec::named(NAME) });
-    let host = HostSide::default();
-    let arena = Arena::over(device.name, device.pages.clone(), &budget, host);
-    arena.record_in(timeline);
-    let (place, _) = area(&arena, page(), blocks);
-    let resident = place.block(&[0]);
-    let blocks = (1..=blocks.len()).map(|at| place.block(&[at])).collect();
-    let wrong = Arc::default();
-    Model { device, budget, area: place, resident, blocks, wrong }
+    model_of((pages_of_device, pages_of_device), blocks, jitter, timeline, numbers)
 }
 
-/// An area of one page and blocks of so many pages, and how many bytes of it have been copied.
-fn area(arena: &Arena, page: usize, blocks: &[usize]) -> (Area, Arc<AtomicUsize>) {
-    let copied = Arc::new(AtomicUsize::new(0));
+/// The same of bytes of one's choice, on a device of so many pages with a budget of others.
+fn model_of(
+    (pages_of_device, pages_of_budget): (u64, u64),
+    blocks: &[usize],
+    jitter: Option<u64>,
+    timeline: &Timeline,
+    bytes: impl Fn(usize, &Arc<Host>) -> Arc<dyn HostBytes>,
+) -> Model {
+    let device = bench(pages_of_device, jitter);
+    let limit = pages_of_budget * PAGE;
+    let budget = Budget::new(BudgetSpec { limit, ..BudgetSpec::named(NAME) });
+    let arena = Arena::over(device.name, device.pages.clone(), &budget, HostSide::default());
+    arena.record_in(timeline);
+    let host = Arc::new(Host::default());
+    let place = area_of(&arena, page(), blocks, |at| bytes(at, &host));
+    let resident = place.block(&[0]);
+    let blocks = (1..=blocks.len()).map(|at| place.block(&[at])).collect();
+    Model { device, budget, area: place, resident, blocks, host, wrong: Arc::default() }
+}
+
+/// What is in a tensor, if it is not weights.
+pub(crate) fn numbers(tensor: usize, host: &Arc<Host>) -> Arc<dyn HostBytes> {
+    Arc::new(Numbers { number: number(tensor), host: host.clone() })
+}
+
+/// An area of one page and blocks of so many pages.
+pub(crate) fn area_of(
+    arena: &Arena,
+    page: usize,
+    blocks: &[usize],
+    bytes: impl Fn(usize) -> Arc<dyn HostBytes>,
+) -> Area {
     let contents = || {
         let sizes = std::iter::once(1).chain(blocks.iter().copied());
         let content = |(at, pages): (usize, usize)| Content {
@@ -86,18 +148,17 @@ fn area(arena: &Arena, page: usize, blocks: &[usize]) -> (Area, Arc<AtomicUsize>
             element: ElementType::UInt8,
             shape: vec![pages * page],
             nbytes: pages * page,
-            bytes: Arc::new(Numbers { number: number(at), copied: copied.clone() }),
+            bytes: bytes(at),
         };
         sizes.enumerate().map(content).collect()
     };
     let identity = Identity { of: 1, order: Vec::new() };
     let groups: Vec<usize> = (1..=blocks.len()).collect();
-    let made = arena.area_in_groups("model", identity, &owner("main"), &groups, contents);
-    (made.unwrap(), copied)
+    arena.area_in_groups("model", identity, &owner("main"), &groups, contents).unwrap()
 }
 
 impl Model {
-    fn open(&self) -> Result<Streaming, StreamingError> {
+    pub(crate) fn open(&self) -> Result<Streaming, StreamingError> {
         let (resident, blocks) = (self.resident.clone(), self.blocks.clone());
         let spec = Spec { resident, blocks, working_memory: 0, leave: 0 };
         let patience = Patience::at_most(Duration::from_secs(20));
@@ -106,9 +167,26 @@ impl Model {
     }
 
     /// Visits a block, and looks at all of it.
-    fn visit(&self, streaming: &Streaming, block: usize, keep: usize, stream: Option<Stream>) {
+    pub(crate) fn visit(
+        &self,
+        streaming: &Streaming,
+        block: usize,
+        keep: usize,
+        stream: Option<Stream>,
+    ) {
+        self.try_visit(streaming, block, keep, stream).unwrap();
+    }
+
+    /// The same, unless it cannot be visited.
+    pub(crate) fn try_visit(
+        &self,
+        streaming: &Streaming,
+        block: usize,
+        keep: usize,
+        stream: Option<Stream>,
+    ) -> Result<(), StreamingError> {
         let on = stream.unwrap_or(Stream::Host);
-        streaming.enter(block, on, &owner("main"), &Patience::FOREVER).unwrap();
+        streaming.enter(block, on, &owner("main"), &Patience::FOREVER)?;
         let start = self.area.address(block + 1).unwrap();
         let (device, pages, wrong) =
             (self.device.clone(), self.blocks[block].len(), self.wrong.clone());
@@ -123,177 +201,26 @@ impl Model {
                 }
             }
         };
-        self.device.launch(on, look);
+        match stream {
+            Some(stream) => self.device.launch(stream, look),
+            None => look(),
+        }
         streaming.leave(block, keep);
+        Ok(())
     }
 
-    fn is_clean(&self) -> bool {
+    /// Whether the bytes of the budget are those that the blocks may have, beside what stays.
+    pub(crate) fn has_all_bytes(&self, streaming: &Streaming) -> bool {
+        self.budget.used() == (streaming.allotted() as u64 + 1) * PAGE
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
         let status = self.area.arena().status().unwrap();
         status.pinned == 0
             && status.resident == self.budget.used()
             && status.resident == self.device.committed()
             && self.wrong.load(Ordering::SeqCst) == 0
     }
-}
-
-/// A device on which everything is done at once, with pages that are small enough for many of them.
-struct AtOnce;
-
-struct Passed;
-
-impl Fence for Passed {
-    fn has_passed(&self) -> Result<bool, MemoryError> {
-        Ok(true)
-    }
-
-    fn wait(&self, _until: Option<Instant>) -> Result<bool, MemoryError> {
-        Ok(true)
-    }
-}
-
-const SMALL: usize = 256;
-
-impl DeviceMemory for AtOnce {
-    fn page(&self) -> usize {
-        SMALL
-    }
-
-    fn free(&self) -> u64 {
-        u64::MAX
-    }
-
-    fn reserve(&self, _bytes: usize) -> Result<Address, MemoryError> {
-        Ok(SMALL)
-    }
-
-    fn release(&self, _start: Address, _bytes: usize) {}
-
-    fn commit(&self, _start: Address, _bytes: usize) -> Result<(), MemoryError> {
-        Ok(())
-    }
-
-    fn decommit(&self, _start: Address, _bytes: usize) {}
-
-    fn copies(&self) -> Result<Stream, MemoryError> {
-        Ok(Stream::Device(1))
-    }
-
-    fn upload(
-        &self,
-        _after: &[Event],
-        pieces: Vec<Piece>,
-        _how: Pinning,
-    ) -> Result<Event, MemoryError> {
-        for piece in pieces {
-            piece.source.copy_to(piece.from, &mut vec![0; piece.length]);
-        }
-        Ok(Arc::new(Passed))
-    }
-
-    fn record(&self, _stream: Stream) -> Result<Event, MemoryError> {
-        Ok(Arc::new(Passed))
-    }
-
-    fn after(&self, _stream: Stream, _event: &Event) -> Result<(), MemoryError> {
-        Ok(())
-    }
-}
-
-/// Pages that were copied for twenty steps of visits in order, on a device with room for so many.
-fn moved(blocks: usize, pages: usize, room: usize) -> usize {
-    let budget =
-        Budget::new(BudgetSpec { limit: (room * SMALL) as u64, ..BudgetSpec::named(NAME) });
-    let name = Name::new(DeviceType::Virtual, 0).unwrap();
-    let arena = Arena::over(name, Arc::new(AtOnce), &budget, HostSide::default());
-    let sizes = vec![pages; blocks];
-    let (place, copied) = area(&arena, SMALL, &sizes);
-    let sets = (1..=blocks).map(|at| place.block(&[at])).collect();
-    let spec = Spec { resident: place.block(&[0]), blocks: sets, working_memory: 0, leave: 0 };
-    let me = owner("main");
-    let streaming = Streaming::open(&place, spec, Stream::Host, &me, &Patience::FOREVER).unwrap().0;
-    let kept = streaming.plan(streaming.allotted()).unwrap().kept;
-    for _ in 0..20 {
-        for (block, keep) in kept.iter().enumerate() {
-            streaming.enter(block, Stream::Host, &me, &Patience::FOREVER).unwrap();
-            streaming.leave(block, *keep);
-        }
-    }
-    drop(streaming);
-    copied.load(Ordering::SeqCst) / SMALL - 1
-}
-
-/// Pages that somebody would copy for it who knows all of it, with room for so many.
-fn least(blocks: usize, pages: usize, room: usize) -> u64 {
-    let request = |visit: usize| Request {
-        job: 0,
-        component: (visit % blocks).to_string(),
-        bytes: pages as u64,
-        working_bytes: 0,
-    };
-    let requests = (0..blocks * 20).map(request).collect();
-    least_bytes(&Trace { name: "steps".into(), capacity_bytes: room as u64, requests })
-}
-
-#[test]
-fn bytes_moved_are_at_most_a_tenth_more_than_the_least() {
-    let sizes = [(57, 3), (57, 40), (60, 2), (100, 9), (20, 7), (12, 6), (8, 40), (6, 12), (4, 50)];
-    for (blocks, pages) in sizes {
-        for of_device in [15, 20, 30, 40] {
-            let room = blocks * pages * 10 / of_device;
-            // With few blocks the one that is on its way counts: somebody who has less room by that.
-            let less = if blocks >= 57 { 0 } else { pages };
-            if room - less < pages {
-                continue;
-            }
-            let (moved, least) =
-                (moved(blocks, pages, room + 1), least(blocks, pages, room - less));
-            assert!(
-                moved as u64 * 10 <= least * 11,
-                "{blocks} blocks of {pages} pages in {room}: {moved} pages, and {least} at least"
-            );
-        }
-    }
-}
-
-#[test]
-fn what_is_planned_fits_and_nothing_is_kept_in_vain() {
-    let mut random = Random(5);
-    for _ in 0..300 {
-        let count = 1 + random.place(40);
-        let blocks: Vec<Cost> = (0..count)
-            .map(|_| Cost {
-                pages: 1 + random.place(30),
-                seconds: 0.001 * f64::from(1 + u8::try_from(random.below(20)).unwrap()),
-            })
-            .collect();
-        let all: usize = blocks.iter().map(|block| block.pages).sum();
-        let largest = blocks.iter().map(|block| block.pages).max().unwrap();
-        let room = largest + random.place(all - largest + 1);
-        let rate = *random.pick(&[None, Some(100.0), Some(5000.0)]);
-        let made = plan(&blocks, rate, room).unwrap();
-        let kept: usize = made.kept.iter().sum();
-        assert!(kept + made.ring <= room, "{made:?} in {room}");
-        let fits = |(kept, block): (&usize, &Cost)| {
-            *kept <= block.pages && block.pages - kept <= made.ring
-        };
-        assert!(made.kept.iter().zip(&blocks).all(fits), "{made:?}");
-        if room == all {
-            assert_eq!(kept, all, "what fits stays");
-        }
-        assert_eq!(plan(&blocks, rate, largest - 1), None);
-    }
-}
-
-#[test]
-fn a_plan_by_time_is_taken_where_it_is_faster() {
-    // One block computes for long, and another one for nearly no time.
-    let blocks: Vec<Cost> =
-        (0..10).map(|at| Cost { pages: 10, seconds: if at == 3 { 1.0 } else { 0.001 } }).collect();
-    let by_bytes = plan(&blocks, None, 60).unwrap();
-    let by_time = plan(&blocks, Some(40.0), 60).unwrap();
-    assert!(by_bytes.kept.iter().all(|kept| *kept < 10), "all of them stream a little");
-    assert!(by_time.kept[4] < by_bytes.kept[4], "most comes while the long one computes");
-    assert_eq!(plan(&blocks, Some(0.001), 60).unwrap(), by_bytes, "the bus decides");
 }
 
 #[test]
@@ -320,13 +247,13 @@ fn streams_that_are_late_see_what_is_right_in_any_order() {
 
 #[test]
 fn several_threads_visit_blocks_and_one_closes_meanwhile() {
-    let made = Arc::new(model(12, &[2; 6], Some(3)));
+    let made = model(12, &[2; 6], Some(3));
     let streaming = Arc::new(made.open().unwrap());
+    let visits: Arc<[AtomicUsize; 3]> = Arc::default();
     let visitors: Vec<_> = (0..3)
         .map(|number| {
-            let (made, streaming) = (made.clone(), streaming.clone());
+            let (visits, streaming) = (visits.clone(), streaming.clone());
             thread::spawn(move || {
-                let mut visits = 0;
                 for turn in 0.. {
                     let block = (turn + number) % 6;
                     match streaming.enter(
@@ -340,17 +267,17 @@ fn several_threads_visit_blocks_and_one_closes_meanwhile() {
                         Err(StreamingError::Closed { .. }) => break,
                         Err(error) => panic!("{error}"),
                     }
-                    visits += 1;
+                    visits[number].fetch_add(1, Ordering::SeqCst);
                 }
-                drop(made);
-                visits
             })
         })
         .collect();
-    thread::sleep(Duration::from_millis(50));
+    let before = |visits: &AtomicUsize| visits.load(Ordering::SeqCst) > 5;
+    until(|| visits.iter().all(before));
     streaming.close(&owner("main"));
-    let visits: Vec<i32> = visitors.into_iter().map(|visitor| visitor.join().unwrap()).collect();
-    assert!(visits.iter().all(|visits| *visits > 0));
+    for visitor in visitors {
+        visitor.join().unwrap();
+    }
     assert!(made.is_clean());
 }
 
@@ -383,6 +310,187 @@ fn what_can_never_fit_is_refused_with_figures() {
     let refused = made.open().err().unwrap().to_string();
     assert!(refused.contains("10 MiB") && refused.contains("8 MiB"), "{refused}");
     assert!(made.is_clean());
+}
+
+#[test]
+fn nobody_else_has_pages_of_what_is_streamed() {
+    let made = model(8, &[2; 6], Some(5));
+    let (me, all, patience) = (owner("main"), made.area.all(), Patience::FOREVER);
+    let fault = |set: &Arc<PageSet>| {
+        made.area.fault(set, Beside::default(), Stream::Host, &me, &patience).map(|(pins, _)| pins)
+    };
+    let used = fault(&made.blocks[2]).unwrap();
+    assert!(refusal(made.open()).contains("while others use pages of them"));
+    drop(used);
+    let streaming = made.open().unwrap();
+    for set in [&made.resident, &made.blocks[2], &all] {
+        assert!(matches!(fault(set), Err(ArenaError::Exclusive { .. })));
+        let pinned = made.area.pin(set, Stream::Host, &me);
+        assert!(matches!(pinned, Err(ArenaError::Exclusive { .. })));
+    }
+    assert!(made.area.pinned(0, Stream::Host, &me, &patience).is_err());
+    assert!(refusal(made.open()).contains("are streamed on"));
+    for turn in 0..30 {
+        made.visit(&streaming, turn % 6, 0, None);
+        // Nothing leaves by that but what is over.
+        made.area.arena().evict(u64::MAX);
+        if turn % 7 == 3 {
+            made.area.renew();
+        }
+    }
+    until(|| made.has_all_bytes(&streaming));
+    streaming.close(&me);
+    assert!(matches!(
+        streaming.enter(0, Stream::Host, &me, &patience),
+        Err(StreamingError::Closed { .. })
+    ));
+    // Before the last one lets go of it.
+    drop(fault(&made.blocks[2]).unwrap());
+    let again = made.open().unwrap();
+    for block in 0..6 {
+        let _ = again.keep_at_most(block, 0);
+    }
+    made.visit(&again, 4, 0, None);
+    drop((streaming, again));
+    assert!(made.is_clean());
+}
+
+#[test]
+fn what_stays_may_become_less_while_it_is_visited() {
+    let made = model(14, &[4; 6], Some(9));
+    let streaming = made.open().unwrap();
+    let mut random = Random(3);
+    for _ in 0..200 {
+        let (block, keep) = (random.place(6), random.place(3));
+        made.visit(&streaming, block, keep, None);
+        let _ = streaming.keep_at_most(random.place(6), random.place(3));
+    }
+    until(|| made.has_all_bytes(&streaming));
+    drop(streaming);
+    assert!(made.is_clean());
+}
+
+#[test]
+fn what_others_take_of_the_memory_is_done_without() {
+    let made = model_of((6, 12), &[2; 6], Some(3), &Timeline::new(1), numbers);
+    let streaming = made.open().unwrap();
+    assert!(streaming.allotted() > 5, "more than there is");
+    for turn in 0..60 {
+        made.visit(&streaming, turn * 5 % 6, 0, None);
+    }
+    until(|| made.has_all_bytes(&streaming));
+    drop(streaming);
+    assert!(made.is_clean());
+}
+
+#[test]
+fn who_waits_for_a_stream_gives_up_when_his_time_is_over_and_an_end_waits_for_none() {
+    let made = model(4, &[2; 3], None);
+    let streaming = made.open().unwrap();
+    let stream = made.device.stream();
+    let gate = Arc::new(Barrier::new(2));
+    streaming.enter(0, stream, &owner("main"), &Patience::FOREVER).unwrap();
+    let held = gate.clone();
+    made.device.launch(stream, move || {
+        held.wait();
+    });
+    streaming.leave(0, 0);
+    let soon = Patience::at_most(Duration::from_millis(50));
+    let refused = streaming.enter(1, Stream::Host, &owner("main"), &soon);
+    assert!(matches!(refused, Err(StreamingError::Wait(_))), "{refused:?}");
+    streaming.close(&owner("main"));
+    until(|| {
+        made.area.arena().evict(u64::MAX);
+        made.area.arena().status().unwrap().resident <= 2 * PAGE
+    });
+    assert_eq!(made.budget.used(), 2 * PAGE, "what the stream uses stays");
+    gate.wait();
+    made.device.pages.record(stream).unwrap().wait(None).unwrap();
+    assert!(made.is_clean());
+}
+
+/// Models on two devices of blocks of so many pages, of one host copy of the weights.
+fn two_of_one_copy(pages: u64, blocks: [&[usize]; 2]) -> [Model; 2] {
+    let store = WeightStore::new(None);
+    let largest = blocks.iter().flat_map(|sizes| sizes.iter()).max().unwrap() * page();
+    let count = blocks.iter().map(|sizes| sizes.len()).max().unwrap() + 1;
+    let given = |at: usize| {
+        let bytes = vec![number(at); largest];
+        let memory = Memory::foreign(bytes.as_ptr(), largest, false, Box::new(bytes));
+        let (element, shape) = (ElementType::UInt8, vec![largest]);
+        Given { name: at.to_string(), element, shape, strides: None, memory, offset: 0 }
+    };
+    let opening = Opening { private: Some(true), ..Opening::default() };
+    let tensors = (0..count).map(given).collect();
+    let weights =
+        store.share("model", tensors, &opening, &owner("main"), &Patience::FOREVER).unwrap();
+    blocks.map(|sizes| {
+        model_of((pages, pages), sizes, Some(7), &Timeline::new(1), |at, host| {
+            let tensor = weights.tensor(&at.to_string()).unwrap();
+            Arc::new(Shared { tensor, host: host.clone() })
+        })
+    })
+}
+
+#[test]
+fn a_copy_that_does_not_end_holds_up_no_other_device() {
+    let models = two_of_one_copy(5, [&[2; 4], &[2; 4]]);
+    let streamed = models.each_ref().map(|model| model.open().unwrap());
+    for (stuck, other) in [(0, 1), (1, 0)] {
+        models[stuck].host.set_closed(true);
+        thread::scope(|scope| {
+            let visitor = scope.spawn(|| {
+                (0..8).for_each(|turn| models[stuck].visit(&streamed[stuck], turn % 4, 0, None));
+            });
+            until(|| models[stuck].host.gate.lock().unwrap().waiting > 0);
+            for turn in 0..40 {
+                models[other].visit(&streamed[other], turn % 4, 0, None);
+            }
+            models[stuck].host.set_closed(false);
+            visitor.join().unwrap();
+        });
+    }
+    drop(streamed);
+    assert!(models.iter().all(Model::is_clean));
+}
+
+#[test]
+fn of_two_devices_that_read_one_copy_each_gets_its_share() {
+    const ALL: usize = 150;
+    // One is asked for far more at a time.
+    let models = two_of_one_copy(14, [&[1; 20], &[6; 4]]);
+    let streamed = models.each_ref().map(|model| model.open().unwrap());
+    let moved = |at: usize| models[at].host.copied.load(Ordering::SeqCst) / page();
+    let before: Vec<usize> = (0..2).map(moved).collect();
+    let moved = |at: usize| moved(at) - before[at];
+    let barrier = Barrier::new(2);
+    // What the other one has when one is the first to have all.
+    let shares: Vec<usize> = thread::scope(|scope| {
+        let visit = |at: usize| {
+            let (models, streamed, barrier, moved) = (&models, &streamed, &barrier, &moved);
+            scope.spawn(move || {
+                let blocks = models[at].blocks.len();
+                barrier.wait();
+                let mut others = None;
+                for turn in 0.. {
+                    models[at].visit(&streamed[at], turn % blocks, 0, None);
+                    if others.is_none() && moved(at) >= ALL {
+                        others = Some(moved(1 - at));
+                    }
+                    if moved(0) >= ALL && moved(1) >= ALL {
+                        break;
+                    }
+                }
+                others.unwrap_or(ALL)
+            })
+        };
+        let visitors = [visit(0), visit(1)];
+        visitors.into_iter().map(|visitor| visitor.join().unwrap()).collect()
+    });
+    let least = shares.iter().min().unwrap();
+    assert!(least * 5 >= ALL, "while one has moved {ALL} pages, the other one has moved {least}");
+    drop(streamed);
+    assert!(models.iter().all(Model::is_clean));
 }
 
 /// How long something takes on a device, so that it is seen.

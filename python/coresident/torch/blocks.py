@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from coresident import _core
-from coresident.errors import InvalidTypeError, InvalidValueError
+from coresident.errors import InvalidValueError
 
 # Blocks of a larger share of the room are taken in parts.
 _SMALL = 1 / 8
@@ -35,7 +35,7 @@ class Block:
 
 def find(
     module: torch.nn.Module,
-    named: Iterable[str] | None,
+    named: list[str] | None,
     places: Mapping[int, int],
     nbytes: list[int],
     room: int,
@@ -53,7 +53,6 @@ def find(
         room: Bytes that there can be on the device.
 
     Raises:
-        InvalidTypeError: ``named`` is no list of names.
         InvalidValueError: there is no part of a name, or one is within another.
     """
     if named is None:
@@ -148,15 +147,9 @@ def _can_be_called(module: torch.nn.Module) -> bool:
     )
 
 
-def _named(module: torch.nn.Module, named: Iterable[str]) -> Iterator[tuple[str, torch.nn.Module]]:
-    if isinstance(named, str) or not isinstance(named, Iterable):
-        given = repr(named) if isinstance(named, str) else type(named).__name__
-        raise InvalidTypeError(f"blocks is a list of names of parts, not {given}")
-    names = list(named)
+def _named(module: torch.nn.Module, names: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
     parts = dict(module.named_modules())
     for name in names:
-        if not isinstance(name, str):
-            raise InvalidTypeError(f"blocks has names of parts, not {type(name).__name__}")
         if name not in parts or not name:
             close = difflib.get_close_matches(name, parts, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

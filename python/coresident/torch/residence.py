@@ -17,7 +17,7 @@ from coresident.errors import CoresidentError, InvalidValueError, ReleasedError
 from coresident.torch.calls import Calls
 from coresident.torch.room import Place
 from coresident.torch.streamed import Streamed
-from coresident.torch.streaming import Plan, planned
+from coresident.torch.streaming import Plan, checked, planned
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
@@ -68,6 +68,7 @@ class Residence:
         self._recorded = False
         terms: dict[str, Any] = {"timeout": timeout, "cancel": cancel}
         try:
+            stream, blocks = checked(stream, blocks)
             self._place = replica._place()
             if self._place is not None:
                 self._plan = planned(replica, self._place, working_memory, stream, blocks)

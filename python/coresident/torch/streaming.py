@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from coresident.torch.blocks import Block, find, told
 from coresident.torch.calls import unknown
 from coresident.torch.room import Place
 from coresident.torch.streamed import Streamed
+
+# What goes on after that goes on for ever.
+_MOST_BLOCKS = 1 << 16
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
@@ -106,21 +110,46 @@ class Plan:
         return made
 
 
+def checked(
+    stream: bool | str, blocks: Iterable[str] | None
+) -> tuple[bool | str, list[str] | None]:
+    """What callers may say of streaming, once.
+
+    Raises:
+        InvalidTypeError: ``stream`` is neither a bool nor a text, or ``blocks`` no list of names.
+        InvalidValueError: ``stream`` is another text, or ``blocks`` never ends.
+    """
+    if not isinstance(stream, (bool, str)):
+        raise InvalidTypeError(f"stream is True, False or 'auto', not {type(stream).__name__}")
+    if isinstance(stream, str) and stream != "auto":
+        raise InvalidValueError(f"stream is True, False or 'auto', not {stream!r}")
+    if blocks is None:
+        return stream, None
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        given = repr(blocks) if isinstance(blocks, str) else type(blocks).__name__
+        raise InvalidTypeError(f"blocks is a list of names of parts, not {given}")
+    names = list(itertools.islice(blocks, _MOST_BLOCKS + 1))
+    if len(names) > _MOST_BLOCKS:
+        raise InvalidValueError(f"blocks has {_MOST_BLOCKS} names at most")
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidTypeError(f"blocks has names of parts, not {type(name).__name__}")
+    return stream, names
+
+
 def planned(
     replica: Replica,
     place: Place,
     working_memory: int | str | None,
     stream: bool | str,
-    blocks: Iterable[str] | None,
+    blocks: list[str] | None,
 ) -> Plan | None:
     """How a replica's weights are streamed; ``None`` if all of them are to stay.
 
     Raises:
-        InvalidTypeError: ``blocks`` is no list of names.
-        InvalidValueError: ``stream`` or ``blocks`` is something else, or there are no blocks.
+        InvalidTypeError: ``working_memory`` is neither bytes nor a text.
+        InvalidValueError: ``blocks`` has what is no part, or there are no blocks.
     """
-    if not (stream is True or stream is False or stream == "auto"):
-        raise InvalidValueError(f"stream is True, False or 'auto', not {stream!r}")
     if stream is False:
         if blocks is not None:
             raise InvalidValueError("blocks is for what is streamed, and stream is False")

@@ -119,6 +119,7 @@ calls! {
         to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream
     );
     stream_create = cuStreamCreate(stream: *mut CUstream, flags: c_uint);
+    is_capturing = cuStreamIsCapturing(stream: CUstream, status: *mut c_uint);
     stream_wait = cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     event_create = cuEventCreate(event: *mut CUevent, flags: c_uint);
     event_record = cuEventRecord(event: CUevent, stream: CUstream);

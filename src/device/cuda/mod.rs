@@ -335,6 +335,11 @@ impl DeviceMemory for CudaMemory {
         self.state().ok()?.device.between(earlier, later)
     }
 
+    fn captures(&self, stream: Stream) -> bool {
+        let Stream::Device(stream) = stream else { return false };
+        self.state().is_ok_and(|state| state.device.captures(stream))
+    }
+
     fn after(&self, stream: Stream, event: &Event) -> Result<(), MemoryError> {
         let state = self.state()?;
         let Stream::Device(stream) = stream else { return event.wait(None).map(drop) };

@@ -23,6 +23,8 @@ const NON_BLOCKING: c_uint = 1;
 const WITH_TIME: c_uint = 0;
 /// `CU_EVENT_DISABLE_TIMING`: faster.
 const WITHOUT_TIME: c_uint = 2;
+/// `CUDA_ERROR_STREAM_CAPTURE_IMPLICIT`.
+const CAPTURE_IMPLICIT: Code = 906;
 /// How long a wait sleeps between two looks, at first and at most.
 const NAPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
@@ -110,6 +112,22 @@ impl Opened {
         })
     }
 
+    /// Whether a graph is captured on a stream, or on one that the default stream would wait for.
+    pub(super) fn captures(&self, stream: usize) -> bool {
+        let entered = self.enter(|primary| {
+            let mut status = 0;
+            // SAFETY: it writes to where it is told.
+            #[expect(unsafe_code, reason = "a function of a library")]
+            match unsafe { primary.library.is_capturing(handle(stream), &raw mut status) } {
+                0 => Ok(status != 0),
+                CAPTURE_IMPLICIT => Ok(true),
+                code => Err(code),
+            }
+        });
+        // Of a device that does not answer, the next call tells it.
+        matches!(entered, Ok(Ok(true)))
+    }
+
     /// Marks where a stream is.
     pub(super) fn record(self: &Arc<Self>, stream: usize) -> Result<Recorded, MemoryError> {
         self.event(stream, WITHOUT_TIME)
@@ -121,6 +139,10 @@ impl Opened {
     }
 
     fn event(self: &Arc<Self>, stream: usize, flags: c_uint) -> Result<Recorded, MemoryError> {
+        // The event would be the graph's, and never pass.
+        if self.captures(stream) {
+            return Err(self.lost("a graph is captured on the stream".to_owned()));
+        }
         let event = self.within("cuEventCreate", |primary| {
             let mut event: CUevent = null_mut();
             // SAFETY: it writes to where it is told.

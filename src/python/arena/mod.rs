@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
+use pyo3::types::{PySequence, PyString};
 
 pub(super) use area::{Area, Block};
 pub(super) use pins::Pins;
@@ -130,7 +131,7 @@ impl Arena {
         slf: &Bound<'_, Self>,
         weights: &Bound<'_, PyAny>,
         order: Option<&Bound<'_, PyAny>>,
-        groups: Option<Vec<usize>>,
+        groups: Option<&Bound<'_, PyAny>>,
     ) -> Result<Area> {
         let owner = caller(slf.py())?;
         let (key, identity, known) = tensors_of(weights)?;
@@ -152,6 +153,8 @@ impl Arena {
             }
         };
         let tensors: Vec<(String, Tensor)> = tensors;
+        let groups = groups.filter(|groups| !groups.is_none());
+        let groups = groups.map(|groups| begins(groups, tensors.len())).transpose()?;
         let mut order: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
         if groups.is_some() {
             // Its own: no tensor has such a name twice.
@@ -260,6 +263,29 @@ fn recorder<'py>(timeline: &Bound<'py, PyAny>) -> Result<Bound<'py, Timeline>> {
     Ok(timeline.clone())
 }
 
+/// Where groups of so many tensors begin.
+fn begins(groups: &Bound<'_, PyAny>, tensors: usize) -> Result<Vec<usize>> {
+    let refused = || {
+        let given = argument::type_name(groups);
+        invalid_type(&format!("groups is a list of whole numbers, not {given}"))
+    };
+    if groups.is_instance_of::<PyString>() {
+        return Err(refused());
+    }
+    let groups = groups.cast::<PySequence>().map_err(|_| refused())?;
+    let mut begins = Vec::new();
+    for at in 0..groups.len()? {
+        let number = argument::whole_number("a group", &groups.get_item(at)?)?;
+        let at = usize::try_from(number).ok().filter(|at| *at < tensors);
+        begins.push(at.ok_or_else(|| {
+            invalid_value(&format!(
+                "a group begins at one of {tensors} tensors, and not at {number}"
+            ))
+        })?);
+    }
+    Ok(begins)
+}
+
 /// The key, the identity and the tensors of what has weights.
 fn tensors_of(weights: &Bound<'_, PyAny>) -> Result<(String, usize, IndexMap<String, Tensor>)> {
     fn by_name<'a>(
@@ -310,7 +336,10 @@ impl From<ArenaError> for Error {
                     fields.set_item("key", key)
                 })
             }
-            ArenaError::Watermarks { .. } | ArenaError::Nowhere { .. } => invalid_value(&message),
+            ArenaError::Watermarks { .. }
+            | ArenaError::Nowhere { .. }
+            | ArenaError::Exclusive { .. }
+            | ArenaError::InUse { .. } => invalid_value(&message),
         }
     }
 }
