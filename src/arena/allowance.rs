@@ -1,7 +1,7 @@
 //! Bytes of a device that one area keeps for itself: its pages come and go within them, and nobody waits.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::ArenaError;
 use super::area::{Area, Pins, Shared as AreaShared};
@@ -201,7 +201,7 @@ impl Allowance {
             return 0;
         }
         // What retired pages have left is somebody else's now.
-        self.area.arena.memory.clear_aside();
+        self.area.area.arena.memory.clear_aside();
         let given = self.bytes.shrink(self.bytes_of(pages)).is_ok();
         if given { pages } else { 0 }
     }
