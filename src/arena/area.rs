@@ -277,8 +277,8 @@ impl Pins {
         let also = Mutex::new(self.also.lock().clone());
         let (area, ended) = (self.area.clone(), self.ended.clone());
         let (user, job) = (self.user.clone(), self.job);
-        let (by, forgotten) = (self.by, false);
-        Self { area, set: rest, stream: self.stream, also, user, by, job, ended, forgotten }
+        let (stream, by, forgotten) = (self.stream, self.by, false);
+        Self { area, set: rest, stream, also, user, by, job, ended, forgotten }
     }
 
     /// Where the streams are now that have used them.

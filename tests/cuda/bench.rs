@@ -141,9 +141,4 @@ impl Bench {
         pretend::set_taken(self.ordinal, self.taken + bytes);
         Taken { ordinal: self.ordinal, before: self.taken }
     }
-
-    /// Takes all that is free of it just now.
-    pub(crate) fn occupy_all(&self) -> Option<impl Any + Send> {
-        Some(self.occupy(self.pages.free()))
-    }
 }

@@ -48,7 +48,7 @@ fn a_call_that_fails_fails_a_visit_and_not_the_next_one() {
     for turn in 0..400 {
         if turn % 3 == 0 {
             let code = *random.pick(&[OUT_OF_MEMORY, NOT_READY, UNKNOWN]);
-            pretend::fail(*random.pick::<&str>(&calls), code, 1 + random.below(2), ordinal(&made));
+            pretend::fail(random.pick::<&str>(&calls), code, 1 + random.below(2), ordinal(&made));
         }
         let on = (random.below(2) == 0).then_some(stream);
         match made.try_visit(&streaming, random.place(6), random.place(3), on) {
@@ -175,7 +175,7 @@ fn memory_that_others_took_is_told_with_its_figures() {
     let made = model(8, &[2; 6], None);
     let streaming = made.open().unwrap();
     (0..6).for_each(|block| made.visit(&streaming, block, 0, None));
-    pretend::fail("cuMemMap", 2, 60, ordinal(&made));
+    pretend::fail("cuMemCreate", 2, 60, ordinal(&made));
     let visits = (0..6).filter_map(|block| made.try_visit(&streaming, block, 0, None).err());
     let refused: Vec<StreamingError> = visits.collect();
     assert!(!refused.is_empty());

@@ -233,8 +233,9 @@ def test_a_model_that_is_larger_gives_the_bits_of_a_resident_one(
         streamed = [module(x) for _ in range(5)]
         status = streaming_of(residence)
         assert 0 < status.kept < status.blocks == LAYERS * 16 * MIB
-        # Each step copies what does not stay, once, and what has come ahead of the next one.
-        assert status.moved <= status.resident + 5 * status.streamed + status.allotted
+        # The first step copies all, the others what does not stay, and what has come ahead.
+        most = status.resident + status.blocks + 4 * status.streamed + status.allotted
+        assert status.moved <= most
         assert runtime.vram[device].used <= 256 * MIB
     # Enough for all of it, so that nothing comes and goes.
     with co.Runtime([device]) as other, torch.no_grad():

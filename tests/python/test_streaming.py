@@ -458,7 +458,8 @@ def test_compiled_blocks_are_right_and_a_whole_graph_is_refused_with_the_reason(
 @pytest.mark.timeout(300)
 def test_a_block_that_inductor_has_compiled_is_streamed(house: co.Runtime) -> None:
     expected = layers()(x())
-    residence = house.load("layers", layers).on(house.devices[0])
+    model = house.load("layers", layers)
+    residence = model.on(house.devices[0], blocks=[f"layers.{at}" for at in range(8)])
     with residence as module:
         module.layers[3].compile(backend="inductor")
         for _ in range(3):
@@ -466,6 +467,17 @@ def test_a_block_that_inductor_has_compiled_is_streamed(house: co.Runtime) -> No
             torch.testing.assert_close(module(x()), expected)
         assert residence.streaming is not None
         assert residence.streaming.streamed > 0
+    torch.compiler.reset()
+    assert is_clean(house)
+
+
+def test_blocks_may_be_compiled_each_by_itself(house: co.Runtime) -> None:
+    expected, names = layers()(x()), [f"layers.{at}" for at in range(8)]
+    with house.load("layers", layers).on(house.devices[0], blocks=names) as module:
+        for layer in module.layers:
+            layer.compile(backend="eager")
+        for _ in range(3):
+            assert torch.equal(module(x()), expected)
     torch.compiler.reset()
     assert is_clean(house)
 

@@ -65,10 +65,4 @@ impl Bench {
     pub(crate) fn occupy(&self, bytes: u64) -> impl Any + Send {
         self.memory.occupy(bytes).unwrap()
     }
-
-    /// Takes all that is free of it just now.
-    pub(crate) fn occupy_all(&self) -> Option<impl Any + Send> {
-        // Somebody may be faster.
-        self.memory.occupy(self.pages.free()).ok()
-    }
 }

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -281,6 +282,11 @@ class _Around:
                 "are computed. Call it within torch.no_grad(), or use stream=False"
             )
         return output
+
+    @property
+    def __code__(self) -> CodeType:
+        # What is compiled has one, as functions have.
+        return type(self).__call__.__code__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._call, memo)
