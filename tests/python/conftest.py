@@ -96,7 +96,8 @@ def pretended(package: str, soname: str, folder: Path) -> Path:
     """Builds a library that has the face of a driver's, and puts it into a folder under its name."""
     if shutil.which("cargo") is None:
         pytest.skip(f"cargo, which builds {package}, is not on the PATH")
-    build = ["cargo", "build", "--release", "--package", package, "--quiet"]
+    # In a folder of its own, or it would wait for whatever cargo builds meanwhile.
+    build = ["cargo", "build", "--target-dir", "target/pretended", "--package", package, "--quiet"]
     built = subprocess.run(
         [*build, "--message-format=json"], cwd=ROOT, capture_output=True, text=True, check=False
     )
