@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -110,6 +111,16 @@ def pretended(package: str, soname: str, folder: Path) -> Path:
     )
     shutil.copy(next(file for file in files if file.endswith(".so")), folder / soname)
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made is not looked through by every ``gc.collect()`` of the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
