@@ -45,7 +45,8 @@ pub(super) fn commit(start: usize, bytes: usize) -> io::Result<()> {
         let start = std::ptr::with_exposed_provenance_mut(start);
         // SAFETY: these addresses have just been given memory, of which nobody has a reference.
         #[expect(unsafe_code, reason = "a call of the system")]
-        let wished = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxHugepage) };
+        let wished =
+            unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxHugepage) };
         // Without it, it comes in small pieces, which takes four times as long.
         let _ = wished;
     }
