@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -96,7 +97,8 @@ def pretended(package: str, soname: str, folder: Path) -> Path:
     """Builds a library that has the face of a driver's, and puts it into a folder under its name."""
     if shutil.which("cargo") is None:
         pytest.skip(f"cargo, which builds {package}, is not on the PATH")
-    build = ["cargo", "build", "--release", "--package", package, "--quiet"]
+    # In a folder of its own, or it would wait for whatever cargo builds meanwhile.
+    build = ["cargo", "build", "--target-dir", "target/pretended", "--package", package, "--quiet"]
     built = subprocess.run(
         [*build, "--message-format=json"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -109,6 +111,16 @@ def pretended(package: str, soname: str, folder: Path) -> Path:
     )
     shutil.copy(next(file for file in files if file.endswith(".so")), folder / soname)
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made is not looked through by every ``gc.collect()`` of the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
