@@ -44,7 +44,9 @@ impl Frames {
     /// Gives all of them back to the driver.
     pub(super) fn give_back(&self, primary: &Primary) {
         let all = std::mem::take(&mut *self.all());
-        all.into_iter().for_each(|handle| release(primary, handle));
+        for handle in all {
+            release(primary, handle);
+        }
     }
 }
 
