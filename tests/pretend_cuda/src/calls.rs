@@ -62,9 +62,14 @@ impl Calls {
         Ok(())
     }
 
-    /// Adds a failure.
+    /// Adds a failure; one that is none takes those of before on its device back.
     pub fn fail(&mut self, name: &str, failure: Failure) {
-        self.failures.entry(base_name(name).to_owned()).or_default().push(failure);
+        let failures = self.failures.entry(base_name(name).to_owned()).or_default();
+        if failure.code == Code(0) {
+            failures.retain(|other| other.device != failure.device);
+        } else {
+            failures.push(failure);
+        }
     }
 
     /// Adds the failures that are described, once.

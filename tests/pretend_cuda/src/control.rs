@@ -55,7 +55,8 @@ pub extern "C" fn pretend_cuda_set_delay(microseconds: u64, seed: u64) -> Code {
 }
 
 /// Lets the next `times` calls of a function (`u64::MAX`: all), after the next `after` ones, return
-/// a code without doing anything; on one device, as far as the call tells it. Needs no `cuInit`.
+/// a code without doing anything; on one device, as far as the call tells it. With the code 0 those that
+/// were to fail there do not. Needs no `cuInit`.
 #[unsafe(no_mangle)]
 pub extern "C" fn pretend_cuda_fail(
     function: In<c_char>,
