@@ -88,6 +88,10 @@ impl Shared {
         run.land.reservation.fill_less(length as u64);
         if self.sets_aside.load(Ordering::SeqCst) {
             run.land.set_aside(&run.pages);
+            // Whom it was for may have got it elsewhere, or given up.
+            if !self.sets_aside.load(Ordering::SeqCst) {
+                self.memory.clear_aside();
+            }
         } else {
             run.land.decommit(&run.pages);
         }
