@@ -6,9 +6,6 @@ STAMPS := $(VENV)/.stamps
 # What the compiled module is made of.
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
-# Older makes have no such option.
-TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-
 # What pip has to say is only of interest when it fails.
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,18 +22,16 @@ demo: $(STAMPS)/diffusers ## Runs the main job: real images of several users on 
 
 develop: $(STAMPS)/test ## The environment to work in, with the module built
 
-# pytest keeps one core busy, and what cargo does goes on beside it. Each prints when it is over.
-test: $(STAMPS)/module ## Formatting, lints and every test
-	@$(MAKE) --no-print-directory --jobs=2 $(TOGETHER) NICE=nice \
-		lint-rust test-python lint-python test-rust test-models test-bindings
+# One after the other; `make -j2 test` has pytest beside what cargo does.
+test: lint test-rust test-models test-bindings test-python ## Formatting, lints and every test
 
 lint: lint-rust lint-python ## Formatting, lints, types, and the stub against the module
 
 lint-rust:
 	cargo fmt --all --check
-	$(NICE) cargo clippy --all-targets --features python -- -D warnings
-	$(NICE) cargo clippy --all-targets --features model -- -D warnings
-	$(NICE) cargo clippy -p pretend_nvml -p pretend_cuda --all-targets -- -D warnings
+	cargo clippy --all-targets --features python -- -D warnings
+	cargo clippy --all-targets --features model -- -D warnings
+	cargo clippy -p pretend_nvml -p pretend_cuda --all-targets -- -D warnings
 
 lint-python: $(STAMPS)/test
 	$(BIN)/ruff format --check .
@@ -45,15 +40,15 @@ lint-python: $(STAMPS)/test
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest coresident._core
 
 test-rust: ## The core, without Python
-	$(NICE) cargo test --lib --tests
-	$(NICE) cargo test -p pretend_cuda
-	$(NICE) cargo test --doc
+	cargo test --lib --tests
+	cargo test -p pretend_cuda
+	cargo test --doc
 
 test-models: ## The core's concurrency, every interleaving
-	$(NICE) cargo test --features model --test models
+	cargo test --features model --test models
 
 test-bindings: ## The bindings compile as a library and their documentation builds
-	RUSTDOCFLAGS="-D warnings" $(NICE) cargo doc --no-deps --features python --document-private-items -q
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features python --document-private-items -q
 
 test-python: $(STAMPS)/test ## The package, as its users call it
 	$(BIN)/python -m pytest -q
