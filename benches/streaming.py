@@ -157,7 +157,10 @@ def draw(folder: Path, plain: Plain, memory: int, rate: float, picture: Path) ->
     about = f"{size_of(plain.module) >> 20} MiB on {memory >> 20} MiB, bus {speed(rate)}"
     shown.save_svg(picture, f"three steps of {about}")
     [row] = shown.rows
-    return f"![]({picture.name}) Three steps at {speed(rate)}: {row.hidden:.1%} of copying hidden."
+    return (
+        f"![three steps]({picture.name})\n\nThree steps at {speed(rate)}: {row.hidden:.1%} of copying "
+        "hidden, the first step with it, in which all that stays comes too."
+    )
 
 
 def peers(folder: Path, plain: Plain, rate: float) -> Iterator[str]:
