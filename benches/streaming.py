@@ -158,8 +158,8 @@ def draw(folder: Path, plain: Plain, memory: int, rate: float, picture: Path) ->
     shown.save_svg(picture, f"three steps of {about}")
     [row] = shown.rows
     return (
-        f"![three steps]({picture.name})\n\nThree steps at {speed(rate)}: {row.hidden:.1%} of copying "
-        "hidden, the first step with it, in which all that stays comes too."
+        f"![three steps]({picture.name})\n\nThree steps at {speed(rate)}: {row.hidden:.1%} of "
+        "copying hidden, the first step with it, in which all that stays comes too."
     )
 
 
