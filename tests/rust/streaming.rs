@@ -9,7 +9,7 @@ use coresident::arena::{Area, Arena, ArenaError, Beside, Content, HostSide, Iden
 use coresident::budget::{Budget, Spec as BudgetSpec};
 use coresident::device::{HostBytes, Stream};
 use coresident::streaming::{Spec, Streaming, StreamingError};
-use coresident::trace::{Kind, Timeline};
+use coresident::trace::{self, Kind, Timeline};
 use coresident::wait::{CancelToken, Patience};
 use coresident::weights::{ElementType, Given, Memory, Opening, Tensor, WeightStore};
 
@@ -515,6 +515,9 @@ fn a_device_tells_how_long_blocks_compute_and_wait_for_their_copies() {
         streaming.leave(block, 0);
     }
     made.device.pages.record(stream).unwrap().wait(None).unwrap();
+    // Its thread may be about to tell.
+    let told = |event: &trace::Event| event.kind == Kind::Visit;
+    until(|| timeline.recording().unwrap().events.iter().filter(|event| told(event)).count() == 4);
     let status = streaming.status().unwrap();
     let events = timeline.recording().unwrap().events;
     let of = |kind: Kind| events.iter().filter(move |event| event.kind == kind);
