@@ -496,6 +496,7 @@ def test_blocks_may_be_named(house: co.Runtime) -> None:
     for wrong, told in [
         (["layer"], "did you mean 'layers'"),
         (["layers", "layers.1"], "has it"),
+        ([""], "no part ''$"),
         ([], "no blocks"),
     ]:
         with pytest.raises(co.InvalidValueError, match=told):

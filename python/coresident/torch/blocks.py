@@ -151,7 +151,7 @@ def _named(module: torch.nn.Module, names: list[str]) -> Iterator[tuple[str, tor
     parts = dict(module.named_modules())
     for name in names:
         if name not in parts or not name:
-            close = difflib.get_close_matches(name, parts, 1)
+            close = difflib.get_close_matches(name, filter(None, parts), 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InvalidValueError(f"{type(module).__name__} has no part {name!r}{hint}")
         around = next((one for one in names if one != name and name.startswith(f"{one}.")), None)
