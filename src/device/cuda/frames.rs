@@ -3,10 +3,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{CUdeviceptr, CUmemGenericAllocationHandle};
+use cudarc::driver::sys::CUmemGenericAllocationHandle;
 
 use super::context::Primary;
-use super::library::Code;
 use super::stream::once_ready;
 use crate::device::Address;
 
@@ -29,16 +28,9 @@ impl Frames {
         self.all().pop()
     }
 
-    /// Keeps what is mapped at an address, and is unmapped next.
-    pub(super) fn keep(&self, primary: &Primary, at: Address) -> Option<Kept<'_>> {
-        let mut handle: CUmemGenericAllocationHandle = 0;
-        // SAFETY: it writes to where it is told.
-        #[expect(unsafe_code, reason = "a function of a library")]
-        let code = unsafe {
-            let (handle, at) = (&raw mut handle, std::ptr::with_exposed_provenance_mut(at));
-            once_ready(|| primary.library.retain_handle(handle, at))
-        };
-        (code == 0).then_some(Kept { frames: self, handle })
+    /// Keeps one that is mapped nowhere any more.
+    pub(super) fn keep(&self, handle: CUmemGenericAllocationHandle) {
+        self.all().push(handle);
     }
 
     /// Gives all of them back to the driver.
@@ -50,21 +42,16 @@ impl Frames {
     }
 }
 
-/// One that is still mapped.
-pub(super) struct Kept<'a> {
-    frames: &'a Frames,
-    handle: CUmemGenericAllocationHandle,
-}
-
-impl Kept<'_> {
-    /// It has been unmapped, or not: then it is lost with the device.
-    pub(super) fn unmapped(self, primary: &Primary, code: Code) {
-        if code == 0 {
-            self.frames.all().push(self.handle);
-        } else {
-            release(primary, self.handle);
-        }
-    }
+/// A handle of what is mapped at an address.
+pub(super) fn retain(primary: &Primary, at: Address) -> Option<CUmemGenericAllocationHandle> {
+    let mut handle: CUmemGenericAllocationHandle = 0;
+    // SAFETY: it writes to where it is told.
+    #[expect(unsafe_code, reason = "a function of a library")]
+    let code = unsafe {
+        let (handle, at) = (&raw mut handle, std::ptr::with_exposed_provenance_mut(at));
+        once_ready(|| primary.library.retain_handle(handle, at))
+    };
+    (code == 0).then_some(handle)
 }
 
 /// Lets a handle go. What is mapped keeps the memory.
@@ -73,14 +60,5 @@ pub(super) fn release(primary: &Primary, handle: CUmemGenericAllocationHandle) {
     #[expect(unsafe_code, reason = "a function of a library")]
     unsafe {
         primary.library.release(handle);
-    }
-}
-
-/// Takes the memory of a page away. Returns what the driver says.
-pub(super) fn unmap(primary: &Primary, at: Address, page: usize) -> Code {
-    // SAFETY: a page was mapped here, and no stream uses it any more.
-    #[expect(unsafe_code, reason = "a function of a library")]
-    unsafe {
-        once_ready(|| primary.library.unmap(at as CUdeviceptr, page))
     }
 }

@@ -124,7 +124,7 @@ fn give_access(primary: &Primary, start: Address, bytes: usize) -> Result<(), Co
 /// not unmap is lost with the device: nothing else can be done about it.
 pub(super) fn decommit(primary: &Primary, start: Address, bytes: usize, page: usize) {
     for at in (start..start + bytes).step_by(page) {
-        frames::unmap(primary, at, page);
+        unmap(primary, at, page);
     }
 }
 
@@ -137,11 +137,22 @@ pub(super) fn lay_aside(
     page: usize,
 ) {
     for at in (start..start + bytes).step_by(page) {
-        let kept = frames.keep(primary, at);
-        let code = frames::unmap(primary, at, page);
-        if let Some(kept) = kept {
-            kept.unmapped(primary, code);
+        let handle = frames::retain(primary, at);
+        let unmapped = unmap(primary, at, page) == 0;
+        match handle {
+            Some(handle) if unmapped => frames.keep(handle),
+            Some(handle) => frames::release(primary, handle),
+            None => {}
         }
+    }
+}
+
+/// Takes the memory of a page away. Returns what the driver says.
+fn unmap(primary: &Primary, at: Address, page: usize) -> Code {
+    // SAFETY: a page was mapped here, and no stream uses it any more.
+    #[expect(unsafe_code, reason = "a function of a library")]
+    unsafe {
+        once_ready(|| primary.library.unmap(at as CUdeviceptr, page))
     }
 }
 
