@@ -6,16 +6,14 @@ use std::time::Instant;
 use super::{Acting, Cause, Event, Kind, Label, Timeline};
 use crate::sync::{AtomicU64, Ordering};
 
+/// What is summed up beside copies.
+const COUNTED: [Kind; 7] =
+    [Kind::Evict, Kind::Wait, Kind::Request, Kind::Part, Kind::Retry, Kind::Visit, Kind::Stall];
+
 /// Sums that lose nothing, whatever becomes of the events.
 pub(super) struct Counts {
     copies: [Count; Cause::ALL.len()],
-    evicted: Count,
-    waited: Count,
-    requests: Count,
-    parts: Count,
-    retries: Count,
-    visits: Count,
-    stalls: Count,
+    others: [Count; COUNTED.len()],
 }
 
 /// How often, how many bytes, and how many nanoseconds.
@@ -63,53 +61,30 @@ impl Count {
 
 impl Counts {
     pub(super) fn new() -> Self {
-        Self {
-            copies: std::array::from_fn(|_| Count::new()),
-            evicted: Count::new(),
-            waited: Count::new(),
-            requests: Count::new(),
-            parts: Count::new(),
-            retries: Count::new(),
-            visits: Count::new(),
-            stalls: Count::new(),
-        }
+        let (copies, others) =
+            (std::array::from_fn(|_| Count::new()), std::array::from_fn(|_| Count::new()));
+        Self { copies, others }
     }
 
     fn of(&self, event: &Event) -> Option<&Count> {
-        match event.kind {
-            Kind::Copy => self.copies.get(event.cause as usize),
-            Kind::Evict => Some(&self.evicted),
-            Kind::Wait => Some(&self.waited),
-            Kind::Request => Some(&self.requests),
-            Kind::Part => Some(&self.parts),
-            Kind::Retry => Some(&self.retries),
-            Kind::Visit => Some(&self.visits),
-            Kind::Stall => Some(&self.stalls),
-            _ => None,
+        if event.kind == Kind::Copy {
+            return self.copies.get(event.cause as usize);
         }
+        let at = COUNTED.iter().position(|kind| *kind == event.kind)?;
+        self.others.get(at)
     }
 
     /// What has been counted, by kind and cause.
     pub(super) fn sums(&self) -> impl Iterator<Item = (Kind, Cause, Sum)> {
         let copies = Cause::ALL.iter().zip(&self.copies);
         let copies = copies.map(|(cause, count)| (Kind::Copy, *cause, count.sum()));
-        let others = [
-            (Kind::Evict, &self.evicted),
-            (Kind::Wait, &self.waited),
-            (Kind::Request, &self.requests),
-            (Kind::Part, &self.parts),
-            (Kind::Retry, &self.retries),
-            (Kind::Visit, &self.visits),
-            (Kind::Stall, &self.stalls),
-        ];
-        let others = others.map(|(kind, count)| (kind, Cause::None, count.sum()));
+        let others = COUNTED.iter().zip(&self.others);
+        let others = others.map(|(kind, count)| (*kind, Cause::None, count.sum()));
         copies.chain(others).filter(|(.., sum)| sum.times > 0)
     }
 
     pub(super) fn clear(&self) {
-        let others = [&self.evicted, &self.waited, &self.requests, &self.retries];
-        let others = others.into_iter().chain([&self.parts, &self.visits, &self.stalls]);
-        self.copies.iter().chain(others).for_each(Count::clear);
+        self.copies.iter().chain(&self.others).for_each(Count::clear);
     }
 }
 
