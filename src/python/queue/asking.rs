@@ -8,7 +8,7 @@ use super::super::exit::detached;
 use super::super::wait::{Terms, caller, patiently, settle};
 use super::{Claim, CoreOffer, CoreQueue, Offer};
 use crate::device::Name;
-use crate::wait::{Parker, WaitError};
+use crate::wait::{Owner, Parker, WaitError};
 
 /// Waits for a job, and claims it.
 pub(super) fn claim(
@@ -31,22 +31,12 @@ pub(super) fn claim_async<'py>(
     device: Name,
     terms: Terms,
 ) -> Result<Bound<'py, PyAny>> {
-    let queue = queue.clone();
-    aio::awaitable(py, terms, move |py, terms, target| {
-        let owner = caller(py)?;
-        terms.check("a job")?;
-        let asked = queue.ask(device, &owner, || target.waker())?;
-        let queue = queue.clone();
-        Request::of(asked, terms, target, move |py, offer: CoreOffer| {
-            match detached(py, || offer.accept())? {
-                Some(claim) => {
-                    let claim = Claim::of(claim, queue, &owner);
-                    Ok(Py::new(py, claim)?.into_any())
-                }
-                // Cancelled between its offer and now: as if there had been none.
-                None => Err(gone(offer.job().id)),
-            }
-        })
+    offered(queue, py, device, terms, |py, offer, queue, owner| {
+        match detached(py, || offer.accept())? {
+            Some(claim) => Ok(Py::new(py, Claim::of(claim, queue, &owner))?.into_any()),
+            // Cancelled between its offer and now: as if there had been none.
+            None => Err(gone(offer.job().id)),
+        }
     })
 }
 
@@ -72,15 +62,26 @@ pub(super) fn offer_async<'py>(
     device: Name,
     terms: Terms,
 ) -> Result<Bound<'py, PyAny>> {
+    offered(queue, py, device, terms, |py, offer, queue, _| {
+        Ok(Py::new(py, Offer::of(offer, queue))?.into_any())
+    })
+}
+
+/// Has a task wait for a job that is kept for it, and makes of that what it is given.
+fn offered<'py>(
+    queue: &CoreQueue,
+    py: Python<'py>,
+    device: Name,
+    terms: Terms,
+    given: fn(Python<'_>, CoreOffer, CoreQueue, Owner) -> Result<Py<PyAny>>,
+) -> Result<Bound<'py, PyAny>> {
     let queue = queue.clone();
     aio::awaitable(py, terms, move |py, terms, target| {
         let owner = caller(py)?;
         terms.check("a job")?;
         let asked = queue.ask(device, &owner, || target.waker())?;
         let queue = queue.clone();
-        Request::of(asked, terms, target, move |py, offer| {
-            Ok(Py::new(py, Offer::of(offer, queue))?.into_any())
-        })
+        Request::of(asked, terms, target, move |py, offer| given(py, offer, queue, owner))
     })
 }
 
