@@ -7,7 +7,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use crate::arena::PageSet;
 use crate::device::{Event, Stream};
 use crate::trace::{self, Acting, Kind, Recorder};
 
@@ -17,7 +16,6 @@ const MOST: usize = 1024;
 const STALE: Duration = Duration::from_secs(1);
 
 /// A moment of a visit.
-#[derive(Clone)]
 pub(super) enum Moment {
     Host(Instant),
     Device(Event),
@@ -85,6 +83,13 @@ impl Untold {
 }
 
 impl Shared {
+    /// Has the timeline ask for what is over, if there is one.
+    pub(super) fn tell(self: &Arc<Self>) {
+        if let Some(track) = self.area.track() {
+            track.timeline().ask(self);
+        }
+    }
+
     /// A moment on a stream at which a block is wanted that is not being visited already, if that can
     /// be told.
     pub(super) fn is_wanted(&self, block: usize, stream: Stream) -> Option<Moment> {
@@ -175,8 +180,7 @@ impl Shared {
             let (took, job) = (until.saturating_sub(at), visit.job);
             track.record(trace::Event { at, took, bytes, job, ..trace::Event::of(kind) });
         };
-        let pages =
-            self.state.lock().blocks.get(visit.block).map_or(0, |block| PageSet::len(block));
+        let pages = self.state.lock().blocks.get(visit.block).map_or(0, |block| block.len());
         let bytes = (pages * self.area.page()) as u64;
         if stalled {
             record(Kind::Stall, visit.wanted, visit.began, bytes);
@@ -209,15 +213,6 @@ impl Recorder for Shared {
         drop(pending);
         for visit in &over {
             self.is_over_by(visit);
-        }
-    }
-}
-
-impl Shared {
-    /// Has the timeline ask for what is over, if there is one.
-    pub(super) fn tell(self: &Arc<Self>) {
-        if let Some(track) = self.area.track() {
-            track.timeline().ask(self);
         }
     }
 }

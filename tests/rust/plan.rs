@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use coresident::arena::{Arena, HostSide};
 use coresident::budget::{Budget, Spec as BudgetSpec};
 use coresident::device::{
-    Address, DeviceMemory, DeviceType, Event, Fence, MemoryError, Name, Piece, Pinning, Stream,
+    Address, DeviceMemory, DeviceType, Event, MemoryError, Name, Piece, Pinning, Stream,
 };
 use coresident::residency::{Request, Trace, least_bytes};
 use coresident::streaming::{Cost, Spec, Streaming, plan};
@@ -15,22 +14,11 @@ use coresident::wait::Patience;
 
 use super::bench::NAME;
 use super::helpers::{Random, somebody as owner};
+use super::planner::Passed;
 use super::streaming::{Host, area_of, numbers};
 
 /// A device on which everything is done at once, with pages that are small enough for many of them.
 struct AtOnce;
-
-struct Passed;
-
-impl Fence for Passed {
-    fn has_passed(&self) -> Result<bool, MemoryError> {
-        Ok(true)
-    }
-
-    fn wait(&self, _until: Option<Instant>) -> Result<bool, MemoryError> {
-        Ok(true)
-    }
-}
 
 const SMALL: usize = 256;
 

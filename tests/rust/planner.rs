@@ -31,7 +31,8 @@ const PAGE: u64 = 128 << 20;
 #[derive(Default)]
 struct Addresses(AtomicUsize);
 
-struct Passed;
+/// What everything has that is done at once.
+pub(super) struct Passed;
 
 impl Fence for Passed {
     fn has_passed(&self) -> Result<bool, MemoryError> {
