@@ -79,6 +79,11 @@ def waiting(pool: co.DevicePool) -> int:
     return len({waiter.owner for status in pool.status() for waiter in status.waiting})
 
 
+def threads_but(known: list[threading.Thread]) -> list[threading.Thread]:
+    """The threads that have come since; how many there are would also tell of others that ended."""
+    return [thread for thread in threading.enumerate() if thread not in known]
+
+
 def run_script(
     source: str, timeout: float = 120, **options: Any
 ) -> subprocess.CompletedProcess[str]:
@@ -91,6 +96,12 @@ def run_script(
         check=False,
         **options,
     )
+
+
+def measured(source: str) -> None:
+    """Runs a script that asserts what the whole process holds, in a process that is only its own."""
+    ended = run_script(source)
+    assert ended.returncode == 0, ended.stderr
 
 
 def pretended(package: str, soname: str, folder: Path) -> Path:

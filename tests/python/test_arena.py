@@ -17,7 +17,7 @@ from typing import Any
 import coresident as co
 import numpy as np
 import pytest
-from conftest import run_script, spawn, until
+from conftest import measured, run_script, spawn, until
 from placed import (
     PAGE,
     PAGES,
@@ -202,21 +202,30 @@ def test_a_tensor_whose_pages_have_left_cannot_be_touched() -> None:
 @needs_virtual
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what memory a process takes")
 def test_what_leaves_is_given_back_to_the_system() -> None:
-    def resident_set() -> int:
-        words = Path("/proc/self/statm").read_text().split()
-        return int(words[1]) * os.sysconf("SC_PAGESIZE")
+    measured(
+        """
+        import os
+        from pathlib import Path
+        import coresident as co
+        import numpy as np
 
-    [device] = co.virtual_devices(1, memory="256MiB")
-    arena = co.Arena(device, co.Budget(device))
-    weights = co.WeightStore().share("model", {"w": torch.ones(50 << 18)})
-    area = arena.area(weights)
-    before = resident_set()
-    area.fault().release()
-    inside = resident_set() - before
-    arena.evict()
-    after = resident_set() - before
-    assert inside >= 50 * MIB
-    assert after < 4 * MIB
+        def resident_set():
+            words = Path("/proc/self/statm").read_text().split()
+            return int(words[1]) * os.sysconf("SC_PAGESIZE")
+
+        [device] = co.virtual_devices(1, memory="256MiB")
+        arena = co.Arena(device, co.Budget(device))
+        weights = co.WeightStore().share("model", {"w": np.ones(50 << 17)})
+        area = arena.area(weights)
+        before = resident_set()
+        area.fault().release()
+        inside = resident_set() - before
+        arena.evict()
+        after = resident_set() - before
+        assert inside >= 50 << 20, inside
+        assert after < 4 << 20, after
+        """
+    )
 
 
 @needs_torch

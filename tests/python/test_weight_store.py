@@ -18,7 +18,7 @@ from typing import Any
 import coresident as co
 import numpy
 import pytest
-from conftest import run_script, spawn, until
+from conftest import measured, run_script, spawn, until
 from numpy.typing import NDArray
 from test_weights import write
 
@@ -471,25 +471,35 @@ def test_a_load_that_waits_for_bytes_can_be_given_up(model: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what memory a process takes")
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_stats_says_is_what_the_system_accounts(tmp_path: Path, copy: bool) -> None:
-    def proportional() -> int:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    path = big(tmp_path / "big.safetensors", 256)
+    measured(
+        f"""
+        from pathlib import Path
+        import coresident as co
+        import numpy as np
 
-    path, store = big(tmp_path / "big.safetensors", 256), co.WeightStore()
-    before = proportional()
-    holders = [store.open("big", path, copy=copy) for _ in range(4)]
-    for weights in holders:
-        weights.prefetch()
-        arrays = [value(tensor) for tensor in weights.values()]
-        assert sum(int(array[::4096].sum()) for array in arrays) > 0
-    taken = proportional() - before
-    kind = "slab" if copy else "mapped"
-    assert store.stats()[kind] == pytest.approx(256 * MIB, rel=0.001)
-    assert taken == pytest.approx(store.stats()[kind], rel=0.02)
-    del arrays
-    for weights in holders:
-        weights.release()
-    until(lambda: proportional() - before < 8 * MIB)
+        def proportional():
+            lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+        store = co.WeightStore()
+        before = proportional()
+        holders = [store.open("big", {str(path)!r}, copy={copy}) for _ in range(4)]
+        for weights in holders:
+            weights.prefetch()
+            arrays = [np.from_dlpack(tensor) for tensor in weights.values()]
+            assert sum(int(array[::4096].sum()) for array in arrays) > 0
+        taken = proportional() - before
+        said = store.stats()["slab" if {copy} else "mapped"]
+        assert abs(said - (256 << 20)) < 256 << 10, said
+        assert abs(taken - said) < said * 0.02, (taken, said)
+        del arrays, tensor
+        for weights in holders:
+            weights.release()
+        left = proportional() - before
+        assert left < 8 << 20, left
+        """
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told to forget a file")
