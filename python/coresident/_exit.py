@@ -14,7 +14,7 @@ def _before_threads_are_joined() -> None:
     # The main thread's code is over: what it still holds would keep other threads waiting.
     _core.release_this_thread()
     # Jobs give tasks to workers.
-    if (serving := sys.modules.get("coresident.serving.server")) is not None:
+    if (serving := sys.modules.get("coresident.serving._group")) is not None:
         serving.finish_all()
     _serve.finish_all()
     _hints.finish_all()

@@ -7,11 +7,9 @@ devices here, and of pretended GPUs by `test_cuda.py`.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import coresident as co

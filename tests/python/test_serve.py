@@ -459,12 +459,12 @@ def test_an_error_that_is_thrown_into_a_worker_costs_an_attempt_and_nothing_else
     with runtime.serve(lambda job: job.payload) as server:
         for _ in range(30):
             jobs = [server.queue.submit(n) for n in range(4)]
-            for worker in server._workers:
+            for worker in server._group.workers:
                 thrown(worker)
             # Within its handler it is the job's error, which is for its submitter to see.
             assert {job.wait(LONG) for job in jobs} <= {"done", "failed"}
         assert server.queue.submit(b"still there").wait(LONG) in ("done", "failed")
-        assert all(worker.is_alive() for worker in server._workers)
+        assert all(worker.is_alive() for worker in server._group.workers)
 
 
 # Ends
@@ -488,7 +488,7 @@ def test_a_server_leaves_what_is_queued_to_others_if_the_queue_is_theirs(
             jobs = [queue.submit(n) for n in range(5)]
             until(lambda: len(gate.begun) == 2)
             stopping = spawn(server.stop)
-            until(lambda: server.stopping.cancelled)
+            until(lambda: server._group.stopping.cancelled)
             gate.open()
             stopping.join()
         assert sorted(job.state for job in jobs) == ["done"] * 2 + ["queued"] * 3
@@ -566,7 +566,7 @@ def test_closing_the_runtime_stops_its_servers() -> None:
     job = server.queue.submit(b"")
     until(lambda: gate.begun)
     closing = spawn(runtime.close)
-    until(lambda: server._mode is not None)
+    until(lambda: server._group.mode is not None)
     gate.open()
     closing.join()
     assert (job.state, server.ended) == ("done", True)

@@ -18,19 +18,19 @@ Mode: TypeAlias = Literal["drain", "finish", "cancel"]
 MODES: tuple[Mode, ...] = ("drain", "finish", "cancel")
 
 
-def mode(value: object) -> Mode:
+def check_mode(mode: object) -> Mode:
     """How a server is to be stopped.
 
     Raises:
         InvalidTypeError: it is no text.
         InvalidValueError: it is something else.
     """
-    if not isinstance(value, str):
-        raise InvalidTypeError(f"mode is a text, not {type(value).__name__}")
+    if not isinstance(mode, str):
+        raise InvalidTypeError(f"mode is a text, not {type(mode).__name__}")
     for known in MODES:
-        if value == known:
+        if mode == known:
             return known
-    raise InvalidValueError(f"mode is 'drain', 'finish' or 'cancel', not {value!r}")
+    raise InvalidValueError(f"mode is 'drain', 'finish' or 'cancel', not {mode!r}")
 
 
 def check_grace(grace: object) -> None:

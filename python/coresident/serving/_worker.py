@@ -41,7 +41,7 @@ from coresident.errors import (
 from coresident.serving.job import ServedJob, as_current
 
 if TYPE_CHECKING:
-    from coresident.serving.server import Server
+    from coresident.serving._group import WorkerGroup
 
 # Seconds after an error of the queue or the pool; each in a row doubles it.
 _PAUSE, _LONGEST_PAUSE = 0.05, 5.0
@@ -65,13 +65,13 @@ class Worker(threading.Thread):
         finished: How many jobs it has brought to an end.
     """
 
-    def __init__(self, server: Server, device: _core.Device) -> None:
+    def __init__(self, group: WorkerGroup, device: _core.Device) -> None:
         # Nobody joins it but the server, which the exit of the interpreter stops first.
         super().__init__(name=f"serve {device}", daemon=True)
         self.device = device
         self.running: ServedJob | None = None
         self.finished = 0
-        self._server = server
+        self._group = group
         self._errors = 0
         self._torch_is_ready = False
 
@@ -89,11 +89,11 @@ class Worker(threading.Thread):
                 except BaseException as error:  # thrown in from outside, or of the queue's file
                     self._pause(error)
         finally:
-            self._server.left(self)
+            self._group.left(self)
 
     def _turn(self) -> bool:
         """One job, if there is one. ``False`` if there will be none."""
-        offer = self._server.offer(self)
+        offer = self._group.offer(self)
         if offer is None:
             return False
         try:
@@ -103,23 +103,23 @@ class Worker(threading.Thread):
                     self._claim_and_run(offer, lease)
         finally:
             offer.release()
-            self._server.rests(self)
+            self._group.rests(self)
         return True
 
     def _lease(self, offer: _core.Offer) -> _core.Lease | None:
         """The device, waited for without a job; ``None`` if the server ends meanwhile."""
-        pool = self._server.pool
+        pool = self._group.pool
         with contextlib.suppress(WaitTimeoutError):
             return pool.lease(self.device, timeout=0)
         offer.release()
         with contextlib.suppress(CancelledError):
-            return pool.lease(self.device, cancel=self._server.waits_for_its_device(self))
+            return pool.lease(self.device, cancel=self._group.waits_for_its_device(self))
         return None
 
     def _claim_and_run(self, offer: _core.Offer, lease: _core.Lease) -> None:
         if offer.released:
             with contextlib.suppress(WaitTimeoutError):
-                self._run(self._server.queue.claim(self.device, timeout=0), lease)
+                self._run(self._group.queue.claim(self.device, timeout=0), lease)
             return
         claim = offer.accept()
         if claim is not None:
@@ -128,8 +128,8 @@ class Worker(threading.Thread):
     def _run(self, claim: _core.Claim, lease: _core.Lease) -> None:
         """Runs a job and reports it."""
         with claim:
-            job = ServedJob(claim, self.device, self._server.runtime)
-            self._server.begins(self, job)
+            job = ServedJob(claim, self.device, self._group.runtime)
+            self._group.begins(self, job)
             try:
                 value, error = self._outcome(job)
                 job.end()
@@ -137,7 +137,7 @@ class Worker(threading.Thread):
             finally:
                 job.end()
                 self.finished += 1
-                self._server.ends(self, job)
+                self._group.ends(self, job)
 
     def _outcome(self, job: ServedJob) -> tuple[Any, BaseException | None]:
         try:
@@ -148,7 +148,7 @@ class Worker(threading.Thread):
     def _handle(self, job: ServedJob) -> Any:
         with job.planned, as_current(job):
             self._prepare_torch()
-            return self._server.handler(job)
+            return self._group.handler(job)
 
     def _prepare_torch(self) -> None:
         """What a job before may have changed of this thread's torch."""
@@ -156,11 +156,13 @@ class Worker(threading.Thread):
         if torch is None:
             return
         if not self._torch_is_ready:
-            self._torch_is_ready = _serve._prepare_torch(self.device, None, self._server.workers)
+            self._torch_is_ready = _serve._prepare_torch(
+                self.device, None, len(self._group.workers)
+            )
         elif self.device.type in ("cuda", "xpu"):
             getattr(torch, self.device.type).set_device(self.device.index)
         if self._torch_is_ready:
-            torch.set_grad_enabled(self._server.grad)
+            torch.set_grad_enabled(self._group.grad)
 
     def _report(
         self, job: ServedJob, lease: _core.Lease, value: object, error: BaseException | None
@@ -181,7 +183,7 @@ class Worker(threading.Thread):
                 # The file of the queue. The device is free for others while it is tried again.
                 lease.release()
                 self._pause(refused)
-                if self._server.gave_up:
+                if self._group.gave_up:
                     return
 
     def _tell(self, job: ServedJob, value: object, error: BaseException | None) -> None:
@@ -195,7 +197,7 @@ class Worker(threading.Thread):
             except BaseException as odd:  # of the value, which is asked whether it is a path
                 error = odd
                 forget_frames(odd)
-        if self._server.gives_back(job):
+        if self._group.gives_back(job):
             claim.release()
             return
         try:
@@ -217,14 +219,14 @@ class Worker(threading.Thread):
     def _pause(self, error: BaseException) -> None:
         """Notes an error, and lets some time pass: a full disk is not to be written to for ever."""
         with contextlib.suppress(BaseException):
-            self._server.note(f"{self.device}: {describe(error)}")
+            self._group.note(f"{self.device}: {describe(error)}")
         self._errors += 1
         seconds = min(_PAUSE * 2 ** min(self._errors - 1, 10), _LONGEST_PAUSE)
         with contextlib.suppress(BaseException):
-            if self._server.gave_up:
+            if self._group.gave_up:
                 time.sleep(_PAUSE)
             else:
-                self._server.hurry.wait(seconds)
+                self._group.hurry.wait(seconds)
 
 
 def describe(error: BaseException) -> str:
