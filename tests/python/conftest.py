@@ -124,13 +124,12 @@ def pretended(package: str, soname: str, folder: Path) -> Path:
     return folder
 
 
-def pytest_collection_finish() -> None:
-    """What the libraries have made is not looked through by every ``gc.collect()`` of the tests."""
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage() -> Iterator[None]:
+    """What they have made is not looked through by every ``gc.collect()`` of the tests."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
+    yield
     gc.unfreeze()
 
 

@@ -474,6 +474,7 @@ def test_what_stats_says_is_what_the_system_accounts(tmp_path: Path, copy: bool)
     path = big(tmp_path / "big.safetensors", 256)
     measured(
         f"""
+        import time
         from pathlib import Path
         import coresident as co
         import numpy as np
@@ -493,11 +494,15 @@ def test_what_stats_says_is_what_the_system_accounts(tmp_path: Path, copy: bool)
         said = store.stats()["slab" if {copy} else "mapped"]
         assert abs(said - (256 << 20)) < 256 << 10, said
         assert abs(taken - said) < said * 0.02, (taken, said)
-        del arrays, tensor
+        del arrays
         for weights in holders:
             weights.release()
-        left = proportional() - before
-        assert left < 8 << 20, left
+        for _ in range(2000):  # the map goes in a thread of the store's
+            left = proportional() - before
+            if left < 16 << 20:
+                break
+            time.sleep(0.01)
+        assert left < 16 << 20, left
         """
     )
 
@@ -691,7 +696,7 @@ def test_weights_may_go_in_any_finaliser(model: Path) -> None:
         for _ in range(50):
             Holder()
             store.invalidate("shared")
-            gc.collect()
+            gc.collect(1)
 
     for thread in [spawn(churn) for _ in range(4)]:
         thread.join()
