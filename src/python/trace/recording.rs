@@ -106,12 +106,7 @@ impl Recording {
 
     /// The names of those of which something was wanted.
     fn requested(&self) -> Vec<&str> {
-        let wanted = |name: &&str| {
-            let label = self.0.label(name);
-            let mut requests = self.0.events.iter().filter(|event| event.kind == Kind::Request);
-            requests.any(|event| Some(event.device) == label)
-        };
-        self.0.devices().into_iter().filter(wanted).collect()
+        self.0.requested()
     }
 
     /// The events, as an array.

@@ -232,12 +232,7 @@ impl Recorded {
 
 /// The device that is meant.
 fn chosen<'a>(recording: &'a Recording, device: Option<&str>) -> Result<&'a str, TraceError> {
-    let asked = |name: &&str| {
-        let label = recording.label(name);
-        let is_request = |event: &&Event| event.kind == Kind::Request;
-        recording.events.iter().filter(is_request).any(|event| Some(event.device) == label)
-    };
-    let used: Vec<&str> = recording.devices().into_iter().filter(asked).collect();
+    let used = recording.requested();
     let known = || used.iter().map(|name| (*name).to_owned()).collect();
     match device {
         None if used.len() == 1 => Ok(used[0]),
