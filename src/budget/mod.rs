@@ -32,13 +32,15 @@
 //! # Ok::<(), coresident::budget::BudgetError>(())
 //! ```
 
+mod ask;
 mod error;
 mod limit;
 mod pressure;
 mod reservation;
 mod state;
+mod status;
+mod wish;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,15 +49,13 @@ pub use error::{BudgetError, Figures};
 pub use limit::{Limit, LimitError, default_host_limit};
 pub use pressure::{Evictor, Probe};
 pub use reservation::Reservation;
-pub use state::Stake;
+pub use status::{Bounds, BudgetStatus, BudgetUser};
+pub use wish::Stake;
 
 use crate::sync::Mutex;
-use crate::wait::{
-    Asked, Birth, Blockers, Description, Left, Owner, Parker, Patience, Pending, Queue, Resource,
-    WaitError, Wake, WakeList, register, wake_all,
-};
-use pressure::{Evictors, Looking, Outside};
-use state::{Place, State, Waiter, Wish};
+use crate::wait::{Birth, WakeList, register, wake_all};
+use pressure::{Evictors, Outside};
+use state::{Place, State, Waiter};
 
 /// How long a look at the memory is believed, and how often evictors are asked again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -104,84 +104,6 @@ pub struct Shared {
     evictors: Evictors,
 }
 
-/// Who has bytes, or waits for them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BudgetUser {
-    /// What they are for, else who.
-    pub holder: String,
-    /// How many.
-    pub bytes: u64,
-    /// How long already.
-    pub lasted: Duration,
-}
-
-/// What a budget has to give, and has given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Bytes of the memory, if they are known.
-    pub total: Option<u64>,
-    /// Most bytes that can be reserved.
-    pub limit: u64,
-    /// Bytes of the memory that stay free.
-    pub headroom: u64,
-    /// Bytes that reservations can have in all, beside what others outside have now.
-    pub reach: u64,
-    /// Bytes that others outside have, by the last look at the memory.
-    pub outside: u64,
-    /// Bytes reserved.
-    pub used: u64,
-}
-
-/// A budget at a glance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BudgetStatus {
-    /// What the memory is called.
-    pub name: String,
-    /// Most bytes that can be reserved.
-    pub limit: u64,
-    /// Bytes of the memory that stay free.
-    pub headroom: u64,
-    /// Bytes reserved.
-    pub used: u64,
-    /// The most that were ever reserved.
-    pub peak: u64,
-    /// Bytes that can be reserved now.
-    pub free: u64,
-    /// Bytes of the memory that others outside have, by the last look at it.
-    pub outside: u64,
-    /// Who has bytes; those with most first.
-    pub holders: Vec<BudgetUser>,
-    /// Who waits, in order of arrival.
-    pub waiting: Vec<BudgetUser>,
-}
-
-/// A thread that asks a budget's evictors: should one of them reserve something there, it does not ask
-/// them again.
-struct Evicting(usize);
-
-thread_local! {
-    static EVICTING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Evicting {
-    fn enter(budget: &Shared) -> Option<Self> {
-        let budget = std::ptr::from_ref(budget).addr();
-        EVICTING.with_borrow_mut(|all| {
-            let fresh = !all.contains(&budget);
-            fresh.then(|| {
-                all.push(budget);
-                Self(budget)
-            })
-        })
-    }
-}
-
-impl Drop for Evicting {
-    fn drop(&mut self) {
-        EVICTING.with_borrow_mut(|all| all.retain(|budget| *budget != self.0));
-    }
-}
-
 impl Budget {
     /// A budget of which nobody has anything.
     #[must_use]
@@ -198,174 +120,6 @@ impl Budget {
         Self(shared)
     }
 
-    /// Reserves if that needs no waiting, even before those who wait; asks no evictor.
-    ///
-    /// # Errors
-    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
-    pub fn try_reserve(
-        &self,
-        bytes: u64,
-        purpose: Option<&str>,
-        owner: &Owner,
-    ) -> Result<Option<Reservation>, BudgetError> {
-        self.take(&wish(bytes, purpose, owner), true)
-    }
-
-    /// Reserves if that needs no waiting and nobody waits; asks no evictor.
-    ///
-    /// # Errors
-    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
-    pub fn reserve_at_once(
-        &self,
-        bytes: u64,
-        purpose: Option<&str>,
-        owner: &Owner,
-    ) -> Result<Option<Reservation>, BudgetError> {
-        self.take(&wish(bytes, purpose, owner), false)
-    }
-
-    fn take(&self, wish: &Wish, overtakes: bool) -> Result<Option<Reservation>, BudgetError> {
-        self.0.check()?;
-        self.0.look(false);
-        let mut state = self.0.state.lock();
-        if let Some(figures) = state.impossible(wish) {
-            return Err(BudgetError::Impossible(figures));
-        }
-        let place = state.take(wish, overtakes);
-        drop(state);
-        Ok(place.map(|place| self.0.reservation(place)))
-    }
-
-    /// Reserves, or takes a place in the line, whose turn will call `waker`. Who comes first in line
-    /// asks the evictors.
-    ///
-    /// # Errors
-    /// [`BudgetError::Impossible`] and [`BudgetError::Forked`].
-    pub fn ask(
-        &self,
-        bytes: u64,
-        purpose: Option<&str>,
-        owner: &Owner,
-        waker: Arc<dyn Wake>,
-    ) -> Result<Asked<Shared>, BudgetError> {
-        self.ask_for(wish(bytes, purpose, owner), owner, waker)
-    }
-
-    fn ask_for(
-        &self,
-        wish: Wish,
-        owner: &Owner,
-        waker: Arc<dyn Wake>,
-    ) -> Result<Asked<Shared>, BudgetError> {
-        self.0.check()?;
-        self.0.look(false);
-        let mut state = self.0.state.lock();
-        if let Some(figures) = state.impossible(&wish) {
-            return Err(BudgetError::Impossible(figures));
-        }
-        if let Some(place) = state.take(&wish, false) {
-            drop(state);
-            return Ok(Asked::Granted(self.0.reservation(place)));
-        }
-        let ticket = state.join(wish, waker);
-        drop(state);
-        // In line before anybody is asked to give: what comes free is not for those who come later.
-        let mut pending = Pending::new(self.0.clone(), ticket, owner.clone());
-        self.0.make_room();
-        match pending.poll() {
-            Some(outcome) => outcome.map(Asked::Granted),
-            None => Ok(Asked::Waiting(pending)),
-        }
-    }
-
-    /// Reserves; waits in line.
-    ///
-    /// # Errors
-    /// [`BudgetError`].
-    pub fn reserve(
-        &self,
-        bytes: u64,
-        purpose: Option<&str>,
-        owner: &Owner,
-        patience: &Patience<'_>,
-    ) -> Result<Reservation, BudgetError> {
-        self.reserve_filled(bytes, 0, purpose, owner, patience)
-    }
-
-    /// As [`Budget::reserve`], of which so many bytes are in memory already, where the probe sees them.
-    ///
-    /// # Errors
-    /// [`BudgetError`].
-    pub fn reserve_filled(
-        &self,
-        bytes: u64,
-        filled: u64,
-        purpose: Option<&str>,
-        owner: &Owner,
-        patience: &Patience<'_>,
-    ) -> Result<Reservation, BudgetError> {
-        let wish = Wish { filled: filled.min(bytes), ..wish(bytes, purpose, owner) };
-        self.reserve_wish(wish, owner, patience)
-    }
-
-    /// As [`Budget::reserve`], for somebody who has some of the bytes already: what is missing.
-    ///
-    /// # Errors
-    /// [`BudgetError`].
-    pub fn reserve_rest(
-        &self,
-        bytes: u64,
-        stake: &Stake,
-        purpose: Option<&str>,
-        owner: &Owner,
-        patience: &Patience<'_>,
-    ) -> Result<Reservation, BudgetError> {
-        let stake = Some(stake.clone());
-        self.reserve_wish(Wish { stake, ..wish(bytes, purpose, owner) }, owner, patience)
-    }
-
-    /// Whether nobody waits before whoever has this at stake, who may not stand in line yet, or any
-    /// more: then it does not help him if it is taken.
-    #[must_use]
-    pub fn waits_first(&self, stake: &Stake) -> bool {
-        self.0.birth.is_here() && self.0.state.lock().waits_first(stake)
-    }
-
-    fn reserve_wish(
-        &self,
-        wish: Wish,
-        owner: &Owner,
-        patience: &Patience<'_>,
-    ) -> Result<Reservation, BudgetError> {
-        let (parker, bytes) = (Parker::new(), wish.missing());
-        let asked = self.ask_for(wish, owner, parker.clone())?;
-        self.settle(bytes, asked, &parker, patience)
-    }
-
-    /// Says that an evictor has something to give that it had not when it was asked: who is first in
-    /// line asks again.
-    pub fn offer(&self) {
-        let first = self.0.birth.is_here().then(|| self.0.state.lock().first()).flatten();
-        if let Some(first) = first {
-            self.0.evictors.are_to_be_asked();
-            first.wake();
-        }
-    }
-
-    /// Asks the evictors for so many bytes, one after the other until there is `enough`: for somebody
-    /// who has met a memory that is fuller than the ledger.
-    pub fn relieve(&self, bytes: u64, enough: &dyn Fn() -> bool) {
-        if !self.0.birth.is_here() {
-            return;
-        }
-        for evictor in self.0.evictors.in_order() {
-            if enough() {
-                break;
-            }
-            evictor.evict(bytes);
-        }
-    }
-
     /// Bytes that could be reserved if nobody had any.
     #[must_use]
     pub fn most(&self) -> u64 {
@@ -376,27 +130,6 @@ impl Budget {
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         self.0.state.lock().bounds()
-    }
-
-    /// Blocks the thread until `asked`, which asked for so many bytes, is settled.
-    ///
-    /// # Errors
-    /// [`BudgetError`].
-    pub fn settle(
-        &self,
-        bytes: u64,
-        asked: Asked<Shared>,
-        parker: &Arc<Parker>,
-        patience: &Patience<'_>,
-    ) -> Result<Reservation, BudgetError> {
-        let looking = Looking { budget: &self.0, patient: patience.interrupt };
-        let outcome = asked.wait(parker, &Patience { interrupt: &looking, ..*patience });
-        outcome.map_err(|error| match error {
-            BudgetError::Wait(WaitError::Timeout { after, .. }) => {
-                BudgetError::Timeout { after, figures: self.0.state.lock().figures(bytes) }
-            }
-            error => error,
-        })
     }
 
     /// What the memory is called.
@@ -484,27 +217,6 @@ impl Budget {
         Ok(())
     }
 
-    /// Looks at the memory now, however long ago the last look was.
-    ///
-    /// # Errors
-    /// [`BudgetError::Forked`].
-    pub fn look(&self) -> Result<(), BudgetError> {
-        self.0.check()?;
-        self.0.look(true);
-        Ok(())
-    }
-
-    /// Has `evictor` asked when bytes are missing, after those with a lower `priority`. Of equal ones
-    /// the first that was added is asked first. Returns a number to remove it by.
-    pub fn add_evictor(&self, priority: i64, evictor: Arc<dyn Evictor>) -> u64 {
-        self.0.evictors.add(priority, evictor)
-    }
-
-    /// Has it asked no more. Returns whether it was there.
-    pub fn remove_evictor(&self, number: u64) -> bool {
-        self.0.birth.is_here() && self.0.evictors.remove(number)
-    }
-
     /// Everyone at the budget.
     ///
     /// # Errors
@@ -521,11 +233,6 @@ impl Budget {
     }
 }
 
-fn wish(bytes: u64, purpose: Option<&str>, owner: &Owner) -> Wish {
-    let purpose = purpose.map(str::to_owned);
-    Wish { bytes, filled: 0, beside: 0, stake: None, purpose, owner: Some(owner.clone()) }
-}
-
 impl Shared {
     fn check(&self) -> Result<(), BudgetError> {
         Ok(self.birth.check("budget")?)
@@ -533,70 +240,5 @@ impl Shared {
 
     fn reservation(self: &Arc<Self>, place: Place) -> Reservation {
         Reservation::new(self.clone(), place)
-    }
-
-    /// How often who waits must look again; `None` if nothing but a release can help.
-    fn looks_every(&self) -> Option<Duration> {
-        let outside = self.outside.as_ref().map(Outside::every);
-        let evictors = (!self.evictors.is_empty()).then_some(LOOK_EVERY);
-        outside.into_iter().chain(evictors).min()
-    }
-
-    /// Looks at the memory, if the last look is too old or if told to.
-    fn look(&self, now: bool) {
-        if let Some(free) = self.outside.as_ref().and_then(|outside| outside.look(now)) {
-            let wakers = self.state.lock().look(free);
-            wake_all(&wakers);
-        }
-    }
-
-    /// Asks the evictors for what the first in line misses, or what a lowered limit is exceeded by,
-    /// until there is nothing missing or nobody left to ask. With no lock held.
-    fn make_room(&self) {
-        let Some(_evicting) = Evicting::enter(self) else { return };
-        // One thread asks at a time, for what the first in line misses: two would get it twice.
-        let Some(_turn) = self.evictors.turn() else { return };
-        for evictor in self.evictors.in_order() {
-            let missing = self.state.lock().missing();
-            if missing == 0 {
-                break;
-            }
-            evictor.evict(missing);
-            // What an evictor frees may be known to the memory alone.
-            self.look(true);
-        }
-    }
-}
-
-impl Resource for Shared {
-    fn blockers(&self, ticket: u64) -> Option<Blockers> {
-        self.state.lock().blockers(ticket)
-    }
-
-    fn describe(&self, ticket: u64) -> Description {
-        self.state.lock().describe(ticket)
-    }
-
-    fn thread_ended(&self, thread: u64) -> Left {
-        let (gone, wakers) = self.state.lock().thread_ended(thread);
-        Left::new(gone, wakers)
-    }
-}
-
-impl Queue for Shared {
-    type Guard = Reservation;
-    type Error = BudgetError;
-
-    fn collect(self: &Arc<Self>, ticket: u64) -> Option<Result<Reservation, BudgetError>> {
-        let outcome = self.state.lock().collect(ticket)?;
-        Some(outcome.map(|place| self.reservation(place)))
-    }
-
-    fn abandon(&self, ticket: u64) -> Left {
-        if !self.birth.is_here() {
-            return Left::default();
-        }
-        let (gone, wakers) = self.state.lock().abandon(ticket);
-        Left::new(gone, wakers)
     }
 }

@@ -1,11 +1,12 @@
 //! What others do to the memory, and who can give some back.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{LOOK_EVERY, Shared};
+use super::{Budget, BudgetError, LOOK_EVERY, Shared};
 use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::wait::Interrupt;
+use crate::wait::{Interrupt, wake_all};
 
 /// Tells what is really free in a memory, whoever uses the rest.
 pub trait Probe: Send + Sync {
@@ -148,5 +149,113 @@ impl Interrupt for Looking<'_> {
         }
         // An evictor may have met what ends the wait.
         self.patient.interrupted()
+    }
+}
+
+/// A thread that asks a budget's evictors: should one of them reserve something there, it does not ask
+/// them again.
+struct Evicting(usize);
+
+thread_local! {
+    static EVICTING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Evicting {
+    fn enter(budget: &Shared) -> Option<Self> {
+        let budget = std::ptr::from_ref(budget).addr();
+        EVICTING.with_borrow_mut(|all| {
+            let fresh = !all.contains(&budget);
+            fresh.then(|| {
+                all.push(budget);
+                Self(budget)
+            })
+        })
+    }
+}
+
+impl Drop for Evicting {
+    fn drop(&mut self) {
+        EVICTING.with_borrow_mut(|all| all.retain(|budget| *budget != self.0));
+    }
+}
+
+impl Budget {
+    /// Has `evictor` asked when bytes are missing, after those with a lower `priority`. Of equal ones
+    /// the first that was added is asked first. Returns a number to remove it by.
+    pub fn add_evictor(&self, priority: i64, evictor: Arc<dyn Evictor>) -> u64 {
+        self.0.evictors.add(priority, evictor)
+    }
+
+    /// Has it asked no more. Returns whether it was there.
+    pub fn remove_evictor(&self, number: u64) -> bool {
+        self.0.birth.is_here() && self.0.evictors.remove(number)
+    }
+
+    /// Says that an evictor has something to give that it had not when it was asked: who is first in
+    /// line asks again.
+    pub fn offer(&self) {
+        let first = self.0.birth.is_here().then(|| self.0.state.lock().first()).flatten();
+        if let Some(first) = first {
+            self.0.evictors.are_to_be_asked();
+            first.wake();
+        }
+    }
+
+    /// Asks the evictors for so many bytes, one after the other until there is `enough`: for somebody
+    /// who has met a memory that is fuller than the ledger.
+    pub fn relieve(&self, bytes: u64, enough: &dyn Fn() -> bool) {
+        if !self.0.birth.is_here() {
+            return;
+        }
+        for evictor in self.0.evictors.in_order() {
+            if enough() {
+                break;
+            }
+            evictor.evict(bytes);
+        }
+    }
+
+    /// Looks at the memory now, however long ago the last look was.
+    ///
+    /// # Errors
+    /// [`BudgetError::Forked`].
+    pub fn look(&self) -> Result<(), BudgetError> {
+        self.0.check()?;
+        self.0.look(true);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// How often who waits must look again; `None` if nothing but a release can help.
+    fn looks_every(&self) -> Option<Duration> {
+        let outside = self.outside.as_ref().map(Outside::every);
+        let evictors = (!self.evictors.is_empty()).then_some(LOOK_EVERY);
+        outside.into_iter().chain(evictors).min()
+    }
+
+    /// Looks at the memory, if the last look is too old or if told to.
+    pub(super) fn look(&self, now: bool) {
+        if let Some(free) = self.outside.as_ref().and_then(|outside| outside.look(now)) {
+            let wakers = self.state.lock().look(free);
+            wake_all(&wakers);
+        }
+    }
+
+    /// Asks the evictors for what the first in line misses, or what a lowered limit is exceeded by,
+    /// until there is nothing missing or nobody left to ask. With no lock held.
+    pub(super) fn make_room(&self) {
+        let Some(_evicting) = Evicting::enter(self) else { return };
+        // One thread asks at a time, for what the first in line misses: two would get it twice.
+        let Some(_turn) = self.evictors.turn() else { return };
+        for evictor in self.evictors.in_order() {
+            let missing = self.state.lock().missing();
+            if missing == 0 {
+                break;
+            }
+            evictor.evict(missing);
+            // What an evictor frees may be known to the memory alone.
+            self.look(true);
+        }
     }
 }

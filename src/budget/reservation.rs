@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::state::{Place, Stake, Wish};
-use super::{Budget, BudgetError, Shared, wish};
+use super::state::Place;
+use super::wish::{Stake, Wish, wish};
+use super::{Budget, BudgetError, Shared};
 use crate::wait::{Asked, Owner, Parker, Patience, Wake, wake_all};
 
 /// So many bytes of a memory, until it is dropped.

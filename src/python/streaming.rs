@@ -10,7 +10,7 @@ use pyo3::types::PyList;
 
 use super::arena::Area;
 use super::argument;
-use super::budget::{Budget, Reservation};
+use super::budget::Reservation;
 use super::error::{Error, Result, invalid_type, invalid_value, raise};
 use super::exit::detached;
 use super::wait::{Terms, caller, patiently};
@@ -96,7 +96,7 @@ impl Streaming {
             streaming::Streaming::open(placed, spec, stream, &owner, patience)
         })?;
         let ledger = this.arena_of(py).get().ledger(py);
-        let working = working.map(|working| Py::new(py, Budget::reservation(&ledger, working)));
+        let working = working.map(|working| Py::new(py, Reservation::of(working, &ledger)));
         let (area, working) = (area.clone().unbind(), working.transpose()?);
         Ok(Self { runs: streaming, area, working, ends, page })
     }

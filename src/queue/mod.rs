@@ -41,6 +41,7 @@ mod alarm;
 mod change;
 mod claim;
 mod clock;
+mod close;
 mod error;
 mod event;
 mod job;
@@ -53,6 +54,7 @@ mod recover;
 mod run;
 mod select;
 mod state;
+mod stop;
 mod submit;
 mod write;
 

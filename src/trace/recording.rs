@@ -70,6 +70,17 @@ impl Recording {
         devices
     }
 
+    /// The names of those of which something was wanted.
+    #[must_use]
+    pub fn requested(&self) -> Vec<&str> {
+        let is_requested = |name: &&str| {
+            let label = self.label(name);
+            let mut requests = self.events.iter().filter(|event| event.kind == Kind::Request);
+            requests.any(|event| Some(event.device) == label)
+        };
+        self.devices().into_iter().filter(is_requested).collect()
+    }
+
     /// How a device was set up in the end.
     #[must_use]
     pub fn setting(&self, device: &str) -> Option<&Setting> {

@@ -13,11 +13,12 @@ use super::tensor::DeviceTensor;
 use super::{Arena, no_block};
 use crate::arena::{self, Beside, PageSet};
 use crate::device::{ByteSize, DeviceType, Stream};
+use crate::python::argument;
+use crate::python::budget::Reservation;
 use crate::python::error::{Error, Result, invalid_value};
 use crate::python::streaming::Streaming;
 use crate::python::wait::{Terms, caller, patiently};
 use crate::python::weights::{state_dict, strings, text};
-use crate::python::{argument, budget};
 
 /// A model's place in a device's memory: addresses for all of its tensors, memory for some.
 #[pyclass(frozen, weakref, module = "coresident", name = "Area")]
@@ -202,7 +203,7 @@ impl Area {
         let working = working
             .map(|working| {
                 let ledger = this.arena.get().budget.bind(py);
-                Py::new(py, budget::Budget::reservation(ledger, working))
+                Py::new(py, Reservation::of(working, ledger))
             })
             .transpose()?;
         Ok(Pins::new(slf, pins, working))

@@ -1,5 +1,7 @@
 //! A recorded timeline as a trace of one device, beside what really happened there.
 
+mod reading;
+
 use std::collections::{HashMap, HashSet};
 
 use super::{
@@ -7,7 +9,8 @@ use super::{
     steps_under,
 };
 use crate::device::Name;
-use crate::trace::{Cause, Event, Kind, Label, Recording, Setting};
+use crate::trace::{Event, Kind, Label, Recording, Setting};
+use reading::{Read, Reading};
 
 /// What a device was asked for, as a timeline has it, under what it was set up to do.
 ///
@@ -44,122 +47,6 @@ pub struct Served {
 
 /// So many of the last requests are looked at, where nobody says how many.
 pub const REQUESTS: usize = 4000;
-
-/// A request as it is read.
-struct Read {
-    component: Label,
-    event: Event,
-    held: Vec<Label>,
-    /// Of which job.
-    job: u64,
-    bounds: Option<u64>,
-    peak: Option<u64>,
-    /// What was said of jobs since the request before.
-    said: Vec<Event>,
-}
-
-/// What the events say, one after the other.
-#[derive(Default)]
-struct Reading {
-    requests: Vec<Read>,
-    /// What is in use, as often as it is.
-    open: Vec<Label>,
-    copies: Vec<Event>,
-    /// What was said of jobs since the last request.
-    said: Vec<Event>,
-    /// When jobs ran: from, until.
-    spans: Vec<(u64, u64)>,
-    jobs: u64,
-    last: Option<u64>,
-}
-
-impl Reading {
-    /// Of what comes before the first request only those jobs matter that are still running.
-    fn skip(&mut self, event: &Event) {
-        match event.kind {
-            Kind::JobDeclared => self.said.push(*event),
-            Kind::JobReleased => {
-                let own = |said: &Event| said.kind == Kind::JobDeclared && said.job == event.job;
-                self.said.retain(|said| !own(said));
-            }
-            Kind::Forecast => {
-                self.said.retain(|said| said.kind != Kind::Forecast);
-                self.said.push(*event);
-            }
-            _ => {}
-        }
-    }
-
-    fn event(&mut self, event: &Event) {
-        let component = event.component;
-        match event.kind {
-            Kind::Request => self.request(event),
-            Kind::RequestEnds => {
-                if let Some(at) = self.open.iter().position(|open| *open == component) {
-                    self.open.remove(at);
-                }
-                self.covers(event.at);
-            }
-            Kind::Working => {
-                if let Some(request) = self.last_of(component) {
-                    request.event.beside = request.event.beside.max(event.beside);
-                }
-            }
-            Kind::Peak => {
-                if let Some(request) = self.last_of(component) {
-                    request.peak = request.peak.max(Some(event.beside));
-                }
-            }
-            Kind::Copy => {
-                self.copies.push(*event);
-                self.covers(event.ended());
-            }
-            Kind::JobDeclared | Kind::JobReleased | Kind::Forecast => self.said.push(*event),
-            Kind::Gone => self.open.retain(|open| *open != component),
-            _ => {}
-        }
-    }
-
-    fn request(&mut self, event: &Event) {
-        let mut held: Vec<Label> =
-            self.open.iter().copied().filter(|open| *open != event.component).collect();
-        held.sort_unstable();
-        held.dedup();
-        let bounds = (event.job != 0).then_some(event.job);
-        // Without bounds a job is what is used at once.
-        if bounds.is_none() && self.open.is_empty() || bounds != self.last || self.jobs == 0 {
-            self.jobs += 1;
-            self.spans.push((event.at, event.ended()));
-        }
-        self.covers(event.ended());
-        self.last = bounds;
-        self.open.push(event.component);
-        let (component, event, job) = (event.component, *event, self.jobs);
-        let said = std::mem::take(&mut self.said);
-        self.requests.push(Read { component, event, held, job, bounds, peak: None, said });
-    }
-
-    fn covers(&mut self, until: u64) {
-        if let Some(span) = self.spans.last_mut() {
-            span.1 = span.1.max(until);
-        }
-    }
-
-    fn last_of(&mut self, component: Label) -> Option<&mut Read> {
-        self.requests.iter_mut().rev().find(|request| request.component == component)
-    }
-
-    /// How long at least one job ran.
-    fn nanos(mut self) -> u64 {
-        self.spans.sort_unstable();
-        let (mut all, mut until) = (0, 0);
-        for (from, to) in self.spans {
-            all += to.saturating_sub(from.max(until));
-            until = until.max(to);
-        }
-        all
-    }
-}
 
 impl Recorded {
     /// What a timeline has of one device; of the only one that has been used, if none is named.
@@ -262,7 +149,7 @@ impl Recorded {
             .any(|request| request.said.iter().any(|event| event.kind == Kind::Forecast));
         conditions.whole = setting.page <= 1;
         conditions.watermarks = setting.high.map(|high| (setting.low, high));
-        let served = served(&reading);
+        let served = reading.served();
         let (trace, job_nanos) = (
             Trace { name: device.to_string(), capacity_bytes: capacity, requests },
             reading.nanos(),
@@ -345,12 +232,7 @@ impl Recorded {
 
 /// The device that is meant.
 fn chosen<'a>(recording: &'a Recording, device: Option<&str>) -> Result<&'a str, TraceError> {
-    let asked = |name: &&str| {
-        let label = recording.label(name);
-        let is_request = |event: &&Event| event.kind == Kind::Request;
-        recording.events.iter().filter(is_request).any(|event| Some(event.device) == label)
-    };
-    let used: Vec<&str> = recording.devices().into_iter().filter(asked).collect();
+    let used = recording.requested();
     let known = || used.iter().map(|name| (*name).to_owned()).collect();
     match device {
         None if used.len() == 1 => Ok(used[0]),
@@ -361,33 +243,4 @@ fn chosen<'a>(recording: &'a Recording, device: Option<&str>) -> Result<&'a str,
             .find(|name| *name == given)
             .ok_or_else(|| TraceError::Device { given: Some(given.to_owned()), known: known() }),
     }
-}
-
-/// What really came of each request: each copy is for the last one before it began.
-fn served(reading: &Reading) -> Vec<Served> {
-    let mut all: Vec<Served> = reading
-        .requests
-        .iter()
-        .map(|request| Served {
-            beside: request.event.beside,
-            peak: request.peak,
-            ..Served::default()
-        })
-        .collect();
-    let mut of: HashMap<Label, Vec<usize>> = HashMap::new();
-    for (at, request) in reading.requests.iter().enumerate() {
-        of.entry(request.component).or_default().push(at);
-    }
-    for copy in &reading.copies {
-        if !matches!(copy.cause, Cause::FirstUse | Cause::CameBack) {
-            continue;
-        }
-        let Some(own) = of.get(&copy.component) else { continue };
-        let before = own.partition_point(|at| reading.requests[*at].event.at <= copy.at);
-        if let Some(at) = before.checked_sub(1).and_then(|place| own.get(place)) {
-            all[*at].copied += copy.bytes;
-            all[*at].nanos += copy.took;
-        }
-    }
-    all
 }

@@ -1,22 +1,27 @@
 //! `Budget` and its reservations.
 
+mod callback;
+mod reservation;
+mod status;
+
 use std::sync::Arc;
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyString};
+use pyo3::types::PyString;
 
-use super::callback::call;
+pub(super) use reservation::Reservation;
+pub(super) use status::{BudgetStatus, BudgetUser};
+
 use super::error::{Error, Result, invalid_type, raise};
 use super::exit::{Inside, detached};
-use super::guard::{released, warn_forgotten};
-use super::pool::since;
 use super::wait::{Terms, caller, patiently};
 use super::{argument, device};
-use crate::budget::{self, BudgetError, Evictor, Figures, Limit, Probe, Spec, default_host_limit};
+use crate::budget::{self, BudgetError, Figures, Limit, Spec, default_host_limit};
 use crate::device::{ByteSize, Driver, Host, host_memory};
 use crate::sync::Mutex;
+use callback::{PythonEvictor, PythonProbe};
 
 /// A ledger of the bytes of one memory, with a limit.
 #[pyclass(frozen, weakref, module = "coresident", name = "Budget")]
@@ -29,38 +34,8 @@ pub(super) struct Budget {
 /// The least that host memory is limited to where nobody has set a limit.
 const LEAST: u64 = 4 << 30;
 
-/// A probe, and if it is a function of Python's, that as well.
-type Probing = (Option<Arc<dyn Probe>>, Option<Arc<PythonProbe>>);
-
 /// An evictor, and the number by which the core knows it.
 type Registered = (u64, Arc<PythonEvictor>);
-
-/// What a device, or the host, says of its own memory.
-struct OfDriver(Arc<dyn Driver>);
-
-impl Probe for OfDriver {
-    fn free(&self) -> Option<u64> {
-        self.0.free_memory()
-    }
-}
-
-/// A Python function that says what is free; one that raises does not know.
-struct PythonProbe(Py<PyAny>);
-
-impl Probe for PythonProbe {
-    fn free(&self) -> Option<u64> {
-        call(&self.0, |function| function.call0()?.extract()).flatten()
-    }
-}
-
-/// A Python function that gives bytes back.
-struct PythonEvictor(Py<PyAny>);
-
-impl Evictor for PythonEvictor {
-    fn evict(&self, bytes: u64) {
-        call(&self.0, |function| function.call1((bytes,)).map(drop));
-    }
-}
 
 /// Bytes, or a share of the memory.
 fn limit(value: &Bound<'_, PyAny>) -> Result<Limit> {
@@ -86,37 +61,6 @@ fn purpose(value: Option<&Bound<'_, PyAny>>) -> Result<Option<String>> {
 impl Budget {
     pub(super) fn ledger(&self) -> budget::Budget {
         self.ledger.clone()
-    }
-
-    fn probe(given: Option<&Bound<'_, PyAny>>, driver: Arc<dyn Driver>) -> Result<Probing> {
-        let Some(given) = given.filter(|given| !given.is_none()) else {
-            return Ok((Some(Arc::new(OfDriver(driver))), None));
-        };
-        if given.cast::<PyBool>().is_ok_and(|given| !given.is_true()) {
-            return Ok((None, None));
-        }
-        if !given.is_callable() {
-            let message = format!(
-                "probe is a function that returns the bytes that are free, or False for none, not \
-                 {}",
-                argument::type_name(given)
-            );
-            return Err(invalid_type(&message));
-        }
-        let probe = Arc::new(PythonProbe(given.clone().unbind()));
-        Ok((Some(probe.clone()), Some(probe)))
-    }
-
-    pub(super) fn reservation(
-        slf: &Bound<'_, Self>,
-        reservation: budget::Reservation,
-    ) -> Reservation {
-        let held = Held {
-            reservation: Arc::new(reservation),
-            budget: slf.clone().unbind(),
-            released: false,
-        };
-        Reservation { held: Mutex::new(held) }
     }
 }
 
@@ -149,7 +93,7 @@ impl Budget {
         let headroom = headroom.filter(|headroom| !headroom.is_none());
         let headroom =
             headroom.map(|headroom| argument::bytes("headroom", headroom)).transpose()?;
-        let (probe, python) = Self::probe(probe, driver)?;
+        let (probe, python) = callback::probe(probe, driver)?;
         let spec = Spec {
             total,
             limit: limit.bytes(&name, total)?,
@@ -239,11 +183,11 @@ impl Budget {
         terms.check(&format!("{} of {}", ByteSize(bytes), this.ledger.name()))?;
         let purpose = purpose.as_deref();
         if let Some(reservation) = this.ledger.reserve_at_once(bytes, purpose, &owner)? {
-            return Ok(Self::reservation(slf, reservation));
+            return Ok(Reservation::of(reservation, slf));
         }
         let reservation =
             patiently(py, terms, |patience| this.ledger.reserve(bytes, purpose, &owner, patience))?;
-        Ok(Self::reservation(slf, reservation))
+        Ok(Reservation::of(reservation, slf))
     }
 
     /// Reserves if that needs no waiting, even before those who wait.
@@ -257,7 +201,7 @@ impl Budget {
         let purpose = self::purpose(purpose)?;
         let owner = caller(slf.py())?;
         let reservation = slf.get().ledger.try_reserve(bytes, purpose.as_deref(), &owner)?;
-        Ok(reservation.map(|reservation| Self::reservation(slf, reservation)))
+        Ok(reservation.map(|reservation| Reservation::of(reservation, slf)))
     }
 
     /// Has `evictor` called with the number of missing bytes.
@@ -298,21 +242,7 @@ impl Budget {
 
     /// Who has bytes, and who waits for some.
     fn status(&self, py: Python<'_>) -> Result<BudgetStatus> {
-        let status = self.ledger.status()?;
-        let users = |users: Vec<budget::BudgetUser>| -> PyResult<Vec<Py<BudgetUser>>> {
-            users.into_iter().map(|user| Py::new(py, BudgetUser::of(user))).collect()
-        };
-        Ok(BudgetStatus {
-            holders: users(status.holders)?,
-            waiting: users(status.waiting)?,
-            name: status.name,
-            limit: status.limit,
-            headroom: status.headroom,
-            used: status.used,
-            peak: status.peak,
-            free: status.free,
-            outside: status.outside,
-        })
+        Ok(BudgetStatus::of(py, self.ledger.status()?)?)
     }
 
     fn __repr__(&self) -> String {
@@ -350,245 +280,6 @@ impl Drop for Budget {
         for (number, _) in self.evictors.lock().iter() {
             self.ledger.remove_evictor(*number);
         }
-    }
-}
-
-/// A reservation, and the budget that it is of: both change when it moves.
-struct Held {
-    reservation: Arc<budget::Reservation>,
-    budget: Py<Budget>,
-    /// Released by its user, also while it moves.
-    released: bool,
-}
-
-/// So many bytes of a memory, until they are released.
-#[pyclass(frozen, weakref, module = "coresident", name = "Reservation")]
-pub(super) struct Reservation {
-    held: Mutex<Held>,
-}
-
-impl Reservation {
-    fn inner(&self) -> Arc<budget::Reservation> {
-        self.held.lock().reservation.clone()
-    }
-
-    pub(super) fn disown(&self) {
-        self.inner().disown();
-    }
-
-    fn what(&self) -> String {
-        let inner = self.inner();
-        format!("the reservation of {} of {}", ByteSize(inner.bytes()), inner.budget().name())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let inner = self.inner();
-        let bytes = inner.bytes();
-        if inner.release() {
-            let name = inner.budget().name().to_owned();
-            warn_forgotten(&format!("the reservation of {} of {name}", ByteSize(bytes)));
-        }
-    }
-}
-
-#[pymethods]
-impl Reservation {
-    /// The bytes; 0 once they are released.
-    #[getter]
-    fn nbytes(&self) -> u64 {
-        self.inner().bytes()
-    }
-
-    /// How many of the bytes are in memory already.
-    #[getter]
-    fn filled(&self) -> u64 {
-        self.inner().filled()
-    }
-
-    /// The budget.
-    #[getter]
-    fn budget(&self, py: Python<'_>) -> Py<Budget> {
-        self.held.lock().budget.clone_ref(py)
-    }
-
-    /// Whether the bytes have been given back.
-    #[getter]
-    fn released(&self) -> bool {
-        self.inner().is_released()
-    }
-
-    /// Gives the bytes back. From any thread; again without effect. Does not wait.
-    pub(super) fn release(&self) {
-        let reservation = {
-            let mut held = self.held.lock();
-            held.released = true;
-            held.reservation.clone()
-        };
-        reservation.release();
-    }
-
-    /// Says how many of the bytes are in memory now.
-    fn fill(&self, nbytes: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.inner().fill(argument::bytes("nbytes", nbytes)?)?)
-    }
-
-    /// Reserves more, and adds it; waits in line.
-    #[pyo3(signature = (nbytes, *, timeout=None, cancel=None))]
-    fn grow(
-        &self,
-        py: Python<'_>,
-        nbytes: &Bound<'_, PyAny>,
-        timeout: Option<&Bound<'_, PyAny>>,
-        cancel: Option<&Bound<'_, PyAny>>,
-    ) -> Result<()> {
-        let bytes = argument::bytes("nbytes", nbytes)?;
-        let terms = Terms::of(timeout, cancel)?;
-        let owner = caller(py)?;
-        let inner = self.inner();
-        terms.check(&format!("{} of {}", ByteSize(bytes), inner.budget().name()))?;
-        patiently(py, terms, |patience| inner.grow(bytes, &owner, patience))
-    }
-
-    /// Gives some of the bytes back. Does not wait.
-    fn shrink(&self, nbytes: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.inner().shrink(argument::bytes("nbytes", nbytes)?)?)
-    }
-
-    /// Makes a reservation of its own of some of the bytes. Does not wait.
-    fn split(&self, py: Python<'_>, nbytes: &Bound<'_, PyAny>) -> Result<Self> {
-        let bytes = argument::bytes("nbytes", nbytes)?;
-        let (inner, budget) = (self.inner(), self.budget(py));
-        let held = Held { reservation: Arc::new(inner.split(bytes)?), budget, released: false };
-        Ok(Self { held: Mutex::new(held) })
-    }
-
-    /// Moves the bytes to another budget; waits in its line.
-    #[pyo3(signature = (budget, *, timeout=None, cancel=None))]
-    fn move_to(
-        &self,
-        budget: &Bound<'_, Budget>,
-        timeout: Option<&Bound<'_, PyAny>>,
-        cancel: Option<&Bound<'_, PyAny>>,
-    ) -> Result<()> {
-        let py = budget.py();
-        let terms = Terms::of(timeout, cancel)?;
-        let owner = caller(py)?;
-        let (inner, target) = (self.inner(), &budget.get().ledger);
-        terms.check(&format!("{} of {}", ByteSize(inner.bytes()), target.name()))?;
-        let moved = patiently(py, terms, |patience| inner.move_to(target, &owner, patience))?;
-        let (reservation, budget) = (Arc::new(moved), budget.clone().unbind());
-        let (before, released) = {
-            let mut held = self.held.lock();
-            let released = held.released;
-            let moved = Held { reservation: reservation.clone(), budget, released };
-            (std::mem::replace(&mut *held, moved), released)
-        };
-        drop(before);
-        if released {
-            reservation.release();
-        }
-        Ok(())
-    }
-
-    /// Says that nobody in particular will release it. Does not wait.
-    fn hand_over(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf.get().disown();
-        slf
-    }
-
-    fn __enter__(slf: Bound<'_, Self>) -> Result<Bound<'_, Self>> {
-        let reservation = slf.get();
-        reservation.inner().check()?;
-        if reservation.inner().is_released() {
-            return Err(released(&reservation.what()));
-        }
-        Ok(slf)
-    }
-
-    fn __exit__(
-        &self,
-        _type: &Bound<'_, PyAny>,
-        _value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
-    ) {
-        self.release();
-    }
-
-    fn __repr__(&self) -> String {
-        let inner = self.inner();
-        let name = inner.budget().name().to_owned();
-        if inner.is_released() {
-            format!("<Reservation of {name} released>")
-        } else {
-            format!("<Reservation of {} of {name}>", ByteSize(inner.bytes()))
-        }
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        match self.held.try_lock() {
-            Some(held) => visit.call(&held.budget),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A budget at a glance.
-#[pyclass(frozen, get_all, module = "coresident")]
-pub(super) struct BudgetStatus {
-    name: String,
-    limit: u64,
-    headroom: u64,
-    used: u64,
-    peak: u64,
-    free: u64,
-    outside: u64,
-    holders: Vec<Py<BudgetUser>>,
-    waiting: Vec<Py<BudgetUser>>,
-}
-
-#[pymethods]
-impl BudgetStatus {
-    fn __repr__(&self) -> String {
-        let told = |users: &[Py<BudgetUser>]| {
-            let users: Vec<String> = users.iter().map(|user| user.get().told()).collect();
-            if users.is_empty() { "nobody".to_owned() } else { users.join(", ") }
-        };
-        let (free, limit) = (ByteSize(self.free), ByteSize(self.limit));
-        let (holders, waiting) = (told(&self.holders), told(&self.waiting));
-        format!(
-            "<Budget {}: {free} of {limit} free; held by {holders}; waiting: {waiting}>",
-            self.name
-        )
-    }
-}
-
-/// Who has bytes of a budget or waits for some, and since when.
-#[pyclass(frozen, get_all, module = "coresident")]
-pub(super) struct BudgetUser {
-    holder: String,
-    nbytes: u64,
-    since: f64,
-    seconds: f64,
-}
-
-impl BudgetUser {
-    fn of(user: budget::BudgetUser) -> Self {
-        let (since, seconds) = since(user.lasted);
-        let budget::BudgetUser { holder, bytes: nbytes, .. } = user;
-        Self { holder, nbytes, since, seconds }
-    }
-
-    fn told(&self) -> String {
-        format!("{} with {} for {:.1} s", self.holder, ByteSize(self.nbytes), self.seconds)
-    }
-}
-
-#[pymethods]
-impl BudgetUser {
-    fn __repr__(&self) -> String {
-        format!("<{}>", self.told())
     }
 }
 
