@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::held::Held;
 use super::land::Land;
 use super::layout::{Content, Layout, PageSet};
 use super::mark::Mark;
 use super::state::By;
-use super::{Arena, ArenaError, Shared as ArenaShared};
+use super::{Arena, ArenaError};
 use crate::device::{Address, Stream};
 use crate::sync::Mutex;
 use crate::trace::Acting;
@@ -23,7 +24,7 @@ pub struct Identity {
 
 /// What those who have an area share.
 pub(super) struct Shared {
-    pub(super) arena: Arc<ArenaShared>,
+    pub(super) arena: Arc<Held>,
     pub(super) key: String,
     pub(super) identity: Identity,
     /// By which number the arena's state knows it.
@@ -41,7 +42,7 @@ pub struct Area(pub(super) Arc<Shared>);
 
 impl Area {
     pub(super) fn new(
-        arena: &Arc<ArenaShared>,
+        arena: &Arc<Held>,
         key: &str,
         identity: Identity,
         contents: Vec<Content>,

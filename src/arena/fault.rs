@@ -98,7 +98,7 @@ impl Area {
 impl Area {
     /// Refuses what could not be had if nobody else had anything.
     fn check_size(&self, set: &PageSet, beside: Beside) -> Result<(), ArenaError> {
-        let Shared { memory, budget, device, .. } = &*self.0.arena;
+        let Shared { memory, budget, device, .. } = &**self.0.arena;
         let (weights, beside) = (set.len() as u64 * memory.page() as u64, beside.bytes);
         let most = budget.most();
         if weights.saturating_add(beside) <= most {

@@ -61,6 +61,7 @@ mod bring;
 mod error;
 mod evict;
 mod fault;
+mod held;
 mod land;
 mod layout;
 mod mark;
@@ -92,7 +93,8 @@ use crate::device::{Charge, Device, DeviceMemory, Name, Pinning, Places};
 use crate::load_lock::LoadLock;
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::trace::Timeline;
-use crate::wait::{Birth, Owner, Patience, exiting};
+use crate::wait::{Birth, Owner, Patience};
+use held::Held;
 use state::{State, Whose};
 
 /// After what costs nothing to give back, before what is slow to come again.
@@ -100,7 +102,7 @@ const PRIORITY: i64 = 50;
 
 /// One device's memory in pages. Clones share it.
 #[derive(Clone)]
-pub struct Arena(Arc<Shared>);
+pub struct Arena(Arc<Held>);
 
 /// What an arena's copies have of the host's memory.
 #[derive(Clone, Default)]
@@ -191,7 +193,7 @@ impl Arena {
         host: HostSide,
         order: Option<Arc<dyn EvictionOrder>>,
     ) -> Self {
-        Self(Arc::new_cyclic(|arena: &Weak<Shared>| {
+        let shared = Arc::new_cyclic(|arena: &Weak<Shared>| {
             let evictor = Arc::new(evict::Pages(arena.clone()));
             Shared {
                 birth: Birth::default(),
@@ -209,7 +211,8 @@ impl Arena {
                 marks: AtomicU64::new(0),
                 left: Condvar::new(),
             }
-        }))
+        });
+        Self(Arc::new(Held::new(shared)))
     }
 
     /// Records in a timeline from now on what happens to areas that are made from now on. Whatever
@@ -386,15 +389,8 @@ fn memory_of(device: &Device) -> Result<Arc<dyn DeviceMemory>, ArenaError> {
     device.driver().memory().ok_or(ArenaError::NoPages { device: device.name() })
 }
 
-/// How long the last one to have an arena waits for streams that still use its pages.
-const LAST_WAIT: Duration = Duration::from_secs(1);
-
 impl Drop for Shared {
     fn drop(&mut self) {
-        if self.birth.is_here() && !exiting() {
-            // Nobody else will come to do it.
-            self.evict_pages(usize::MAX, Some(Instant::now() + LAST_WAIT));
-        }
         self.records.settle();
         self.budget.remove_evictor(self.evictor);
     }

@@ -18,7 +18,7 @@ use super::weights::strings;
 use crate::arena::PageSet;
 use crate::device::{ByteSize, Stream};
 use crate::streaming::{self, Spec, StreamingError};
-use crate::wait::Patience;
+use crate::wait::{self, Owner, Patience};
 
 /// A model that is larger than its device: some of its pages stay, the others come block by block.
 #[pyclass(frozen, weakref, module = "coresident", name = "Streaming")]
@@ -101,6 +101,11 @@ impl Streaming {
         Ok(Self { runs: streaming, area, working, ends, page })
     }
 
+    /// Ends it, without the interpreter: its thread may need that for what it is doing.
+    fn end(&self, py: Python<'_>, owner: &Owner) {
+        detached(py, || self.runs.close(owner));
+    }
+
     fn pages(&self, bytes: u64) -> usize {
         usize::try_from(bytes.div_ceil(self.page)).unwrap_or(usize::MAX)
     }
@@ -118,6 +123,15 @@ impl Streaming {
     /// How many pages stay: those that a block has not are not counted.
     fn keep(keep: &Bound<'_, PyAny>) -> Result<usize> {
         Ok(usize::try_from(argument::whole_number("keep", keep)?).unwrap_or(usize::MAX))
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        if !wait::exiting() && !self.runs.is_closed() {
+            let owner = Owner::thread(|| "whoever lets go of a streaming".to_owned());
+            Python::attach(|py| self.end(py, &owner));
+        }
     }
 }
 
@@ -252,8 +266,7 @@ impl Streaming {
 
     /// Ends it. Again without effect.
     fn close(&self, py: Python<'_>) -> Result<()> {
-        let owner = caller(py)?;
-        detached(py, || self.runs.close(&owner));
+        self.end(py, &caller(py)?);
         Ok(())
     }
 

@@ -144,6 +144,12 @@ impl Streaming {
         Ok(given)
     }
 
+    /// Whether it has ended, here or with the process that has begun it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        !self.0.birth.is_here() || self.0.state.lock().closed
+    }
+
     /// Ends it. Pages stay where they are, and may leave from now on. Waits for what its thread is doing
     /// at the moment, and for no stream. Again without effect.
     pub fn close(&self, owner: &Owner) {
@@ -175,8 +181,7 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        let closed = self.0.birth.is_here() && self.0.state.lock().closed;
-        if !exiting() && !closed {
+        if !exiting() && !self.is_closed() {
             self.close(&Owner::thread(|| "whoever lets go of a streaming".to_owned()));
         }
     }

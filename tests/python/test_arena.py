@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -224,6 +225,25 @@ def test_what_leaves_is_given_back_to_the_system() -> None:
         assert after < 4 << 20, after
         """
     )
+
+
+@needs_virtual
+def test_who_lets_go_of_everything_does_not_keep_copies_from_ending() -> None:
+    """The copy is the last to have the array, and needs the interpreter to let go of it."""
+    [device] = co.virtual_devices(1, memory=PAGES * PAGE, bandwidth=20 * MIB)
+    budget = co.Budget(device)
+    arena = co.Arena(device, budget)
+    array = np.ones(PAGES * PAGE // 2, np.uint8)
+    watched = weakref.ref(array)
+    area = arena.area(co.WeightStore().share("model", {"a": array}))
+    with pytest.raises(co.WaitTimeoutError):
+        area.fault(timeout=0.05)
+    del array, area, arena
+    assert watched() is not None, "it is still being copied"
+    until(lambda: budget.used == 0 and watched() is None)
+    # The device has it back, too.
+    more = co.WeightStore().share("model", {"a": np.ones((PAGES // 2 + 1) * PAGE, np.uint8)})
+    co.Arena(device, budget).area(more).fault(timeout=20).release()
 
 
 @needs_torch

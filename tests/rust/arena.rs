@@ -473,6 +473,23 @@ fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
 }
 
 #[test]
+fn who_lets_go_of_an_arena_waits_for_no_stream() {
+    let house = house_with(8, None);
+    let model = house.model(1, &[6 * MIB]);
+    let (stream, gate) = (house.device.stream(), Arc::new(Barrier::new(2)));
+    let pins = model.fault_on(stream, &owner("main"));
+    let opened = gate.clone();
+    house.device.launch(stream, move || {
+        opened.wait();
+    });
+    let House { device, budget, arena } = house;
+    drop((pins, model, arena));
+    assert_eq!((device.committed(), budget.used()), (3 * PAGE, 3 * PAGE));
+    gate.wait();
+    until(|| (device.committed(), budget.used()) == (0, 0));
+}
+
+#[test]
 fn working_memory_comes_with_the_pages_or_not_at_all() {
     let house = house(8);
     let (model, other) = (house.model(1, &[6 * MIB]), house.model(2, &[10 * MIB]));
