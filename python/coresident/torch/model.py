@@ -168,6 +168,7 @@ class Model:
             BudgetExceededError: they can never fit, or not even the largest block; from a call,
                 with what it would need in tiles.
             BudgetTimeoutError: the time was over.
+            WaitTimeoutError: it was over before the copies were done; also from a call.
             CancelledError: the token was raised.
             DeadlockError: the caller has what he waits for himself, or two have each other's.
             DeviceMemoryError: the device is full, whatever its budget says.

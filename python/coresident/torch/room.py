@@ -96,6 +96,12 @@ class Room:
         with self._lock:
             return any(not each.closed for each in self._streamed.get(device, ()))
 
+    def least(self, device: _core.Device) -> int:
+        """Bytes that those need at least that are streamed on a device now."""
+        with self._lock:
+            streamed = list(self._streamed.get(device, ()))
+        return sum(each.least() for each in streamed if not each.closed)
+
     def turn(self, device: _core.Device) -> _core.LoadLock:
         """Whoever takes all that can be had on a device has it: of two, each would miss what the
         other one has."""

@@ -41,6 +41,7 @@ class Streamed:
         budget: What gets back what others need.
         writable: Whether what is written on the device is to be kept.
         terms: How long to wait for a block.
+        others: Has others that are streamed there give up so many bytes of what stays of them.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Streamed:
         budget: _core.Budget,
         writable: bool,
         terms: dict[str, Any],
+        others: Callable[[int], object],
     ) -> None:
         self.streaming = streaming
         self._place = place
@@ -61,6 +63,7 @@ class Streamed:
         self._budget = budget
         self._writable = writable
         self._terms = terms
+        self._others = others
         self._lock = threading.RLock()
         self._closed = False
         self._calls = 0
@@ -131,7 +134,7 @@ class Streamed:
             with self._lock:
                 self._lower(self._keep)
         # Others outside have the memory: what nobody uses leaves before what stays.
-        for give_up in (self._place.area.arena.evict, self.give_up):
+        for give_up in (self._place.area.arena.evict, self.give_up, self._others):
             try:
                 return self.streaming.enter(block, stream=stream, **self._terms)
             except DeviceMemoryError as error:

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from coresident import _core
-from coresident.errors import BudgetExceededError, InvalidTypeError, InvalidValueError
+from coresident.errors import (
+    BudgetExceededError,
+    BudgetTimeoutError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 from coresident.torch.blocks import Block, find, told
 from coresident.torch.calls import unknown
 from coresident.torch.room import Place
@@ -89,6 +94,8 @@ class Plan:
             return place.area.stream_blocks(
                 names, working_memory=working_memory, leave=leave, stream=stream, **terms
             )
+        except BudgetTimeoutError:
+            raise
         except BudgetExceededError as error:
             raise BudgetExceededError(
                 f"{error}: {told(self._blocks)}", error.budget, error.asked, error.free, error.limit
@@ -101,9 +108,13 @@ class Plan:
     def streamed(self, streaming: _core.Streaming, place: Place, terms: dict[str, Any]) -> Streamed:
         """What has the blocks come and go."""
         replica, room = self._replica, self._replica._model.room
+
+        def others(nbytes: int) -> bool:
+            return room is not None and room.give_up(replica.device, nbytes)
+
         made = Streamed(
             *(self._blocks, streaming, place, replica._made, replica._tensors.all),
-            *(replica.device, self._budget, replica._writable, terms),
+            *(replica.device, self._budget, replica._writable, terms, others),
         )
         if room is not None:
             room.add_streamed(replica.device, made)
@@ -157,11 +168,15 @@ def planned(
     budget = place.area.arena.budget
     total = budget.total
     most = budget.limit if total is None else min(budget.limit, total - budget.headroom)
-    beside = 0
+    room, beside = replica._model.room, 0
     if working_memory is not None:
         beside = _bytes(working_memory)
-    elif (room := replica._model.room) is not None:
+    elif room is not None:
         beside = room.working_memory.largest(replica._model.key)
+    if room is not None and (least := room.least(replica.device)):
+        # Others that are streamed there go on for as long as their users do.
+        most -= least
+        beside = beside or unknown(budget.limit)
     if stream == "auto" and (place.area.arena.moving or place.nbytes + beside <= most):
         return None
     made, model = replica._made, replica._model
