@@ -140,7 +140,9 @@ class Model:
         block before it computes, and leaves after its call. A block that is called in another order
         than before has to be waited for. Outside its call a block's tensors are in host memory, but
         for those that stay. Gradients cannot be computed through it. Parts of a block that are
-        called by themselves, without it, use its tensors where they are: in host memory.
+        called by themselves, without it, use its tensors where they are: in host memory. What stays
+        is given up when others need its room, so that what was taken of it, as by ``state_dict()``,
+        must not be touched after that even within the block: clone it.
 
         Waits in line, for others to end theirs and for the copies.
 
@@ -149,7 +151,8 @@ class Model:
             working_memory: Bytes for activations, or a text such as ``"3GiB"``; reserved together
                 with the weights, and never more. ``None`` reserves what each call is known to need.
             stream: Whether only some of the weights are on the device at a time: ``"auto"`` if they
-                and the working memory that is known can never fit.
+                and the working memory that is known can never fit, or not beside what is streamed
+                there.
             blocks: Names of the parts of the module that are streamed, each as a whole, or of lists
                 of such parts; everything else stays. ``None`` takes its repeated layers, in parts
                 if they are large.
