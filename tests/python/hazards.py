@@ -187,6 +187,16 @@ def numbers_on_meta_after_two_threads_have_loaded(folder: Path) -> Damage:
     return told(found is not before, "torch.linspace is another one for good")
 
 
+def numbers_on_meta_after_the_first_load(folder: Path) -> Damage:
+    from transformers.initialization import meta_device_safe_creation_ops
+
+    torch.utils._device._device_constructors.cache_clear()
+    with meta_device_safe_creation_ops(), torch.device("meta"):
+        torch.zeros(1)
+    with torch.device("meta"):
+        return told(not torch.linspace(0, 1, 3).is_meta, "they are on the CPU for good")
+
+
 def a_device_map_checked_after_two_were_not(folder: Path) -> Damage:
     import accelerate.big_modeling
     from transformers.integrations.accelerate import skip_device_map_check

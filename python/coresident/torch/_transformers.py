@@ -123,6 +123,17 @@ def _classes_of_transformers() -> list[tuple[ModuleType, str, type]]:
     ]
 
 
+def forget_constructors() -> None:
+    """Has torch find anew which functions make tensors on the device of a block.
+
+    It keeps what it has found first: while a model is built `torch.linspace` is transformers' own,
+    and with torch's, numbers are on the CPU for good.
+    """
+    found = getattr(torch.utils._device, "_device_constructors", None)
+    if found is not None:
+        found.cache_clear()
+
+
 def replace_in_dispatch(integrations: ModuleType, check_device_map: Switch, swaps: Swaps) -> None:
     """A check that transformers skips for some models is skipped in this thread alone.
 

@@ -84,6 +84,7 @@ class Installation:
             methods = {name: self._switch(name, utils.PreTrainedModel) for name in names}
             self._without_values.append((methods["init_weights"], _diffusers.nothing))
             _transformers.replace(initialization, utils, initialisers, methods, self._swaps)
+            _transformers.forget_constructors()
             if big_modeling is not None:
                 check = self._switch("check_device_map", big_modeling)
                 integrations = importlib.import_module("transformers.integrations.accelerate")
