@@ -579,12 +579,9 @@ class TestBadInput:
         assert store.status() == []
 
     def test_what_cannot_be_shared_is_refused_before_it_is(self, store: co.WeightStore) -> None:
-        class Packed(torch.nn.Parameter):
-            pass
-
-        def packed() -> Any:
+        def sparse() -> Any:
             module = torch.nn.Linear(2, 2)
-            module.weight = Packed(module.weight.detach())
+            module.weight = torch.nn.Parameter(module.weight.detach().to_sparse())
             return module
 
         def hooked() -> Any:
@@ -593,7 +590,7 @@ class TestBadInput:
             return add_hook_to_module(torch.nn.Linear(2, 2), ModelHook())
 
         for make, why in [
-            (packed, "weight is a Packed: parameters that are quantised"),
+            (sparse, r"weight is a Parameter \(torch.float32, torch.sparse_coo\)"),
             (hooked, "has hooks that move its weights"),
             (lambda: torch.nn.Linear(2, 2, device="meta"), "weight has no values"),
         ]:

@@ -15,7 +15,7 @@ import torch
 from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import _python_dispatch as dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
@@ -137,6 +137,9 @@ class Activations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            # What it makes of its parts comes here again.
+            return NotImplemented
         kwargs = kwargs or {}
         # A subclass of tensors may want it whole.
         if not types and torch.is_inference_mode_enabled() and _is_composite(func):

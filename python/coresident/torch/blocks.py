@@ -10,6 +10,7 @@ import torch
 
 from coresident import _core
 from coresident.errors import InvalidValueError
+from coresident.torch.subclasses import every_part
 
 # Blocks of a larger share of the room are taken in parts.
 _SMALL = 1 / 8
@@ -98,7 +99,7 @@ def _small_enough(
     room: int | None,
 ) -> Iterator[Block]:
     block = Block(name, part)
-    tensors = (*part.parameters(), *part.buffers())
+    tensors = every_part((*part.parameters(), *part.buffers()))
     block.tensors = sorted({places[id(tensor)] for tensor in tensors if id(tensor) in places})
     block.nbytes = sum(nbytes[at] for at in block.tensors)
     if room is not None and block.nbytes > room * _SMALL:

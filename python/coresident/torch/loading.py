@@ -22,9 +22,10 @@ from coresident.errors import (
     WeightsMemoryError,
     WeightsNotOpenError,
 )
-from coresident.torch import _folder
+from coresident.torch import _folder, subclasses
 from coresident.torch.installation import install
 from coresident.torch.model import Model
+from coresident.torch.packing import warn_of_packed
 from coresident.torch.room import Room
 from coresident.torch.structure import Structure
 
@@ -78,6 +79,13 @@ def load(
     the log says why. Calls :func:`~coresident.torch.install`. Waits for others who load the key,
     for the budget, and for what is copied.
 
+    Quantised weights stay packed: tensors of classes of their own, as those of torchao,
+    optimum-quanto and GGUF, are in the store as the plain ones that they consist of, with names
+    such as ``layer.weight.qdata``, around which each replica has new ones. What torch itself packs
+    for the CPU, as ``quantize_dynamic`` does, is no tensor: replicas share it, no budget counts it,
+    and devices with memory of their own refuse it. A folder that is quantised is loaded by a
+    function that has its library do so.
+
     Args:
         store: The store.
         key: What the weights are called.
@@ -96,7 +104,8 @@ def load(
     Raises:
         InvalidTypeError: ``source`` is neither a path nor a function, or makes no module.
         InvalidValueError: the folder is none of a model, or the module is one that cannot be
-            shared: quantised, or moved about by hooks of accelerate; or the dtype is another one.
+            shared: quantised by bitsandbytes, or moved about by hooks of accelerate; or the dtype
+            is another one.
         WeightsInUseError: the key stands for something else: another folder, function or dtype.
         DeadlockError: the function loads the key that it is to make, or two wait for each other's.
         CoresidentError: as :meth:`coresident.WeightStore.open`.
@@ -233,9 +242,10 @@ def _copied(
     module = make()
     cost = time.perf_counter() - began
     _check(module)
-    saved = module.state_dict(keep_vars=True)
-    state = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
     structure = Structure.of(module)
+    found = subclasses.named_parts(module)
+    state = {name: found[name] for names in structure.names for name in names}
+    warn_of_packed(key, structure)
     weights = store.share(key, state, copy=True, cost=cost)
     return _made(store, weights, structure, wanted)
 
@@ -250,15 +260,10 @@ def _check(module: Any) -> None:
                 f"{name or 'the module'} has hooks that move its weights (offloading): make it "
                 "without, or remove_hook_from_module() first"
             )
-    for name, parameter in module.named_parameters():
-        if type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor:
-            kind = type(parameter.data if type(parameter) is torch.nn.Parameter else parameter)
-            raise InvalidValueError(
-                f"{name} is a {kind.__name__}: parameters that are quantised or otherwise not "
-                "plain tensors cannot be shared"
-            )
-        if parameter.is_meta:
-            raise InvalidValueError(f"{name} has no values: it is on the meta device")
+    saved = set(module.state_dict(keep_vars=True))
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+    for name, tensor in (*module.named_parameters(), *buffers):
+        subclasses.check(name, tensor)
 
 
 def _difference(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from coresident import _core
 from coresident.errors import InvalidDeviceError, ReleasedError
+from coresident.torch.packing import Packing
 from coresident.torch.replica import Replica, Tensors
 from coresident.torch.residence import Residence
 from coresident.torch.room import Place, Room
@@ -44,6 +45,7 @@ class Model:
         ]
         copies = set(weights.private().copies())
         self.copies = [at for at, name in enumerate(self.order) if name in copies]
+        self._packing = Packing(self.key, structure, self.order)
         # Kept for those who load the same.
         self._loaded = loaded
         # A finaliser may release a replica in the middle of what is done under the lock.
@@ -84,7 +86,7 @@ class Model:
             The replica, to be used with ``with`` or released.
 
         Raises:
-            InvalidDeviceError: there is no such device.
+            InvalidDeviceError: there is no such device, or the weights are packed for others only.
             BudgetExceededError: the device can never have the copy.
             BudgetTimeoutError: the time was over.
             CancelledError: the token was raised.
@@ -96,6 +98,8 @@ class Model:
             self.used_at = next(_CLOCK)
             idle = self._idle.get(device)
             tensors, state = (idle.pop() if idle else None), self._state
+        if tensors is None:
+            self._packing.check(device, state)
         paged = device.paged
         if not paged and self.room is not None:
             self.room.note_use(self, device)
@@ -163,8 +167,9 @@ class Model:
             What holds it, to be used with ``with``, which gives the module, or released.
 
         Raises:
-            InvalidDeviceError: there is no such device, it is none of the runtime's, or it is one
-                without virtual memory management, through which nothing can be streamed.
+            InvalidDeviceError: there is no such device, it is none of the runtime's, it is one
+                without virtual memory management, through which nothing can be streamed, or the
+                weights are packed for other devices only.
             InvalidTypeError: ``blocks`` is no list of names.
             InvalidValueError: ``stream`` is something else, there are no such blocks, or the device
                 has no pages to stream through.

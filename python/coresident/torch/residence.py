@@ -18,6 +18,7 @@ from coresident.torch.calls import Calls
 from coresident.torch.room import Place
 from coresident.torch.streamed import Streamed
 from coresident.torch.streaming import Plan, checked, planned
+from coresident.torch.subclasses import every_part, say_where
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
@@ -208,10 +209,13 @@ class Residence:
                 if at not in later:
                     tensor.data = view
             target, known = views[0].device if views else None, set(map(id, own))
-            for tensor in (*self.module.parameters(), *self.module.buffers()):
+            wholes = (*self.module.parameters(), *self.module.buffers())
+            for tensor in every_part(wholes):
                 if target is not None and id(tensor) not in known and tensor.device != target:
                     self._moved.append((tensor, tensor.data))
                     tensor.data = tensor.data.to(target)
+            if target is not None:
+                say_where(wholes, target)
 
     def _leave(self) -> list[str]:
         """Points them to host memory again. Returns the names of those that were written, if that
@@ -236,6 +240,7 @@ class Residence:
                 tensor.data = there
             for tensor, at_rest in self._moved:
                 tensor.data = at_rest
+            say_where((*self.module.parameters(), *self.module.buffers()), host[0].device)
         if self._private:
             return []
         return [self._replica._model.structure.names[at][0] for at in written]

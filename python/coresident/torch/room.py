@@ -12,6 +12,7 @@ import torch
 from coresident import _core, _torch_memory
 from coresident.errors import InvalidDeviceError
 from coresident.torch.copies import Copies
+from coresident.torch.subclasses import every_part
 from coresident.torch.working_memory import WorkingMemory
 
 if TYPE_CHECKING:
@@ -193,6 +194,9 @@ class Place:
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is in these pages."""
-        if tensor.layout != torch.strided or tensor.is_meta:
-            return False
-        return tensor.untyped_storage().data_ptr() in self._starts
+        return any(
+            part.layout == torch.strided
+            and not part.is_meta
+            and part.untyped_storage().data_ptr() in self._starts
+            for part in every_part([tensor])
+        )

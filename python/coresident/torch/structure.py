@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from coresident.errors import InvalidValueError
+from coresident.torch.subclasses import Frame, is_plain, is_same, moves_as_bytes, parts, plain
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 _MAPPINGS = ("_parameters", "_buffers", "_modules")
@@ -43,7 +44,9 @@ class Structure:
 
     Attributes:
         names: The names of each parameter and each buffer that belongs to the weights: those of one
-            tensor together, the first one first.
+            tensor together, the first one first. Of a tensor of a class of its own those of the
+            plain ones that it consists of.
+        packed: Names of parts whose weights torch has packed for the CPU: they are no tensors.
     """
 
     @classmethod
@@ -55,30 +58,36 @@ class Structure:
         """
         saved = module.state_dict(keep_vars=True).values()
         memo: dict[int, Any] = {}
+        wholes: list[torch.Tensor] = []
         for tensor in (*module.parameters(), *saved):
             if isinstance(tensor, torch.Tensor):
-                # As its weights will be: the same object wherever it is the same object.
-                own = tensor.detach().new_empty(0)
-                memo[id(tensor)] = (
-                    torch.nn.Parameter(own, False)
-                    if isinstance(tensor, torch.nn.Parameter)
-                    else own
-                )
+                wholes += [] if is_plain(tensor) else [tensor]
+                for each in (*(part for _, part in parts(tensor)), tensor):
+                    # As its weights will be: the same object wherever it is the same object.
+                    own = torch.empty(0, dtype=each.dtype)
+                    memo[id(each)] = (
+                        torch.nn.Parameter(own, False)
+                        if isinstance(each, torch.nn.Parameter)
+                        else own
+                    )
         try:
             for part in module.modules():
                 _remember_tensors(vars(part).values(), memo)
-            structure = cls(copy.deepcopy(module, memo))
-            structure.fill(structure.shells(), structure.tensors(), torch.device("cpu"))
-        except (TypeError, RuntimeError) as why:
+            copied = copy.deepcopy(module, memo)
+            frames = {id(memo[id(whole)]): Frame(whole, memo) for whole in wholes}
+            structure = cls(copied, frames)
+            structure._try(wholes, memo)
+        except (AssertionError, TypeError, RuntimeError) as why:
             kind = type(module).__name__
             raise InvalidValueError(f"{kind} has something that cannot be copied: {why}") from why
         return structure
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, frames: dict[int, Frame] | None = None) -> None:
+        self._frames = frames or {}
         module.eval().requires_grad_(False)
         self._module = module
         names: dict[int, list[str]] = {}
-        self._weights: list[torch.Tensor] = []
+        self._wholes: list[torch.Tensor] = []
         self._others: list[torch.Tensor] = []
         saved = set(module.state_dict(keep_vars=True))
         everything = [
@@ -89,13 +98,44 @@ class Structure:
             if id(tensor) not in names:
                 names[id(tensor)] = []
                 of_weights = isinstance(tensor, torch.nn.Parameter) or name in saved
-                (self._weights if of_weights else self._others).append(tensor)
+                (self._wholes if of_weights else self._others).append(tensor)
             names[id(tensor)].append(name)
-        self.names = [names[id(tensor)] for tensor in self._weights]
+        found: dict[int, tuple[torch.Tensor, list[str]]] = {}
+        for whole in self._wholes:
+            frame = self._frames.get(id(whole))
+            for suffix, part in [("", whole)] if frame is None else frame.parts:
+                named = found.setdefault(id(part), (part, []))[1]
+                named += [name + suffix for name in names[id(whole)]]
+        self._weights = [tensor for tensor, _ in found.values()]
+        self.names = [named for _, named in found.values()]
+        self.packed = [name for name, part in module.named_modules() if _is_packed(part)]
         self._parts = list(module.modules())
-        tensors = {id(t): at for at, t in enumerate([*self._weights, *self._others])}
+        tensors = {id(t): at for at, t in enumerate([*self._wholes, *self._others])}
         parts = {id(part): at for at, part in enumerate(self._parts)}
         self._recipes = [_recipe(part, tensors, parts) for part in self._parts]
+
+    def _try(self, wholes: list[torch.Tensor], memo: dict[int, Any]) -> None:
+        """Makes a replica, with tensors of classes of their own around the parts that they have.
+
+        Raises:
+            TypeError: one of them has become another one by that.
+        """
+        own = {id(tensor): tensor for tensor in self._weights}
+        for whole in wholes:
+            own.update((id(memo[id(part)]), plain(part)) for _, part in parts(whole))
+        shells = self.shells()
+        self.fill(shells, [own[id(tensor)] for tensor in self._weights], torch.device("cpu"))
+        made = {
+            id(tensor): new
+            for part, shell in zip(self._parts, shells, strict=True)
+            for kind in ("_parameters", "_buffers")
+            for tensor, new in zip(
+                vars(part)[kind].values(), vars(shell)[kind].values(), strict=True
+            )
+        }
+        for whole in wholes:
+            if (new := made.get(id(memo[id(whole)]))) is not None and not is_same(new, whole):
+                raise TypeError(f"a {type(whole).__name__} is another one around the same tensors")
 
     @property
     def class_name(self) -> str:
@@ -111,6 +151,28 @@ class Structure:
         lost = {id(tensor) for tensor in self._others if tensor.is_meta}
         buffers = self._module.named_buffers(remove_duplicate=False)
         return [name for name, tensor in buffers if id(tensor) in lost]
+
+    def packed_anew(self, tensors: list[torch.Tensor], target: torch.device) -> str | None:
+        """The name of a tensor whose library packs it in another way on a device: of each class,
+        the smallest one is tried. ``None`` if there is none.
+
+        Args:
+            tensors: The weights, in the order of :attr:`names`.
+            target: The device.
+        """
+        memo: dict[int, Any] = {id(part): part for part in self._parts}
+        sizes = {id(own): tensor.nbytes for own, tensor in zip(self._weights, tensors, strict=True)}
+        names = {id(own): names[0] for own, names in zip(self._weights, self.names, strict=True)}
+        memo.update((id(o), t.detach()) for o, t in zip(self._weights, tensors, strict=True))
+        smallest: dict[Any, tuple[int, Frame]] = {}
+        for frame in self._frames.values():
+            size = sum(sizes[id(part)] for _, part in frame.parts)
+            if frame.kinds not in smallest or size < smallest[frame.kinds][0]:
+                smallest[frame.kinds] = (size, frame)
+        for _, frame in smallest.values():
+            if not moves_as_bytes(frame.around(memo), target):
+                return names[id(frame.parts[0][1])]
+        return None
 
     def shells(self) -> list[torch.nn.Module]:
         """Modules with nothing in them, for :meth:`fill`; the first one is the whole."""
@@ -129,14 +191,20 @@ class Structure:
         Returns:
             The parameters and buffers that the modules have of the weights, in the same order.
         """
+        memo: dict[int, Any] = dict(zip(map(id, self._parts), parts, strict=True))
         with torch.inference_mode(False):
-            made = [
-                torch.nn.Parameter(tensor, False)
-                if isinstance(own, torch.nn.Parameter)
-                else tensor.detach()
-                for own, tensor in zip(self._weights, tensors, strict=True)
-            ]
-            made += [own.to(target, copy=True) for own in self._others]
+            for own, tensor in zip(self._weights, tensors, strict=True):
+                memo[id(own)] = (
+                    torch.nn.Parameter(tensor, False)
+                    if isinstance(own, torch.nn.Parameter)
+                    else tensor.detach()
+                )
+            for own in self._others:
+                memo[id(own)] = own.to(target, copy=True)
+            for whole in self._wholes:
+                if (frame := self._frames.get(id(whole))) is not None:
+                    memo[id(whole)] = frame.around(memo)
+        made = [memo[id(own)] for own in (*self._wholes, *self._others)]
         # None is at place -1.
         all_tensors, all_parts = [*made, None], [*parts, None]
         for part, recipe in zip(parts, self._recipes, strict=True):
@@ -152,14 +220,11 @@ class Structure:
             own["_modules"] = {name: all_parts[at] for name, at in recipe.parts}
             own["_non_persistent_buffers_set"] = recipe.not_saved.copy()
         if any(recipe.deep for recipe in self._recipes):
-            self._copy_the_rest(made, parts)
-        return made[: len(tensors)]
+            self._copy_the_rest(memo, parts)
+        return [memo[id(own)] for own in self._weights]
 
-    def _copy_the_rest(self, made: list[torch.Tensor], parts: list[torch.nn.Module]) -> None:
+    def _copy_the_rest(self, memo: dict[int, Any], parts: list[torch.nn.Module]) -> None:
         """Copies what is neither tensor nor module; what it has of these, is the replica's."""
-        tensors = [*self._weights, *self._others]
-        memo: dict[int, Any] = dict(zip(map(id, tensors), made, strict=True))
-        memo.update(zip(map(id, self._parts), parts, strict=True))
         for part, recipe in zip(parts, self._recipes, strict=True):
             _remember_tensors((value for _, value in recipe.deep), memo)
             for name, value in recipe.deep:
@@ -171,6 +236,16 @@ def _remember_tensors(values: Iterable[Any], memo: dict[int, Any]) -> None:
     for value in values:
         if isinstance(value, torch.Tensor) and id(value) not in memo:
             memo[id(value)] = value.detach().clone()
+        elif isinstance(value, torch.ScriptObject):
+            # One for all: it is only read.
+            memo[id(value)] = value
+
+
+def _is_packed(module: torch.nn.Module) -> bool:
+    """Whether weights of its own are packed by torch's quantisation for the CPU."""
+    return any(isinstance(value, torch.ScriptObject) for value in vars(module).values()) and (
+        not isinstance(module, torch.jit.ScriptModule)
+    )
 
 
 def _recipe(module: torch.nn.Module, tensors: dict[int, int], parts: dict[int, int]) -> _Recipe:
@@ -180,7 +255,7 @@ def _recipe(module: torch.nn.Module, tensors: dict[int, int], parts: dict[int, i
     for name, value in vars(module).items():
         if name in _MAPPINGS or name == "_non_persistent_buffers_set":
             continue
-        if _is_atom(value):
+        if _is_atom(value) or isinstance(value, torch.ScriptObject):
             shared[name] = value
         elif _has_nothing(value):
             kind = type(value)
