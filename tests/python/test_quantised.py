@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +49,10 @@ class Wrapper(torch.Tensor):  # type: ignore[misc] # torch's own types are not l
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default):
+        if func in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default) and (
+            kwargs.get("dtype") in (None, args[0].dtype)
+        ):
+            kwargs.pop("dtype", None)
             inner = {n: func(getattr(args[0], n), **kwargs) for n in cls._names}
             return cls.of(args[0].shape, args[0].dtype, **inner)
         args, kwargs = pytree.tree_map_only(Wrapper, lambda t: t.dequantised(), (args, kwargs))
@@ -104,14 +106,15 @@ def rows() -> Any:
 
 
 def nibbles() -> Any:
-    layer = torch.nn.Linear(SIDE, 2 * SIDE)
-    packed = torch.randint(0, 256, (2 * SIDE, SIDE // 2)).to(torch.uint8)
-    numbers = Nibbles.of((2 * SIDE, SIDE), torch.uint8, packed=packed)
-    scale = torch.rand(2 * SIDE, 1) * 5e-2
-    layer.weight = torch.nn.Parameter(
-        Rows.of((2 * SIDE, SIDE), torch.float32, numbers=numbers, scale=scale), False
-    )
-    return torch.nn.Sequential(layer, torch.nn.AvgPool1d(2))
+    layers = torch.nn.Sequential(torch.nn.Linear(SIDE, SIDE), torch.nn.Linear(SIDE, SIDE))
+    for layer in layers:
+        packed = torch.randint(0, 256, (SIDE, SIDE // 2)).to(torch.uint8)
+        numbers = Nibbles.of((SIDE, SIDE), torch.uint8, packed=packed)
+        layer.weight = torch.nn.Parameter(
+            Rows.of((SIDE, SIDE), torch.float32, numbers=numbers, scale=torch.rand(SIDE, 1) * 5e-3),
+            False,
+        )
+    return layers
 
 
 def own_bytes() -> Any:
@@ -134,13 +137,22 @@ def gguf() -> Any:
     return layer
 
 
+class Block(torch.nn.Module):  # type: ignore[misc] # as above
+    """Layers in less than a page."""
+
+    def __init__(self, layer: Callable[[], Any]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layer() for _ in range(LAYERS))
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
 def tower(layer: Callable[[], Any]) -> Any:
-    """Blocks of less than a page each."""
     torch.manual_seed(0)
-    blocks = [
-        torch.nn.Sequential(*(part for _ in range(LAYERS) for part in (layer(), torch.nn.Tanh())))
-        for _ in range(BLOCKS)
-    ]
+    blocks = [Block(layer) for _ in range(BLOCKS)]
     return torch.nn.Sequential(*blocks).eval().requires_grad_(False)
 
 
@@ -172,13 +184,15 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "torchao int8 activations": lambda: torchao("Int8DynamicActivationInt8WeightConfig"),
     "torchao float8": lambda: torchao("Float8WeightOnlyConfig"),
     "quanto qint8": lambda: quanto("qint8"),
-    "quanto qint4": lambda: quanto("qint4"),
     "quanto qfloat8": lambda: quanto("qfloat8"),
 }
 
 
 def x(seed: int = 1) -> Any:
     return torch.randn(2, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+BLOCK_NAMES = [str(at) for at in range(BLOCKS)]
 
 
 def packed_bytes(module: Any) -> int:
@@ -211,7 +225,9 @@ def test_on_the_host_it_is_what_it_is_without_and_its_packed_bytes_are_there_onc
     with ct.load(store, "tower", make) as model:
         [status] = store.status()
         nbytes = packed_bytes(reference)
-        assert model.weights.nbytes == nbytes <= status.nbytes < nbytes + PAGE
+        padding = 64 * len(model.order)
+        assert nbytes <= model.weights.nbytes < nbytes + padding
+        assert nbytes <= status.nbytes < nbytes + PAGE
         with model.replica("cpu") as one, model.replica("cpu") as other:
             assert torch.equal(one.module(x()), reference(x()))
             assert torch.equal(other.module(x()), reference(x()))
@@ -238,7 +254,6 @@ def test_its_parameters_and_state_dict_are_those_of_the_unmanaged_module(
         again = make()
         again.load_state_dict(module.state_dict())
         assert torch.equal(again(x()), reference(x()))
-        assert torch.equal(copy.deepcopy(module)(x()), reference(x()))
 
 
 def test_devices_have_its_packed_bytes_and_share_one_host_copy(make: Callable[[], Any]) -> None:
@@ -262,7 +277,7 @@ def test_it_streams_through_half_of_its_packed_bytes(make: Callable[[], Any]) ->
     with runtime(nbytes // 2) as house:
         model, [device] = house.load("tower", make), house.devices
         for _ in range(2):
-            with (residence := model.on(device)) as module:
+            with (residence := model.on(device, blocks=BLOCK_NAMES)) as module:
                 for _ in range(3):
                     assert torch.equal(module(x()), expected)
                 status = residence.streaming
@@ -271,15 +286,28 @@ def test_it_streams_through_half_of_its_packed_bytes(make: Callable[[], Any]) ->
         assert house.vram[device].used <= nbytes // 2
 
 
+def test_wrappers_of_wrappers_of_quanto_are_put_together_as_they_were() -> None:
+    # To compute with them quanto compiles an extension.
+    reference = quanto("qint4")
+    with ct.load(co.WeightStore(), "tower", lambda: quanto("qint4")) as model:
+        assert "0.layers.0.weight._data._data" in model.order
+        with model.replica("cpu") as replica:
+            one, other = (m[0].layers[0].weight for m in (replica.module, reference))
+            assert type(one) is type(other)
+            assert type(one._data) is type(other._data)
+            pairs = zip(subclasses.parts(one), subclasses.parts(other), strict=True)
+            assert all(torch.equal(part, its) for (_, part), (_, its) in pairs)
+
+
 def test_what_is_written_on_purpose_is_seen_by_that_replica_alone() -> None:
     expected = tower(rows)(x())
     with runtime(64 << 20) as house:
         model, [device] = house.load("tower", lambda: tower(rows)), house.devices
         changed = tower(rows)
-        changed[0][0].weight.numbers.zero_()
+        changed[0].layers[0].weight.numbers.zero_()
         with model.replica(device) as replica:
             with ct.writable(replica) as module:
-                module[0][0].weight.numbers.zero_()
+                module[0].layers[0].weight.numbers.zero_()
                 assert torch.equal(module(x()), changed(x()))
                 with replica.on():
                     assert torch.equal(module(x()), changed(x()))
@@ -294,10 +322,13 @@ def test_what_is_written_on_purpose_is_seen_by_that_replica_alone() -> None:
 def test_a_stray_write_is_found_and_named_by_the_part_that_was_written() -> None:
     with ct.load(co.WeightStore(), "tower", lambda: tower(own_bytes)) as model:
         replica = model.replica("cpu")
-        replica.module[0][0].weight.state.scales[0].zero_()
-        replica.module[1][0].weight.fill_(1)
+        replica.module[0].layers[0].weight.state.scales[0].zero_()
+        replica.module[1].layers[0].weight.fill_(1)
         with pytest.warns(ct.StrayWriteWarning, match="2 parameters"):
-            assert replica.release() == ["0.0.weight.state.scales.0", "1.0.weight"]
+            assert replica.release() == [
+                "0.layers.0.weight.state.scales.0",
+                "1.layers.0.weight",
+            ]
 
 
 @pytest.mark.parametrize("layer", [rows, own_bytes, gguf])
@@ -306,7 +337,9 @@ def test_an_adapter_works_as_on_the_unmanaged_module(layer: Callable[[], Any]) -
 
     def adapted(module: Any) -> Any:
         torch.manual_seed(5)
-        config = LoraConfig(target_modules=["0.0", "3.4"], init_lora_weights=False, r=4)
+        config = LoraConfig(
+            target_modules=["0.layers.0", "3.layers.4"], init_lora_weights=False, r=4
+        )
         with torch.enable_grad():
             inject_adapter_in_model(config, module)
         return module.eval().requires_grad_(False)
@@ -340,12 +373,12 @@ def test_tied_weights_stay_tied_and_are_there_once() -> None:
 
 
 def test_a_wrapper_tells_on_which_device_its_parts_are() -> None:
-    weight = tower(nibbles)[0][0][0].weight
+    weight = tower(nibbles)[0].layers[0][0].weight
     subclasses.say_where([weight], torch.device("cuda:0"))
     assert weight.device == weight.numbers.device == torch.device("cuda:0")
     assert weight.scale.device == torch.device("cpu"), "is pointed there by others"
     subclasses.say_where([weight], torch.device("cpu"))
-    assert torch.equal(weight.dequantised(), tower(nibbles)[0][0][0].weight.dequantised())
+    assert torch.equal(weight.dequantised(), tower(nibbles)[0].layers[0][0].weight.dequantised())
 
 
 def test_what_a_wrapper_makes_of_its_parts_is_working_memory() -> None:
@@ -355,12 +388,11 @@ def test_what_a_wrapper_makes_of_its_parts_is_working_memory() -> None:
     assert activations.peak >= 2 * SIDE * SIDE * 4, "the numbers as floats, and scaled"
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_dynamically_quantised_weights_are_shared_where_host_memory_is_used_and_refused_elsewhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kind = next(k for k in torch.backends.quantized.supported_engines if k != "none")
-    torch.backends.quantized.engine = kind
-
     def make() -> Any:
         module = tower(lambda: torch.nn.Linear(SIDE, SIDE))
         return torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear})
@@ -368,20 +400,22 @@ def test_dynamically_quantised_weights_are_shared_where_host_memory_is_used_and_
     expected = make()(x())
     with runtime(64 << 20) as house, caplog.at_level(logging.WARNING, "coresident.torch"):
         model = house.load("tower", make)
-        assert "0.0._packed_params" in caplog.text
+        assert "0.layers.0._packed_params" in caplog.text
         assert "no budget counts them" in caplog.text
         with pytest.raises(co.InvalidDeviceError, match="packed for the CPU .*torchao"):
             model.on(house.devices[0])
         with model.replica("cpu") as one, model.replica("cpu") as other:
             assert torch.equal(one.module(x()), expected)
-            packed, also = (each.module[0][0]._packed_params for each in (one, other))
+            packed, also = (each.module[0].layers[0]._packed_params for each in (one, other))
             assert packed._packed_params is also._packed_params
 
 
 class Opaque(Rows):
     """Does not tell of what it consists."""
 
-    __tensor_flatten__ = None  # type: ignore[assignment]
+    @property
+    def __tensor_flatten__(self) -> Any:  # type: ignore[override] # it has none
+        raise AttributeError("__tensor_flatten__")
 
 
 class Wavering(Rows):
@@ -398,8 +432,7 @@ class Repacked(Rows):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == torch.ops.aten._to_copy.default:
-            numbers = args[0].numbers.flip(0)
-            return cls.of(args[0].shape, args[0].dtype, numbers=numbers, scale=args[0].scale)
+            return Rows.__torch_dispatch__.__func__(Rows, func, types, args, kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -439,10 +472,7 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(
 
 
 def test_what_its_library_packs_in_another_way_on_a_device_does_not_move_as_bytes() -> None:
-    other = torch.device("meta")
-    for kind, moves in ((Rows, True), (Repacked, True), (Repacked, False)):
-        weight = of_class(kind).weight
-        if moves:
-            assert subclasses.moves_as_bytes(weight, torch.device("cpu"))
-    assert subclasses.moves_as_bytes(of_class(Rows).weight, other)
-    assert not subclasses.moves_as_bytes(of_class(Opaque).weight, other)
+    elsewhere = torch.device("meta")
+    assert subclasses.moves_as_bytes(of_class(Rows).weight, elsewhere)
+    assert subclasses.moves_as_bytes(gguf().weight, elsewhere)
+    assert not subclasses.moves_as_bytes(of_class(Repacked).weight, elsewhere)

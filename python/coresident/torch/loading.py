@@ -244,7 +244,8 @@ def _copied(
     _check(module)
     structure = Structure.of(module)
     found = subclasses.named_parts(module)
-    state = {name: found[name] for names in structure.names for name in names}
+    # What is tied has one name, or it would be there once for each.
+    state = {names[0]: found[names[0]] for names in structure.names}
     warn_of_packed(key, structure)
     weights = store.share(key, state, copy=True, cost=cost)
     return _made(store, weights, structure, wanted)

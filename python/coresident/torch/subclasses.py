@@ -138,7 +138,7 @@ class Frame:
         if self._is_parameter:
             # As torch does it; to make a parameter of it would replace its parts.
             made._is_param = True
-        return made  # type: ignore[no-any-return]
+        return made
 
     def _of_memory(self, memo: dict[int, Any]) -> torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass():
@@ -184,7 +184,7 @@ def check(name: str, tensor: torch.Tensor) -> None:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
+        return bool(tensor.numel() == 0 or tensor.data_ptr() != 0)
     except RuntimeError:
         return False
 
