@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import coresident as co
@@ -17,6 +19,9 @@ for library in ("accelerate", "diffusers", "gguf", "peft", "transformers"):
 import coresident.torch as ct  # noqa: E402
 from coresident.torch import subclasses  # noqa: E402
 from coresident.torch.activations import Activations  # noqa: E402
+from coresident.torch.packing import Packing  # noqa: E402
+from coresident.torch.structure import Structure  # noqa: E402
+from tiny_models import write  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
 
 PAGE = 2 << 20
@@ -402,7 +407,7 @@ def test_dynamically_quantised_weights_are_shared_where_host_memory_is_used_and_
         model = house.load("tower", make)
         assert "0.layers.0._packed_params" in caplog.text
         assert "no budget counts them" in caplog.text
-        with pytest.raises(co.InvalidDeviceError, match="packed for the CPU .*torchao"):
+        with pytest.raises(co.InvalidDeviceError, match=r"packed for the CPU .*torchao"):
             model.on(house.devices[0])
         with model.replica("cpu") as one, model.replica("cpu") as other:
             assert torch.equal(one.module(x()), expected)
@@ -471,8 +476,34 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(
     assert store.status() == []
 
 
-def test_what_its_library_packs_in_another_way_on_a_device_does_not_move_as_bytes() -> None:
-    elsewhere = torch.device("meta")
-    assert subclasses.moves_as_bytes(of_class(Rows).weight, elsewhere)
-    assert subclasses.moves_as_bytes(gguf().weight, elsewhere)
-    assert not subclasses.moves_as_bytes(of_class(Repacked).weight, elsewhere)
+def test_what_its_library_packs_in_another_way_is_refused_on_that_device() -> None:
+    elsewhere: Any = SimpleNamespace(torch_name="meta", paged=False)
+    for make_layer in (rows, gguf, lambda: of_class(Repacked)):
+        module = make_layer().eval()
+        structure, state = Structure.of(module), subclasses.named_parts(module)
+        packing = Packing("layer", structure, [names[0] for names in structure.names])
+        if make_layer in (rows, gguf):
+            packing.check(elsewhere, state)
+            continue
+        with pytest.raises(co.InvalidDeviceError, match=r"weight.numbers of 'layer' is packed"):
+            packing.check(elsewhere, state)
+
+
+def test_a_model_that_transformers_quantises_while_it_loads_it_is_what_it_is(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torchao", reason="comes with the test extra")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import CLIPTextModel, TorchAoConfig
+
+    write(tmp_path)
+
+    def make() -> Any:
+        quantised = TorchAoConfig(Int8WeightOnlyConfig())
+        return CLIPTextModel.from_pretrained(tmp_path / "clip", quantization_config=quantised)
+
+    tokens = torch.arange(8)[None]
+    reference = make().eval()
+    assert any(type(tensor).__name__ == "Int8Tensor" for tensor in reference.parameters())
+    with runtime(16 << 20) as house, house.load("clip", make).on(house.devices[0]) as module:
+        assert torch.equal(module(tokens)[0], reference(tokens)[0])

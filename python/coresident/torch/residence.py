@@ -214,7 +214,7 @@ class Residence:
                 if target is not None and id(tensor) not in known and tensor.device != target:
                     self._moved.append((tensor, tensor.data))
                     tensor.data = tensor.data.to(target)
-            if target is not None:
+            if target is not None and target.type != "cpu":
                 say_where(wholes, target)
 
     def _leave(self) -> list[str]:
@@ -240,7 +240,8 @@ class Residence:
                 tensor.data = there
             for tensor, at_rest in self._moved:
                 tensor.data = at_rest
-            say_where((*self.module.parameters(), *self.module.buffers()), host[0].device)
+            if self._place.views[0].device != host[0].device:
+                say_where((*self.module.parameters(), *self.module.buffers()), host[0].device)
         if self._private:
             return []
         return [self._replica._model.structure.names[at][0] for at in written]
