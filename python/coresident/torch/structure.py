@@ -15,6 +15,10 @@ from coresident.errors import InvalidValueError
 from coresident.torch.subclasses import Frame, is_plain, is_same, moves_as_bytes, parts, plain
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
+# What other libraries' classes may raise when they are copied.
+_FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Classes of torch whose objects have weights.
+_PACKED = tuple(f"__torch__.torch.classes.{name}." for name in ("quantized", "rnn", "sparse"))
 _MAPPINGS = ("_parameters", "_buffers", "_modules")
 
 
@@ -41,6 +45,8 @@ class Structure:
 
     Args:
         module: Where the structure is taken from. Nobody else may use or change it from then on.
+        frames: The tensors of classes of their own, by the ``id`` of what stands for them.
+        saved: The names in its state dict, if it cannot tell.
 
     Attributes:
         names: The names of each parameter and each buffer that belongs to the weights: those of one
@@ -56,10 +62,10 @@ class Structure:
         Raises:
             InvalidValueError: something that the module has cannot be copied.
         """
-        saved = module.state_dict(keep_vars=True).values()
+        saved = module.state_dict(keep_vars=True)
         memo: dict[int, Any] = {}
         wholes: list[torch.Tensor] = []
-        for tensor in (*module.parameters(), *saved):
+        for tensor in (*module.parameters(), *saved.values()):
             if isinstance(tensor, torch.Tensor):
                 wholes += [] if is_plain(tensor) else [tensor]
                 for each in (*(part for _, part in parts(tensor)), tensor):
@@ -75,21 +81,26 @@ class Structure:
                 _remember_tensors(vars(part).values(), memo)
             copied = copy.deepcopy(module, memo)
             frames = {id(memo[id(whole)]): Frame(whole, memo) for whole in wholes}
-            structure = cls(copied, frames)
+            structure = cls(copied, frames, set(saved))
             structure._try(wholes, memo)
-        except (AssertionError, TypeError, RuntimeError) as why:
+        except _FAILURES as why:
             kind = type(module).__name__
             raise InvalidValueError(f"{kind} has something that cannot be copied: {why}") from why
         return structure
 
-    def __init__(self, module: torch.nn.Module, frames: dict[int, Frame] | None = None) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        frames: dict[int, Frame] | None = None,
+        saved: set[str] | None = None,
+    ) -> None:
         self._frames = frames or {}
         module.eval().requires_grad_(False)
         self._module = module
         names: dict[int, list[str]] = {}
         self._wholes: list[torch.Tensor] = []
         self._others: list[torch.Tensor] = []
-        saved = set(module.state_dict(keep_vars=True))
+        saved = set(module.state_dict(keep_vars=True)) if saved is None else saved
         everything = [
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
@@ -243,9 +254,8 @@ def _remember_tensors(values: Iterable[Any], memo: dict[int, Any]) -> None:
 
 def _is_packed(module: torch.nn.Module) -> bool:
     """Whether weights of its own are packed by torch's quantisation for the CPU."""
-    return any(isinstance(value, torch.ScriptObject) for value in vars(module).values()) and (
-        not isinstance(module, torch.jit.ScriptModule)
-    )
+    objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
+    return any(value._type().qualified_name().startswith(_PACKED) for value in objects)
 
 
 def _recipe(module: torch.nn.Module, tensors: dict[int, int], parts: dict[int, int]) -> _Recipe:
