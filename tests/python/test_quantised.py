@@ -441,8 +441,46 @@ class Repacked(Rows):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-class OfBitsandbytes(torch.nn.Parameter):  # type: ignore[misc] # as above
-    __module__ = "bitsandbytes.nn.modules"
+class Params4bit(torch.nn.Parameter):  # type: ignore[misc] # as above
+    """As that of bitsandbytes."""
+
+    quant_state: Any = None
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        made = Params4bit(torch.nn.Parameter.to(self.data, *args, **kwargs), False)
+        made.quant_state = SimpleNamespace(absmax=self.quant_state.absmax.to(*args, **kwargs))
+        return made
+
+
+class Int8Params(torch.nn.Parameter):  # type: ignore[misc] # as above
+    """As that of bitsandbytes."""
+
+
+Params4bit.__module__ = Int8Params.__module__ = "bitsandbytes.nn.modules"
+
+
+def four_bits(**state: Any) -> Any:
+    layer = torch.nn.Linear(SIDE, SIDE)
+    weight = Params4bit(torch.zeros(SIDE * SIDE // 2, 1).to(torch.uint8), False)
+    weight.quant_state = SimpleNamespace(absmax=torch.ones(SIDE), **state) if state else None
+    layer.weight = weight
+    return layer
+
+
+def test_four_bits_of_bitsandbytes_are_shared_and_refused_where_its_layers_change_them() -> None:
+    elsewhere: Any = SimpleNamespace(torch_name="meta", paged=False)
+
+    def make() -> Any:
+        return four_bits(blocksize=64)
+
+    with runtime(16 << 20) as house:
+        model = house.load("layer", make)
+        assert model.order == ["weight", "weight.quant_state.absmax", "bias"]
+        for device in ("cpu", house.devices[0]):
+            with pytest.raises(co.InvalidDeviceError, match=r"'layer' has weights of bitsandbytes"):
+                model.replica(device)
+        structure, state = Structure.of(make()), subclasses.named_parts(make())
+        Packing("layer", structure, model.order).check(elsewhere, state)
 
 
 def of_class(kind: Any) -> Any:
@@ -462,10 +500,12 @@ def of_class(kind: Any) -> Any:
     [
         (lambda: of_class(Opaque), "weight is a Opaque .* nor tells of which it consists"),
         (lambda: of_class(Wavering), "a Wavering is another one around the same tensors"),
-        (lambda: of_class(OfBitsandbytes), "bitsandbytes pack, move and replace"),
+        (lambda: of_class(Int8Params), "bitsandbytes take the numbers out of their weights"),
+        (four_bits, "weight is a Params4bit that is not packed yet"),
+        (lambda: four_bits(packing_format_for_cpu=True), "packed anew when it computed on the CPU"),
         (lambda: torch.nn.LazyLinear(3), "no values yet: call the module once"),
     ],
-    ids=["opaque", "wavering", "bitsandbytes", "lazy"],
+    ids=["opaque", "wavering", "eight bits", "unpacked", "packed anew", "lazy"],
 )
 def test_what_cannot_be_shared_is_refused_with_the_reason(
     make_refused: Callable[[], Any], why: str

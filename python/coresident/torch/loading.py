@@ -83,8 +83,9 @@ def load(
     optimum-quanto and GGUF, are in the store as the plain ones that they consist of, with names
     such as ``layer.weight.qdata``, around which each replica has new ones. What torch itself packs
     for the CPU, as ``quantize_dynamic`` does, is no tensor: replicas share it, no budget counts it,
-    and devices with memory of their own refuse it. A folder that is quantised is loaded by a
-    function that has its library do so.
+    and devices with memory of their own refuse it. What bitsandbytes packs in 4 bits can be on GPUs
+    alone, which nobody has tried; in 8 bits it is refused. A folder that is quantised is loaded by
+    a function that has its library do so.
 
     Args:
         store: The store.
@@ -104,7 +105,7 @@ def load(
     Raises:
         InvalidTypeError: ``source`` is neither a path nor a function, or makes no module.
         InvalidValueError: the folder is none of a model, or the module is one that cannot be
-            shared: quantised by bitsandbytes, or moved about by hooks of accelerate; or the dtype
+            shared: in 8 bits of bitsandbytes, or moved about by hooks of accelerate; or the dtype
             is another one.
         WeightsInUseError: the key stands for something else: another folder, function or dtype.
         DeadlockError: the function loads the key that it is to make, or two wait for each other's.

@@ -48,9 +48,16 @@ class Packing:
         if self._structure.packed and (device.paged or target.type != "cpu"):
             raise InvalidDeviceError(
                 f"{self._key!r} has weights that torch has packed for the CPU "
-                f"({_names(self._structure)}), as quantize_dynamic does: they are no tensors, and "
-                f"{device} has memory of its own, where they cannot be. Quantise with torchao or "
+                f"({_told(self._structure.packed)}), as quantize_dynamic does: they are no "
+                f"tensors, and {device} has memory of its own, where they cannot be. Quantise with torchao or "
                 "optimum-quanto, or use a device that uses host memory"
+            )
+        if self._structure.of_bitsandbytes and target.type == "cpu":
+            raise InvalidDeviceError(
+                f"{self._key!r} has weights of bitsandbytes "
+                f"({_told(self._structure.of_bitsandbytes)}), whose layers pack them anew, where "
+                f"they are, when they compute on the CPU, as {device} does: others that share them "
+                "would know nothing of it. Use a GPU, or quantise with torchao or optimum-quanto"
             )
         if target.type in self._suited:
             return
@@ -71,11 +78,10 @@ def warn_of_packed(key: str, structure: Structure) -> None:
         log.warning(
             "%r has weights that torch has packed for the CPU (%s): they are no tensors, so that "
             "no budget counts them, and only devices that use host memory can have them",
-            *(key, _names(structure)),
+            *(key, _told(structure.packed)),
         )
 
 
-def _names(structure: Structure) -> str:
-    names = structure.packed
+def _told(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

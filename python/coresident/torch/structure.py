@@ -53,6 +53,7 @@ class Structure:
             tensor together, the first one first. Of a tensor of a class of its own those of the
             plain ones that it consists of.
         packed: Names of parts whose weights torch has packed for the CPU: they are no tensors.
+        of_bitsandbytes: Names of tensors that bitsandbytes has packed.
     """
 
     @classmethod
@@ -120,6 +121,11 @@ class Structure:
         self._weights = [tensor for tensor, _ in found.values()]
         self.names = [named for _, named in found.values()]
         self.packed = [name for name, part in module.named_modules() if _is_packed(part)]
+        self.of_bitsandbytes = [
+            names[id(whole)][0]
+            for whole in self._wholes
+            if id(whole) in self._frames and self._frames[id(whole)].of_bitsandbytes
+        ]
         self._parts = list(module.modules())
         tensors = {id(t): at for at, t in enumerate([*self._wholes, *self._others])}
         parts = {id(part): at for at, part in enumerate(self._parts)}

@@ -112,6 +112,11 @@ class Frame:
             self._attributes = copy.deepcopy(vars(tensor), memo)
 
     @property
+    def of_bitsandbytes(self) -> bool:
+        """Whether its class is one of bitsandbytes."""
+        return of_bitsandbytes(self._kind)
+
+    @property
     def kinds(self) -> tuple[Any, ...]:
         """Its class, and those of what it has."""
         inner = (each.kinds for _, each in self._inner or () if isinstance(each, Frame))
@@ -158,12 +163,8 @@ def check(name: str, tensor: torch.Tensor) -> None:
         raise InvalidValueError(f"{name} has no values: it is on the meta device")
     if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
         raise InvalidValueError(f"{name} has no values yet: call the module once before")
-    if type(tensor).__module__.startswith("bitsandbytes."):
-        raise InvalidValueError(
-            f"{name} is a {kind}: layers of bitsandbytes pack, move and replace their weights "
-            "while they compute, of which others that share them would know nothing. What "
-            "torchao, optimum-quanto and GGUF quantise can be shared"
-        )
+    if of_bitsandbytes(type(tensor)):
+        _check_of_bitsandbytes(name, tensor)
     try:
         found, again = parts(tensor), parts(tensor)
     except (AttributeError, NotImplementedError) as why:
@@ -180,6 +181,30 @@ def check(name: str, tensor: torch.Tensor) -> None:
     names = [suffix for suffix, _ in found]
     if len(set(names)) < len(names):
         raise InvalidValueError(f"{name} is a {kind} of which two parts have one name: {names}")
+
+
+def of_bitsandbytes(kind: type) -> bool:
+    """Whether it is a class of bitsandbytes, whose layers change weights where they are."""
+    return kind.__module__.startswith("bitsandbytes.")
+
+
+def _check_of_bitsandbytes(name: str, tensor: Any) -> None:
+    kind = type(tensor).__name__
+    if kind != "Params4bit":
+        raise InvalidValueError(
+            f"{name} is a {kind}: such layers of bitsandbytes take the numbers out of their "
+            "weights when they first compute, of which others that share them would know nothing. "
+            "What it packs in 4 bits, and torchao, optimum-quanto and GGUF, can be shared"
+        )
+    if tensor.quant_state is None:
+        raise InvalidValueError(
+            f"{name} is a {kind} that is not packed yet: bitsandbytes does so when the module is "
+            'moved to a device, as with .to("cpu")'
+        )
+    if getattr(tensor.quant_state, "packing_format_for_cpu", False):
+        raise InvalidValueError(
+            f"{name} is a {kind} that was packed anew when it computed on the CPU: load it before"
+        )
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
