@@ -49,8 +49,8 @@ class Packing:
             raise InvalidDeviceError(
                 f"{self._key!r} has weights that torch has packed for the CPU "
                 f"({_told(self._structure.packed)}), as quantize_dynamic does: they are no "
-                f"tensors, and {device} has memory of its own, where they cannot be. Quantise with torchao or "
-                "optimum-quanto, or use a device that uses host memory"
+                f"tensors, and {device} has memory of its own, where they cannot be. Quantise "
+                "with torchao or optimum-quanto, or use a device that uses host memory"
             )
         if self._structure.of_bitsandbytes and target.type == "cpu":
             raise InvalidDeviceError(
