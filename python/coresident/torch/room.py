@@ -193,10 +193,10 @@ class Place:
         self._starts = {view.untyped_storage().data_ptr() for view in self.views}
 
     def has(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is in these pages."""
-        return any(
-            part.layout == torch.strided
-            and not part.is_meta
-            and part.untyped_storage().data_ptr() in self._starts
-            for part in every_part([tensor])
-        )
+        """Whether a tensor is in these pages, or one of those that it consists of."""
+        return any(map(self._has, every_part([tensor])))
+
+    def _has(self, tensor: torch.Tensor) -> bool:
+        if tensor.layout != torch.strided or tensor.is_meta:
+            return False
+        return tensor.untyped_storage().data_ptr() in self._starts
