@@ -53,6 +53,11 @@ class _Inside(threading.local):
 _INSIDE = _Inside()
 
 
+def is_inside(device: _core.Device) -> bool:
+    """Whether this thread is inside a call on a device."""
+    return device in _INSIDE.devices
+
+
 class Calls:
     """Reserves what a call is known to need, measures what it takes, and calls once more if the
     device was full. It stands around the module's ``forward`` and those of its parts, of which only

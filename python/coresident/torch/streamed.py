@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import bisect
-import copy
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coresident import _core
 from coresident.errors import CoresidentError, DeviceMemoryError, InvalidValueError
+from coresident.torch import away
+from coresident.torch.around import Around, without_gradients
+from coresident.torch.calls import is_inside
 from coresident.torch.repeatable import owned
+from coresident.torch.untraced import untraced
+from coresident.torch.visits import Entry, Visit, Visits, entered, is_over
 
 if TYPE_CHECKING:
     from coresident.torch.blocks import Block
@@ -70,40 +74,47 @@ class Streamed:
         self._page = place.area.arena.status().page
         self._pages = streaming.pages_of_blocks()
         count = len(blocks)
-        # By how many each is being visited, what it keeps after that, and how many of its tensors,
-        # the first ones, are on the device now.
-        self._inside = [0] * count
+        self._visits = Visits(streaming.leave)
+        self._enter_on: dict[int | None, Callable[[int], None]] = {}
+        # What each keeps after its visits, how many of its tensors, the first ones, are on the
+        # device now, and how many may be: more if an interrupt came between.
         self._keep = self._plan() or [0] * count
         self._there = [0] * count
+        self._perhaps = [0] * count
         self._tensors: list[_Tensors] = []
         self._ends: list[list[int]] = []
         for block, ends in zip(blocks, streaming.ends(), strict=True):
             in_order = sorted(zip(ends, block.tensors, strict=True))
             self._ends.append([end for end, _ in in_order])
             self._tensors.append([(own[at], place.views[at], host[at]) for _, at in in_order])
+        self._own = [[tensor for tensor, _, _ in tensors] for tensors in self._tensors]
+        self._block_of = {id(tensor): at for at, own in enumerate(self._own) for tensor in own}
         self._versions = [
             [tensor._version for tensor, _, _ in tensors] if writable else []
             for tensors in self._tensors
         ]
         # What stayed from before is used once more, also where the plan has other pages stay.
-        self._wrapped: list[tuple[torch.nn.Module, str, _Around, Any]] = []
+        self._wrapped: list[tuple[torch.nn.Module, str, Around, Any]] = []
         for at, block in enumerate(blocks):
             # Around the hooks of a call, and around what is called without them.
             for name in ("_call_impl", "forward"):
                 before = vars(block.module).get(name)
-                around = _Around(self, at, getattr(block.module, name))
+                around = Around(self, at, getattr(block.module, name))
                 vars(block.module)[name] = around
                 self._wrapped.append((block.module, name, around, before))
         self._evict = _evictor(weakref.ref(self))
         budget.add_evictor(self._evict, priority=_PRIORITY)
+        away.begin(self, list(itertools.chain(*self._own)))
 
     @property
     def closed(self) -> bool:
         """Whether it has ended."""
         return self._closed
 
-    def enter(self, block: int) -> None:
-        """Has a block on the device; waits for it."""
+    @untraced
+    def enter(self, block: int, visit: Visit) -> bool:
+        """Has a block on the device until a visit is left; waits for it. Returns whether it is none
+        within another visit of it."""
         stream = None
         if self._device.type == "cuda":
             current = torch.cuda.current_stream(self._device.index)
@@ -113,43 +124,93 @@ class Streamed:
                     "of all of it cannot do: capture within the blocks, or use stream=False"
                 )
             stream = current.cuda_stream
-        self._bring(block, stream)
+        own = self._visits.own()
+        if own:
+            inner = own[-1]
+            if inner[0] == block and inner[1] == stream and not is_over(inner):
+                return False
+            if any(map(is_over, own)):
+                self._end_what_is_over(own)
+        visit.among = own
+        if (enter := self._enter_on.get(stream)) is None:
+            enter = functools.partial(self.streaming.enter, stream=stream, **self._terms)
+            self._enter_on[stream] = enter
+        try:
+            own.extend(entered(visit, block, stream, enter))
+        except DeviceMemoryError:
+            self._make_room(lambda: own.extend(entered(visit, block, stream, enter)), block)
         with self._lock:
-            if self._writable and not self._closed and self._inside[block] == 0:
-                self._look_for_writes(block)
-            self._inside[block] += 1
             if self._closed:
-                return
+                return True
+            if self._writable and self._visits.count(block) == 1:
+                self._look_for_writes(block)
             tensors, there = self._tensors[block], self._there[block]
             if there < len(tensors):
+                self._perhaps[block] = len(tensors)
+                away.arrive(self._own[block][there:])
                 for tensor, view, _ in tensors[there:]:
                     tensor.data = view
                 self._there[block] = len(tensors)
+        return True
 
-    def _bring(self, block: int, stream: int | None) -> None:
-        try:
-            return self.streaming.enter(block, stream=stream, **self._terms)
-        except DeviceMemoryError:
-            # What stays is more than is planned.
-            with self._lock:
-                self._lower(self._keep)
+    @untraced
+    def _make_room(self, enter: Callable[[], None], block: int) -> None:
+        # What stays is more than is planned, or an interrupt has left something behind.
+        with self._lock:
+            self._lower(self._keep)
+        for visits in self._visits.all():
+            self._end_what_is_over(visits)
         # Others outside have the memory: what nobody uses leaves before what stays.
         for give_up in (self._place.area.arena.evict, self.give_up, self._others):
             try:
-                return self.streaming.enter(block, stream=stream, **self._terms)
+                return enter()
             except DeviceMemoryError as error:
                 give_up(max(error.asked, self._pages[block] * self._page))
-        return self.streaming.enter(block, stream=stream, **self._terms)
+        return enter()
 
-    def leave(self, block: int) -> None:
-        """Ends a visit of a block."""
+    @untraced
+    def leave(self, visit: Visit) -> None:
+        """Ends a visit, and what is over of this thread; without effect if none has begun."""
+        visit.over = True
+        # A visit within another one of its block is none of its own.
+        if visit.among:
+            self._end_what_is_over(visit.among)
+
+    @untraced
+    def _end_what_is_over(self, visits: list[Entry]) -> None:
         with self._lock:
-            self._inside[block] -= 1
-            if self._closed:
-                return
-            if self._inside[block] == 0:
-                self._to_host(block, self._keep[block])
-            self.streaming.leave(block, self._keep[block])
+            for at in range(len(visits) - 1, -1, -1):
+                entry = visits[at]
+                if is_over(entry):
+                    block = entry[0]
+                    keep = self._keep[block]
+                    if not self._closed and self._visits.is_last(entry):
+                        self._to_host(block, keep)
+                    self._visits.end(visits, at, keep)
+
+    def computes(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether an operation is part of what the model computes, rather than somebody's look at
+        its weights in host memory."""
+        if self._closed:
+            return False
+        if self._visits.own() or is_inside(self._device):
+            return True
+        target = self._place.views[0].device
+        return target.type != "cpu" and any(tensor.device == target for tensor in tensors)
+
+    @untraced
+    def compute(self, tensor: torch.Tensor, operation: Callable[[], Any]) -> Any:
+        """Does an operation with a tensor that is away, in a visit of its block."""
+        visit = Visit()
+        try:
+            self.enter(self._block_of[id(tensor)], visit)
+            output = operation()
+            if self._closed or id(output) in self._block_of:
+                return output
+            return without_gradients(owned(output, self._place))
+        finally:
+            visit.over = True
+            self.leave(visit)
 
     def adapt(self, leave: int) -> None:
         """Has as much stay as there is room for now, but for so many bytes. Does not wait."""
@@ -190,16 +251,18 @@ class Streamed:
                 if before is not None:
                     vars(module)[name] = before
         self._wrapped = []
+        away.end(list(itertools.chain(*self._own)))
         self.streaming.close()
 
     def _plan(self, nbytes: int | None = None) -> list[int] | None:
         return self.streaming.plan(nbytes)
 
+    @untraced
     def _lower(self, keep: list[int]) -> None:
         """Has blocks keep so many pages: less at once, more from their next visits on."""
         self._keep = keep
         for block, pages in enumerate(keep):
-            if self._inside[block] == 0:
+            if self._visits.count(block) == 0:
                 self._to_host(block, pages)
                 self.streaming.keep_at_most(block, pages)
 
@@ -211,16 +274,20 @@ class Streamed:
         self._lower(self._plan(allotted - nbytes) or [0] * len(self._pages))
         return self.streaming.shrink(nbytes)
 
+    @untraced
     def _to_host(self, block: int, keep: int) -> None:
         """Points the tensors of a block to host memory, but for those in its first pages."""
         stays = bisect.bisect_right(self._ends[block], keep)
-        if stays < self._there[block]:
+        if stays < self._perhaps[block]:
             if self._writable:
                 self._keep_writes(block)
-            for tensor, _, host in self._tensors[block][stays : self._there[block]]:
+            self._there[block] = min(self._there[block], stays)
+            for tensor, _, host in self._tensors[block][stays : self._perhaps[block]]:
                 tensor.data = host
-            self._there[block] = stays
+            away.depart(self._own[block][stays : self._perhaps[block]])
+            self._perhaps[block] = stays
 
+    @untraced
     def _look_for_writes(self, block: int) -> None:
         """What was written in host memory has to come again."""
         known = self._versions[block]
@@ -232,6 +299,7 @@ class Streamed:
                 self.streaming.enter(block, **self._terms)
                 return
 
+    @untraced
     def _keep_writes(self, block: int) -> None:
         """What torch has counted as written on the device is copied to host memory."""
         known = self._versions[block]
@@ -250,57 +318,3 @@ def _evictor(streamed: weakref.ref[Streamed]) -> Callable[[int], None]:
                 here.give_up(missing)
 
     return evict
-
-
-_NOT_IN_A_GRAPH = (
-    "the weights of this block are streamed: they come before it is called and leave after it, "
-    "which no graph around it can do. Compile the blocks, or without fullgraph=True, or use "
-    "stream=False"
-)
-
-
-class _Around:
-    """A block's call with its coming and going around it. Copies of the module have their own call,
-    without that."""
-
-    def __init__(self, streamed: Streamed, block: int, call: Callable[..., Any]) -> None:
-        # Others look at its parameters.
-        functools.update_wrapper(self, call)
-        self._streamed = streamed
-        self._block = block
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break(msg=_NOT_IN_A_GRAPH)
-        streamed, block = self._streamed, self._block
-        streamed.enter(block)
-        try:
-            output = owned(self._call(*args, **kwargs), streamed._place)
-        finally:
-            streamed.leave(block)
-        if torch.is_grad_enabled() and _wants_gradients(output):
-            raise InvalidValueError(
-                "a streamed model cannot be differentiated: its weights are gone when gradients "
-                "are computed. Call it within torch.no_grad(), or use stream=False"
-            )
-        return output
-
-    @property
-    def __code__(self) -> CodeType:
-        # What is compiled has one, as functions have.
-        return type(self).__call__.__code__
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._call, memo)
-
-    def __reduce__(self) -> Any:
-        return self._call.__reduce__()
-
-
-def _wants_gradients(output: Any) -> bool:
-    if isinstance(output, torch.Tensor):
-        return bool(output.requires_grad)
-    if isinstance(output, dict):
-        return any(map(_wants_gradients, output.values()))
-    return isinstance(output, (list, tuple)) and any(map(_wants_gradients, output))
