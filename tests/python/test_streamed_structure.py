@@ -205,6 +205,12 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]]
         ),
         lambda: {"input_ids": tokens()},
     ),
+    "ConvNext": (
+        lambda: transformers.ConvNextModel(
+            transformers.ConvNextConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 3, 2])
+        ),
+        lambda: {"pixel_values": random(1, 3, 32, 32)},
+    ),
     "Encoder": (
         lambda: torch.nn.TransformerEncoder(
             torch.nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True), 8
@@ -444,3 +450,92 @@ def test_who_needs_room_ends_what_another_thread_has_left_behind(house: co.Runti
         for _ in range(2):
             assert torch.equal(module(x()), Layers()(x()))
     assert is_clean(house)
+
+
+class Stage(torch.nn.Module):  # type: ignore[misc] # as above
+    """Eight layers in a list, and one that stands outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Linear() for _ in range(8))
+        self.after = Linear()
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.after(x)
+
+
+class Stages(torch.nn.Module):  # type: ignore[misc] # as above
+    """Two of them, and what stands in no list at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(4 << 10, SIDE)
+        self.stages = torch.nn.ModuleList(Stage() for _ in range(2))
+
+    def forward(self, x: Any) -> Any:
+        x = x + self.embedding(torch.tensor([7, 9]))
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def test_what_stands_in_no_list_may_come_and_leave_too() -> None:
+    expected = Stages()(x())
+    with runtime(15) as house, torch.no_grad():
+        residence = house.load("stages", Stages).on(house.devices[0])
+        with residence as module:
+            assert residence.streaming is not None
+            for _ in range(3):
+                assert torch.equal(module(x()), expected)
+        assert is_clean(house)
+
+
+def test_of_what_is_cut_into_small_parts_only_a_share_of_the_room_stays() -> None:
+    class Small(torch.nn.Module):  # type: ignore[misc] # as above
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = torch.nn.Parameter(torch.zeros(SIDE, SIDE // 4))
+            self.parts = torch.nn.ModuleList(Linear() for _ in range(2))
+
+        def forward(self, x: Any) -> Any:
+            for part in self.parts:
+                x = torch.tanh(part(x)) + self.own.sum()
+            return x
+
+    with runtime(24) as house, torch.no_grad():
+        model = house.load("small", lambda: Layers(Small))
+        residence = model.on(house.devices[0])
+        with residence as module:
+            assert residence.streaming is not None
+            assert residence.streaming.resident <= 24 * PAGE // 8
+            assert torch.equal(module(x()), Layers(Small)(x()))
+
+
+def test_a_model_that_cannot_be_streamed_says_what_to_do(house: co.Runtime) -> None:
+    [device] = house.devices
+    model = house.load("layers", Layers)
+    with pytest.raises(
+        co.BudgetExceededError, match=r"what stays is in no block, such as 'layers\.\d"
+    ):
+        model.on(device, blocks=["layers.0"])
+    for much in ("19MiB", "1TiB"):
+        with pytest.raises(co.BudgetExceededError, match="room for about 14 MiB of working memory"):
+            model.on(device, working_memory=much)
+    for pages in (5, 12):
+        # The first has one part, the second is one.
+        large = torch.nn.Sequential(
+            torch.nn.Linear(SIDE, pages * SIDE, bias=False), torch.nn.ReLU()
+        )
+        with pytest.raises(co.BudgetExceededError) as told:
+            house.load(f"one of {pages}", lambda large=large: large).on(
+                device, working_memory="4MiB"
+            )
+        assert "'0' has" in str(told.value)
+        assert "no parts that could come one by one" in str(told.value)
+    with pytest.raises(
+        co.BudgetExceededError, match="and Linear has no parts that could come one by"
+    ):
+        house.load("linear", lambda: torch.nn.Linear(SIDE, 12 * SIDE)).on(device)

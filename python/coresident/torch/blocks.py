@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from coresident import _core
 from coresident.errors import InvalidValueError
+from coresident.torch.attributes import computes_with_parts
 from coresident.torch.subclasses import every_part
 
 # Blocks of a larger share of the room are taken in parts.
@@ -43,8 +44,11 @@ def find(
 ) -> list[Block]:
     """The blocks of a module, in its order: its repeated layers, or what is named.
 
-    Those that are more than an eighth of the room are taken in parts, where they have some. A
-    tensor that two of them have is in none.
+    What stands outside the layers stays, unless that is more than an eighth of the room: then it is
+    blocks, too. Those that are more than an eighth are taken in parts, where they have some: in all
+    of them, so that no more than an eighth is left that would stay. A module that computes with the
+    weights of its parts, instead of calling them, is taken in parts only where half of the room is
+    not enough for it. A tensor that two blocks have is in none.
 
     Args:
         module: The module.
@@ -56,27 +60,73 @@ def find(
     Raises:
         InvalidValueError: there is no part of a name, or one is within another.
     """
-    if named is None:
-        found = list(_repeated(module, ""))
-        if not found:
-            # Nothing is repeated: whatever it consists of.
-            found = list(_parts("", module))
-    else:
-        found = list(_named(module, named))
-    blocks: list[Block] = []
-    seen: set[int] = set()
-    for name, part in found:
-        for block in _small_enough(name, part, places, nbytes, room if named is None else None):
-            if id(block.module) not in seen:
-                seen.add(id(block.module))
-                blocks.append(block)
-    blocks = _apart(blocks, nbytes)
-    if named is None:
-        # Each block has pages of its own: what has less than one stays, if that is not too much.
-        small = [block for block in blocks if block.nbytes < _PAGE]
-        if sum(block.nbytes for block in small) <= room * _SMALL:
-            blocks = [block for block in blocks if block.nbytes >= _PAGE]
-    return blocks
+    weights = _Weights(places, nbytes)
+    if named is not None:
+        found = [weights.block(name, part) for name, part in _named(module, named)]
+        return _apart(_each_once(found), nbytes)
+    eighth = int(room * _SMALL)
+    parts = list(_cover("", module))
+    layers = [(name, part) for name, part, repeated in parts if repeated]
+    blocks, stay = weights.cut(weights.block("", module), layers, eighth, room)
+    if stay > eighth or not blocks:
+        every = [(name, part) for name, part, _ in parts]
+        blocks, stay = weights.cut(weights.block("", module), every, eighth, room)
+    blocks = _apart(_each_once(blocks), nbytes)
+    # Each block has pages of its own: what has less than one stays, if that is not too much.
+    left, small = eighth - stay, set()
+    for block in sorted(blocks, key=lambda block: block.nbytes):
+        left -= block.nbytes
+        if block.nbytes >= _PAGE or left < 0:
+            break
+        small.add(block)
+    return [block for block in blocks if block not in small]
+
+
+class _Weights:
+    def __init__(self, places: Mapping[int, int], nbytes: list[int]) -> None:
+        self._places = places
+        self._nbytes = nbytes
+
+    def block(self, name: str, part: torch.nn.Module) -> Block:
+        block = Block(name, part)
+        tensors = map(id, every_part((*part.parameters(), *part.buffers())))
+        block.tensors = sorted({self._places[own] for own in tensors if own in self._places})
+        block.nbytes = self._bytes(block.tensors)
+        return block
+
+    def cut(
+        self, block: Block, parts: list[tuple[str, torch.nn.Module]], most: int, room: int
+    ) -> tuple[list[Block], int]:
+        """The parts of a block, none too large, and the bytes of it that are in none of them: so
+        many at most, if that can be."""
+        inner = [self.block(name, part) for name, part in parts]
+        inner = [part for part in inner if part.tensors]
+        within = {at for part in inner for at in part.tensors}
+        stay = block.nbytes - self._bytes(within)
+        blocks: list[Block] = []
+        for part in inner:
+            smaller, left = self._small_enough(part, most - stay, room)
+            blocks += smaller
+            stay += left
+        return blocks, stay
+
+    def _small_enough(self, block: Block, most: int, room: int) -> tuple[list[Block], int]:
+        whole = [block], 0
+        if block.nbytes <= room * _SMALL:
+            return whole
+        parts = [(name, part) for name, part, _ in _cover(block.name, block.module)]
+        smaller, stay = self.cut(block, parts, most, room)
+        if not smaller:
+            return whole
+        as_good = stay <= most and not computes_with_parts(block.module)
+        return (smaller, stay) if as_good or block.nbytes > room / 2 else whole
+
+    def _bytes(self, tensors: Iterable[int]) -> int:
+        return sum(self._nbytes[at] for at in tensors)
+
+
+def _each_once(blocks: list[Block]) -> list[Block]:
+    return list({id(block.module): block for block in reversed(blocks)}.values())[::-1]
 
 
 def _apart(blocks: list[Block], nbytes: list[int]) -> list[Block]:
@@ -91,42 +141,22 @@ def _apart(blocks: list[Block], nbytes: list[int]) -> list[Block]:
     return [block for block in blocks if block.nbytes > 0]
 
 
-def _small_enough(
-    name: str,
-    part: torch.nn.Module,
-    places: Mapping[int, int],
-    nbytes: list[int],
-    room: int | None,
-) -> Iterator[Block]:
-    block = Block(name, part)
-    tensors = every_part((*part.parameters(), *part.buffers()))
-    block.tensors = sorted({places[id(tensor)] for tensor in tensors if id(tensor) in places})
-    block.nbytes = sum(nbytes[at] for at in block.tensors)
-    if room is not None and block.nbytes > room * _SMALL:
-        parts = list(_repeated(part, name)) or list(_parts(name, part))
-        smaller = [
-            block
-            for inner, module in parts
-            for block in _small_enough(inner, module, places, nbytes, room)
-        ]
-        # What is left would stay.
-        if sum(one.nbytes for one in smaller) >= block.nbytes - room * _SMALL:
-            yield from smaller
-            return
-    yield block
-
-
-def _repeated(module: torch.nn.Module, name: str) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Lists of parts of which at least two are of one class; the outermost ones."""
+def _cover(name: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, bool]]:
+    """The outermost parts of a module that have all that its parts have, and whether each is one of
+    a list of parts of which at least two are of one class."""
     for child, part in module.named_children():
         inner = f"{name}.{child}" if name else child
-        if isinstance(part, (torch.nn.ModuleList, torch.nn.Sequential)) and _is_repeated(part):
-            yield from _parts(inner, part)
+        if _is_repeated(part):
+            yield from ((name, part, True) for name, part in _parts(inner, part))
+        elif not _can_be_called(part) or any(map(_is_repeated, part.modules())):
+            yield from _cover(inner, part)
         else:
-            yield from _repeated(part, inner)
+            yield inner, part, False
 
 
 def _is_repeated(parts: torch.nn.Module) -> bool:
+    if not isinstance(parts, (torch.nn.ModuleList, torch.nn.Sequential)):
+        return False
     with_weights = [type(p) for p in parts.children() if next(p.parameters(), None) is not None]
     return len(set(with_weights)) < len(with_weights)
 
@@ -143,9 +173,9 @@ def _parts(name: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.M
 
 def _can_be_called(module: torch.nn.Module) -> bool:
     kind: Any = type(module)
-    return kind.forward is not torch.nn.Module.forward and not isinstance(
-        module, (torch.nn.ModuleList, torch.nn.ModuleDict)
-    )
+    has_call = kind.forward is not torch.nn.Module.forward
+    has_call = has_call or kind.__call__ is not torch.nn.Module.__call__
+    return has_call and not isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict))
 
 
 def _named(module: torch.nn.Module, names: list[str]) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -165,7 +195,35 @@ def _named(module: torch.nn.Module, names: list[str]) -> Iterator[tuple[str, tor
             yield from _parts(name, parts[name])
 
 
-def told(blocks: list[Block]) -> str:
-    """The largest block, in words."""
+def hint(blocks: list[Block], stay: Mapping[str, int], room: int) -> str:
+    """What to do about blocks that do not fit.
+
+    Args:
+        blocks: The blocks.
+        stay: The bytes of what is in none of them, by name.
+        room: Bytes that there can be on the device, without working memory.
+    """
     largest = max(blocks, key=lambda block: block.nbytes)
-    return f"{largest.name!r} has {_core.size(largest.nbytes)}"
+    if (fits := room - _in_pages(sum(stay.values())) - _in_pages(largest.nbytes)) > 0:
+        return f"there is room for about {_core.size(fits)} of working memory"
+    if sum(stay.values()) > largest.nbytes:
+        name = max(stay, key=lambda name: stay[name])
+        part = name.rpartition(".")[0] or name
+        return (
+            f"what stays is in no block, such as {name!r}, which has {_core.size(stay[name])}: "
+            f"blocks= can name {part!r}, too, if it is called by itself"
+        )
+    told = f"{largest.name!r} has {_core.size(largest.nbytes)}"
+    parts = sum(1 for part in largest.module.modules() if any(True for _ in _own(part)))
+    if parts > 1:
+        return f"name smaller blocks: {told}"
+    return f"{told}, and no parts that could come one by one"
+
+
+def _in_pages(nbytes: int) -> int:
+    return -(-nbytes // _PAGE) * _PAGE
+
+
+def _own(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)

@@ -13,7 +13,7 @@ from coresident.errors import (
     InvalidTypeError,
     InvalidValueError,
 )
-from coresident.torch.blocks import Block, find, told
+from coresident.torch.blocks import Block, find, hint
 from coresident.torch.calls import unknown
 from coresident.torch.room import Place
 from coresident.torch.streamed import Streamed
@@ -97,9 +97,21 @@ class Plan:
         except BudgetTimeoutError:
             raise
         except BudgetExceededError as error:
+            # That is right for those who name blocks themselves; here more is known.
+            told = str(error).removesuffix("; name smaller blocks")
             raise BudgetExceededError(
-                f"{error}: {told(self._blocks)}", error.budget, error.asked, error.free, error.limit
+                f"{told}; {hint(self._blocks, self._stay(), error.limit)}",
+                *(error.budget, error.asked, error.free, error.limit),
             ) from None
+
+    def _stay(self) -> dict[str, int]:
+        """The bytes of what is in no block."""
+        names, made = self._replica._model.structure.names, self._replica._made
+        return {
+            names[at][0]: tensor.nbytes
+            for at, tensor in enumerate(made)
+            if at not in self.in_blocks
+        }
 
     def _known_peak(self) -> int:
         room, key = self._replica._model.room, self._replica._model.key
@@ -168,6 +180,7 @@ def planned(
     budget = place.area.arena.budget
     total = budget.total
     most = budget.limit if total is None else min(budget.limit, total - budget.headroom)
+    limit = most
     room, beside = replica._model.room, 0
     if working_memory is not None:
         beside = _bytes(working_memory)
@@ -187,6 +200,13 @@ def planned(
     found = find(replica.module, blocks, places, nbytes, max(0, most - beside))
     if not found:
         if stream == "auto" and blocks is None:
+            if place.nbytes > limit:
+                raise BudgetExceededError(
+                    f'"{model.key}" needs {_core.size(place.nbytes)} of weights on '
+                    f"{replica.device}, which can never have more than {_core.size(limit)}, and "
+                    f"{type(replica.module).__name__} has no parts that could come one by one",
+                    *(budget.name, place.nbytes, budget.free, limit),
+                )
             return None
         raise InvalidValueError(f"{type(replica.module).__name__} has no blocks with weights")
     return Plan(replica, found, budget)
