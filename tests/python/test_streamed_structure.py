@@ -11,7 +11,7 @@ from typing import Any
 
 import coresident as co
 import pytest
-from conftest import spawn
+from conftest import spawn, until
 
 torch = pytest.importorskip("torch", reason="torch is an extra, and not installed here")
 for library in ("accelerate", "diffusers", "peft", "transformers"):
@@ -539,3 +539,24 @@ def test_a_model_that_cannot_be_streamed_says_what_to_do(house: co.Runtime) -> N
         co.BudgetExceededError, match="and Linear has no parts that could come one by"
     ):
         house.load("linear", lambda: torch.nn.Linear(SIDE, 12 * SIDE)).on(device)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+@pytest.mark.parametrize("pages", [10, 40])
+def test_transforms_of_functions_see_the_same(pages: int) -> None:
+    with runtime(pages) as house, torch.no_grad():
+        residence = house.load("layers", Layers).on(house.devices[0])
+        with residence as module:
+            for transformed in (
+                lambda module: torch.func.vmap(module)(x()[None]),
+                lambda module: torch.cat(torch.func.jvp(module, (x(),), (x(),))),
+            ):
+                assert torch.equal(transformed(module), transformed(Layers().requires_grad_(False)))
+            if residence.streaming is None:
+                exported = torch.export.export(module, (x(),)).module()
+                assert torch.equal(exported(x()), Layers()(x()))
+            else:
+                with pytest.raises(co.InvalidValueError, match="what is exported has all of them"):
+                    torch.export.export(module, (x(),))
+            assert torch.equal(module(x()), Layers()(x()))
+        until(lambda: is_clean(house))

@@ -25,6 +25,12 @@ _NOT_IN_A_GRAPH = (
 )
 
 
+_NOT_EXPORTED = (
+    "the weights of this block are streamed, and what is exported has all of them: export a module "
+    "that is in host memory, or use stream=False"
+)
+
+
 class Around:
     """A block's call with its coming and going around it. Copies of the module have their own call,
     without that."""
@@ -40,10 +46,12 @@ class Around:
         """Calls it within a visit of the block.
 
         Raises:
-            InvalidValueError: gradients are wanted.
+            InvalidValueError: gradients are wanted, or it is exported.
             CoresidentError: the block does not come.
         """
         if torch.compiler.is_compiling():
+            if not torch.compiler.is_dynamo_compiling():
+                raise InvalidValueError(_NOT_EXPORTED)
             torch._dynamo.graph_break(msg=_NOT_IN_A_GRAPH)
         streamed, visit = self._streamed, Visit()
         # Who has kept the way in may come later.

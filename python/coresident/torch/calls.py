@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -347,6 +348,11 @@ class _Around:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._calls.call(self._part, self._forward, args, kwargs)
+
+    @property
+    def __code__(self) -> CodeType:
+        # What is exported has one, as functions have.
+        return type(self).__call__.__code__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._forward, memo)

@@ -199,4 +199,11 @@ class Place:
     def _has(self, tensor: torch.Tensor) -> bool:
         if tensor.layout != torch.strided or tensor.is_meta:
             return False
-        return tensor.untyped_storage().data_ptr() in self._starts
+        try:
+            return tensor.untyped_storage().data_ptr() in self._starts
+        except (RuntimeError, NotImplementedError):
+            # Within torch.func's transforms, tensors are around those that have memory.
+            functorch = torch._C._functorch
+            if functorch.is_functorch_wrapped_tensor(tensor):
+                return self.has(functorch.get_unwrapped(tensor))
+            return False
