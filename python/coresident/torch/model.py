@@ -143,10 +143,12 @@ class Model:
         and of the blocks as much as there is room for, also while it runs. The rest comes while the
         block before it computes, and leaves after its call. A block that is called in another order
         than before has to be waited for. Outside its call a block's tensors are in host memory, but
-        for those that stay. Gradients cannot be computed through it. Parts of a block that are
-        called by themselves, without it, use its tensors where they are: in host memory. What stays
-        is given up when others need its room, so that what was taken of it, as by ``state_dict()``,
-        must not be touched after that even within the block: clone it.
+        for those that stay. Gradients cannot be computed through it. Where a call of the model
+        computes with them all the same, as by ``linear(x, block.weight)`` or a part of a block, the
+        block comes for that one operation, whose result is no view of them; leave it out of
+        ``blocks`` where that takes too long. What stays is given up when others need its room, so
+        that what was taken of it, as by ``state_dict()``, must not be touched after that even
+        within the block: clone it.
 
         Waits in line, for others to end theirs and for the copies.
 
@@ -159,7 +161,7 @@ class Model:
                 there.
             blocks: Names of the parts of the module that are streamed, each as a whole, or of lists
                 of such parts; everything else stays. ``None`` takes its repeated layers, in parts
-                if they are large.
+                if they are large, and what stands outside of them if that is much.
             timeout: Seconds to wait, also for a block within a call; ``None`` waits for ever.
             cancel: A token that ends the wait, also for a block within a call.
 
