@@ -452,6 +452,19 @@ def test_who_needs_room_ends_what_another_thread_has_left_behind(house: co.Runti
     assert is_clean(house)
 
 
+def test_a_weight_that_is_used_alone_is_in_no_graph(house: co.Runtime) -> None:
+    def alone() -> Any:
+        return Layers(Linear, lambda layer, x: layer.also(x))
+
+    with house.load("layers", alone).on(house.devices[0]) as module:
+        whole = torch.compile(module, backend="eager", fullgraph=True)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="this weight is streamed"):
+            whole(x())
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(module, backend="eager")(x()), alone()(x()))
+    torch.compiler.reset()
+
+
 class Stage(torch.nn.Module):  # type: ignore[misc] # as above
     """Eight layers in a list, and one that stands outside."""
 
@@ -491,6 +504,22 @@ def test_what_stands_in_no_list_may_come_and_leave_too() -> None:
             for _ in range(3):
                 assert torch.equal(module(x()), expected)
         assert is_clean(house)
+
+
+def test_a_part_is_not_cut_if_that_leaves_more_than_it_takes() -> None:
+    class Whole(torch.nn.Module):  # type: ignore[misc] # as above
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("own", torch.zeros(5 << 9, SIDE))
+            self.parts = torch.nn.ModuleList(Linear() for _ in range(2))
+
+        forward = Stage.forward
+
+    with runtime(18) as house:
+        model = house.load("whole", lambda: torch.nn.ModuleList(Whole() for _ in range(2)))
+        with (residence := model.on(house.devices[0])):
+            assert residence.streaming is not None
+            assert residence.streaming.resident == 0
 
 
 def test_of_what_is_cut_into_small_parts_only_a_share_of_the_room_stays() -> None:

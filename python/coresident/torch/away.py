@@ -41,6 +41,12 @@ _TOLD = {
 _VIEWS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 
 
+_NOT_IN_A_GRAPH = (
+    "this weight is streamed, and comes for an operation outside of its block's call, which no "
+    "graph around it can do. Compile without fullgraph=True, or use stream=False"
+)
+
+
 class _Away:
     @classmethod
     @untraced
@@ -49,6 +55,8 @@ class _Away:
     ) -> Any:
         kwargs = kwargs or {}
         if not _is_told(func, args, kwargs):
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=_NOT_IN_A_GRAPH)
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             for tensor in tensors:
                 if type(tensor) in _HERE and (streamed := _STREAMED.get(id(tensor))) is not None:
@@ -60,6 +68,7 @@ class _Away:
             return func(*args, **kwargs)
 
 
+@untraced
 def _is_told(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     name = getattr(func, "__name__", "")
     if name == "__get__":

@@ -15,6 +15,8 @@ from coresident.torch.subclasses import every_part
 
 # Blocks of a larger share of the room are taken in parts.
 _SMALL = 1 / 8
+# Of what stays nothing leaves, so that much has to be gained by it.
+_WORTH_IT = 3 / 4
 _PAGE = 2 << 20
 
 
@@ -118,8 +120,12 @@ class _Weights:
         smaller, stay = self.cut(block, parts, most, room)
         if not smaller:
             return whole
-        as_good = stay <= most and not computes_with_parts(block.module)
-        return (smaller, stay) if as_good or block.nbytes > room / 2 else whole
+        if stay <= most and not computes_with_parts(block.module):
+            return smaller, stay
+        # Otherwise only if it is too large, and less is needed of it at a time then.
+        needed = stay + max(part.nbytes for part in smaller)
+        worth_it = needed < block.nbytes * _WORTH_IT and block.nbytes > room / 2
+        return (smaller, stay) if worth_it else whole
 
     def _bytes(self, tensors: Iterable[int]) -> int:
         return sum(self._nbytes[at] for at in tensors)
@@ -144,11 +150,12 @@ def _apart(blocks: list[Block], nbytes: list[int]) -> list[Block]:
 def _cover(name: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, bool]]:
     """The outermost parts of a module that have all that its parts have, and whether each is one of
     a list of parts of which at least two are of one class."""
+    if _is_repeated(module):
+        yield from ((name, part, True) for name, part in _parts(name, module))
+        return
     for child, part in module.named_children():
         inner = f"{name}.{child}" if name else child
-        if _is_repeated(part):
-            yield from ((name, part, True) for name, part in _parts(inner, part))
-        elif not _can_be_called(part) or any(map(_is_repeated, part.modules())):
+        if not _can_be_called(part) or any(map(_is_repeated, part.modules())):
             yield from _cover(inner, part)
         else:
             yield inner, part, False

@@ -25,6 +25,7 @@ from coresident.errors import (
 from coresident.torch.meter import Meter
 from coresident.torch.repeatable import Arguments, owned
 from coresident.torch.room import Place, Room
+from coresident.torch.untraced import untraced
 from coresident.torch.vae_memory import estimate, tiled
 from coresident.torch.working_memory import signature
 
@@ -54,6 +55,7 @@ class _Inside(threading.local):
 _INSIDE = _Inside()
 
 
+@untraced
 def is_inside(device: _core.Device) -> bool:
     """Whether this thread is inside a call on a device."""
     return device in _INSIDE.devices

@@ -188,6 +188,7 @@ class Streamed:
                         self._to_host(block, keep)
                     self._visits.end(visits, at, keep)
 
+    @untraced
     def computes(self, tensors: list[torch.Tensor]) -> bool:
         """Whether an operation is part of what the model computes, rather than somebody's look at
         its weights in host memory."""
