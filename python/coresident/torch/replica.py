@@ -74,6 +74,10 @@ class Tensors:
             written |= {at for at, name in enumerate(self._model.order) if name in changed}
         return [self._model.structure.names[at][0] for at in sorted(written)]
 
+    def canonical(self, at: int) -> torch.Tensor:
+        """One of the weights as all have it, not to be written."""
+        return self._canonical[self._model.order[at]]
+
     @property
     def on_host(self) -> bool:
         """Whether they are in host memory, and no copy of it."""
@@ -107,7 +111,7 @@ class Tensors:
             tensor = self.all[at]
             if tensor._version != before:
                 with torch.no_grad():
-                    tensor.copy_(self._canonical[self._model.order[at]])
+                    tensor.copy_(self.canonical(at))
                 self._versions[at] = tensor._version
 
 

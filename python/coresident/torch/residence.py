@@ -14,7 +14,9 @@ import torch
 
 from coresident import _core
 from coresident.errors import CoresidentError, InvalidValueError, ReleasedError
+from coresident.torch.block_tensors import is_same_memory
 from coresident.torch.calls import Calls
+from coresident.torch.host_writes import same_bytes
 from coresident.torch.room import Place
 from coresident.torch.streamed import Streamed
 from coresident.torch.streaming import Plan, checked, planned
@@ -63,6 +65,8 @@ class Residence:
         # What is streamed, and whose pages they are afterwards.
         self._plan: Plan | None = None
         self._versions: list[int] = []
+        # Places of weights instead of which the caller has put something else before.
+        self._theirs: set[int] = set()
         # What has come to the module beside its weights, such as adapters, and where it was.
         self._moved: list[tuple[torch.Tensor, torch.Tensor]] = []
         # On a device without pages, where nobody else records it.
@@ -195,7 +199,9 @@ class Residence:
         """Points the parameters to the device, but for those that come when they are needed."""
         if self._place is None:
             return
-        own, views = self._replica._made, self._place.views
+        own, views, host = self._replica._made, self._place.views, self._replica._tensors.all
+        at_rest = map(is_same_memory, own, host)
+        self._theirs = {at for at, is_ours in enumerate(at_rest) if not is_ours}
         if streaming is not None and self._plan is not None:
             self._streamed = self._plan.streamed(streaming, self._place, terms)
         later = set() if self._plan is None else self._plan.in_blocks
@@ -204,11 +210,12 @@ class Residence:
             if self._private:
                 # What torch has as copies is no part of the map that the pages are filled from.
                 for at in self._replica._model.copies:
-                    views[at].copy_(own[at])
-            for at, (tensor, view) in enumerate(zip(own, views, strict=True)):
+                    views[at].copy_(host[at])
+            stay = [at for at in range(len(own)) if at not in self._theirs]
+            for at in stay:
                 if at not in later:
-                    tensor.data = view
-            target, known = views[0].device if views else None, set(map(id, own))
+                    own[at].data = views[at]
+            target, known = views[0].device if views else None, {id(own[at]) for at in stay}
             wholes = (*self.module.parameters(), *self.module.buffers())
             for tensor in every_part(wholes):
                 if target is not None and id(tensor) not in known and tensor.device != target:
@@ -230,14 +237,22 @@ class Residence:
         written = [at for at, tensor in enumerate(own) if tensor._version != before[at]]
         with torch.inference_mode(False), torch.no_grad():
             for at, (tensor, there) in enumerate(zip(own, host, strict=True)):
-                view = self._place.views[at]
-                if self._private and at not in later and not self._place.has(tensor):
-                    # Put in its place on purpose.
+                if at in self._theirs:
                     continue
+                view, streamed = self._place.views[at], at in later
+                if self._private and not self._place.has(tensor):
+                    if not (streamed and is_same_memory(tensor, there)):
+                        # Put in its place on purpose.
+                        continue
                 # Writes through ``.data`` are not counted.
-                if self._private and at not in later and not _is_same(view.to(there.device), there):
+                elif self._private and not streamed and not same_bytes(view, there):
                     there.copy_(view)
                 tensor.data = there
+            if not self._private:
+                # The streaming has kept them there for as long as it went on.
+                canonical = self._replica._tensors.canonical
+                for at in later.intersection(written):
+                    host[at].copy_(canonical(at))
             for tensor, at_rest in self._moved:
                 tensor.data = at_rest
             if self._place.views[0].device != host[0].device:
@@ -289,11 +304,3 @@ class Residence:
     def __repr__(self) -> str:
         state = " released" if self._released else ""
         return f"<Residence of {self._replica._model.key!r} on {self.device}{state}>"
-
-
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether the bytes of two row-major tensors are the same."""
-    bytes_of_one, bytes_of_other = (
-        tensor.flatten().view(torch.uint8) for tensor in (one, other.contiguous())
-    )
-    return bool(torch.equal(bytes_of_one, bytes_of_other))

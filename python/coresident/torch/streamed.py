@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import threading
@@ -17,6 +16,7 @@ from coresident import _core
 from coresident.errors import CoresidentError, DeviceMemoryError, InvalidValueError
 from coresident.torch import away
 from coresident.torch.around import Around, without_gradients
+from coresident.torch.block_tensors import BlockTensor, BlockTensors
 from coresident.torch.calls import is_inside
 from coresident.torch.repeatable import owned
 from coresident.torch.untraced import untraced
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # After pages that nobody uses, and before torch's cache.
 _PRIORITY = 55
-_Tensors = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Streamed:
@@ -65,7 +64,6 @@ class Streamed:
         self._place = place
         self._device = device
         self._budget = budget
-        self._writable = writable
         self._terms = terms
         self._others = others
         self._lock = threading.RLock()
@@ -76,23 +74,15 @@ class Streamed:
         count = len(blocks)
         self._visits = Visits(streaming.leave)
         self._enter_on: dict[int | None, Callable[[int], None]] = {}
-        # What each keeps after its visits, how many of its tensors, the first ones, are on the
-        # device now, and how many may be: more if an interrupt came between.
+        # What each keeps after its visits.
         self._keep = self._plan() or [0] * count
-        self._there = [0] * count
-        self._perhaps = [0] * count
-        self._tensors: list[_Tensors] = []
-        self._ends: list[list[int]] = []
+        self._tensors: list[BlockTensors] = []
         for block, ends in zip(blocks, streaming.ends(), strict=True):
             in_order = sorted(zip(ends, block.tensors, strict=True))
-            self._ends.append([end for end, _ in in_order])
-            self._tensors.append([(own[at], place.views[at], host[at]) for _, at in in_order])
-        self._own = [[tensor for tensor, _, _ in tensors] for tensors in self._tensors]
+            tensors = [BlockTensor(own[at], place.views[at], host[at], end) for end, at in in_order]
+            self._tensors.append(BlockTensors(tensors, writable))
+        self._own = [tensors.own for tensors in self._tensors]
         self._block_of = {id(tensor): at for at, own in enumerate(self._own) for tensor in own}
-        self._versions = [
-            [tensor._version for tensor, _, _ in tensors] if writable else []
-            for tensors in self._tensors
-        ]
         # What stayed from before is used once more, also where the plan has other pages stay.
         self._wrapped: list[tuple[torch.nn.Module, str, Around, Any]] = []
         for at, block in enumerate(blocks):
@@ -140,17 +130,8 @@ class Streamed:
         except DeviceMemoryError:
             self._make_room(lambda: own.extend(entered(visit, block, stream, enter)), block)
         with self._lock:
-            if self._closed:
-                return True
-            if self._writable and self._visits.count(block) == 1:
-                self._look_for_writes(block)
-            tensors, there = self._tensors[block], self._there[block]
-            if there < len(tensors):
-                self._perhaps[block] = len(tensors)
-                away.arrive(self._own[block][there:])
-                for tensor, view, _ in tensors[there:]:
-                    tensor.data = view
-                self._there[block] = len(tensors)
+            if not self._closed:
+                self._tensors[block].come()
         return True
 
     @untraced
@@ -185,7 +166,7 @@ class Streamed:
                     block = entry[0]
                     keep = self._keep[block]
                     if not self._closed and self._visits.is_last(entry):
-                        self._to_host(block, keep)
+                        self._tensors[block].go(keep)
                     self._visits.end(visits, at, keep)
 
     @untraced
@@ -236,8 +217,8 @@ class Streamed:
     def keep_writes(self) -> None:
         """Copies what was written on the device to host memory, if that is meant."""
         with self._lock:
-            for block in range(len(self._tensors) if self._writable else 0):
-                self._keep_writes(block)
+            for tensors in self._tensors:
+                tensors.keep_writes()
 
     def close(self) -> None:
         """Leaves the module as it was. Its tensors are pointed to host memory by the residence."""
@@ -264,7 +245,7 @@ class Streamed:
         self._keep = keep
         for block, pages in enumerate(keep):
             if self._visits.count(block) == 0:
-                self._to_host(block, pages)
+                self._tensors[block].go(pages)
                 self.streaming.keep_at_most(block, pages)
 
     def _shrink(self, nbytes: int) -> int:
@@ -274,41 +255,6 @@ class Streamed:
             return 0
         self._lower(self._plan(allotted - nbytes) or [0] * len(self._pages))
         return self.streaming.shrink(nbytes)
-
-    @untraced
-    def _to_host(self, block: int, keep: int) -> None:
-        """Points the tensors of a block to host memory, but for those in its first pages."""
-        stays = bisect.bisect_right(self._ends[block], keep)
-        if stays < self._perhaps[block]:
-            if self._writable:
-                self._keep_writes(block)
-            self._there[block] = min(self._there[block], stays)
-            for tensor, _, host in self._tensors[block][stays : self._perhaps[block]]:
-                tensor.data = host
-            away.depart(self._own[block][stays : self._perhaps[block]])
-            self._perhaps[block] = stays
-
-    @untraced
-    def _look_for_writes(self, block: int) -> None:
-        """What was written in host memory has to come again."""
-        known = self._versions[block]
-        for at, (tensor, _, _) in enumerate(self._tensors[block]):
-            if at >= self._there[block] and tensor._version != known[at]:
-                self._place.area.renew()
-                self._versions[block] = [tensor._version for tensor, _, _ in self._tensors[block]]
-                self.streaming.leave(block, 0)
-                self.streaming.enter(block, **self._terms)
-                return
-
-    @untraced
-    def _keep_writes(self, block: int) -> None:
-        """What torch has counted as written on the device is copied to host memory."""
-        known = self._versions[block]
-        with torch.inference_mode(False), torch.no_grad():
-            for at, (tensor, view, host) in enumerate(self._tensors[block][: self._there[block]]):
-                if tensor._version != known[at]:
-                    host.copy_(view)
-                    known[at] = tensor._version
 
 
 def _evictor(streamed: weakref.ref[Streamed]) -> Callable[[int], None]:

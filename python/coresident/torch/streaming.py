@@ -20,6 +20,9 @@ from coresident.torch.streamed import Streamed
 
 # What goes on after that goes on for ever.
 _MOST_BLOCKS = 1 << 16
+# Calls write their buffers, which torch does not always count: those that are no more bytes stay,
+# as the statistics of norms. Larger ones are quantised weights, and tables that nobody writes.
+_SMALL_BUFFER = 64 << 10
 
 if TYPE_CHECKING:
     from coresident.torch.replica import Replica
@@ -194,7 +197,8 @@ def planned(
         return None
     made, model = replica._made, replica._model
     places = {id(tensor): at for at, tensor in enumerate(made)}
-    for at in model.copies:
+    small = {id(b) for b in replica.module.buffers() if b.nbytes <= _SMALL_BUFFER}
+    for at in {*model.copies, *(places[one] for one in small & places.keys())}:
         places.pop(id(made[at]), None)
     nbytes = [tensor.nbytes for tensor in made]
     found = find(replica.module, blocks, places, nbytes, max(0, most - beside))

@@ -1,0 +1,222 @@
+"""`BlockTensors`: where the tensors of a streamed block are, and whose.
+
+Who owns what a tensor shows, its ``data``:
+
+- **Before and after** ``on()`` it is the replica's own host memory.
+- **Between visits** it is that too, but for tensors whose pages stay: those are on the device.
+  Within ``writable`` none stays there, so that whatever is written between visits, and however, is
+  written in host memory, where it can be found.
+- **Within a visit** it is the pages. What is written there is copied to host memory when the visit
+  ends, and before the pages may leave.
+- **Whatever else it is, is the caller's**: ``tensor.data = other``, as ``module.to(...)`` does. That
+  is on the device for as long as it is there, is never pointed elsewhere, and is no longer streamed.
+
+Host memory has what is right between visits, so that pages which were filled before it was written
+are written once more, at the next visit.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+
+from coresident.torch.host_writes import HostWrites, same_bytes
+
+_WHERE = torch.Tensor.data_ptr
+_IS_SET_TO = torch.Tensor.is_set_to
+_VERSION = attrgetter("_version")
+
+
+class BlockTensor(NamedTuple):
+    """A tensor of the module, the same in its pages and in host memory, and how many pages of the
+    block have to stay so that it stays."""
+
+    own: torch.Tensor
+    view: torch.Tensor
+    host: torch.Tensor
+    end: int
+
+    def is_view(self) -> bool:
+        """Whether it is in its pages."""
+        return is_same_memory(self.own, self.view)
+
+    def is_host(self) -> bool:
+        """Whether it is in host memory, where it was given to it."""
+        return is_same_memory(self.own, self.host)
+
+
+class BlockTensors:
+    """The tensors of one block. Whoever calls it has a lock, and the block's pages where they are
+    touched.
+
+    Args:
+        tensors: These, in the order of their pages.
+        writable: Whether pages are filled from that host memory, and it is to have all that is
+            written.
+    """
+
+    def __init__(self, tensors: Iterable[BlockTensor], writable: bool) -> None:
+        self._writable = writable
+        everything = list(tensors)
+        # How many, the first ones, are on the device now.
+        self._there = 0
+        # The caller's: its device is looked after, and nothing else.
+        self._theirs = [one for one in everything if not one.is_host()]
+        ours = [one for one in everything if one.is_host()]
+        self._arrange(ours, [one.own._version for one in ours])
+        # Of which host memory has what their pages were not filled with, by their ``id`` there.
+        self._newer: dict[int, BlockTensor] = {}
+        self._host_writes = HostWrites(one.host for one in ours) if writable else None
+        self._visits = 0
+        self._writes_uncounted = False
+
+    def _arrange(self, tensors: list[BlockTensor], versions: list[int]) -> None:
+        self._tensors, self._versions = tensors, versions
+        self._own = [one.own for one in tensors]
+        self._views = [one.view for one in tensors]
+        self._hosts = [one.host for one in tensors]
+        self._at_view, self._at_host = list(map(_WHERE, self._views)), list(map(_WHERE, self._hosts))
+        self._ends = [one.end for one in tensors]
+
+    def come(self) -> None:
+        """Points all to their pages, with what was written in host memory."""
+        for theirs in self._theirs:
+            _move(theirs)
+        there = self._there
+        if there == len(self._own):
+            return
+        own, hosts = self._own[there:], self._hosts[there:]
+        if self._writable:
+            unmoved = all(map(_IS_SET_TO, own, hosts))
+        else:
+            unmoved = list(map(_WHERE, own)) == self._at_host[there:]
+        if not unmoved:
+            self._let_go([t for t in self._tensors[there:] if not t.is_host() and not t.is_view()])
+            own = self._own[there:]
+        self._look_for_writes(there)
+        for tensor, view in zip(own, self._views[there:], strict=True):
+            tensor.data = view
+        self._there = len(self._own)
+        if self._newer:
+            self._renew(there)
+
+    def go(self, keep: int) -> None:
+        """Points those to host memory that are not in the first pages, so many; within ``writable``
+        all of them."""
+        stays = 0 if self._writable else bisect.bisect_right(self._ends, keep)
+        if stays >= self._there:
+            return
+        if list(map(_WHERE, self._own[stays : self._there])) != self._at_view[stays : self._there]:
+            self._take_back(stays)
+        self._keep(stays)
+        there = slice(stays, self._there)
+        for tensor, host in zip(self._own[there], self._hosts[there], strict=True):
+            tensor.data = host
+        self._there = stays
+
+    def keep_writes(self) -> None:
+        """Copies what was written in pages to host memory, if that is meant."""
+        if self._writable:
+            self._keep(0)
+
+    def _look_for_writes(self, first: int) -> None:
+        """Finds what was written in host memory."""
+        versions = list(map(_VERSION, self._own[first:]))
+        if versions != self._versions[first:]:
+            known = zip(self._tensors[first:], versions, self._versions[first:], strict=True)
+            self._newer.update((id(one.host), one) for one, now, before in known if now != before)
+            self._versions[first:] = versions
+        if self._host_writes is not None and (written := self._host_writes.look()):
+            some = [one for one in self._tensors[first:] if id(one.host) in written]
+            self._newer.update((id(one.host), one) for one in some)
+
+    def _renew(self, first: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for one in self._tensors[first:]:
+                if id(one.host) in self._newer:
+                    one.view.copy_(one.host)
+        if self._writable:
+            # From now on pages are filled with it; without that, with the weights, at each visit.
+            self._newer.clear()
+
+    def _keep(self, first: int) -> None:
+        """Copies what was written in pages to host memory."""
+        compared = self._writable and self._is_compared()
+        versions = list(map(_VERSION, self._own[first : self._there]))
+        if not compared and versions == self._versions[first : self._there]:
+            return
+        if versions and self._views[first].is_cuda:
+            # Whoever takes pages away is on another stream than what has written there.
+            torch.cuda.synchronize(self._views[first].device)
+        with torch.inference_mode(False), torch.no_grad():
+            for at, version in enumerate(versions, first):
+                one, counted = self._tensors[at], version != self._versions[at]
+                if not counted and not (compared and not same_bytes(one.view, one.host)):
+                    continue
+                self._writes_uncounted |= not counted
+                one.host.copy_(one.view)
+                self._versions[at] = version
+                if self._host_writes is None:
+                    self._newer[id(one.host)] = one
+                else:
+                    self._host_writes.note(one.host)
+
+    def _is_compared(self) -> bool:
+        """Whether all is compared when a visit ends: what writes and is not counted by torch does so
+        from the first one on, or begins to at some time."""
+        self._visits += 1
+        return self._writes_uncounted or self._visits & (self._visits - 1) == 0
+
+    def _take_back(self, first: int) -> None:
+        """Points those to their pages again that a visit has replaced by the same bytes, as casts
+        for the time of a call do; what else it has put there is the caller's."""
+        theirs = []
+        for one in self._tensors[first : self._there]:
+            if one.is_view() or one.is_host():
+                continue
+            if _is_alike(one.own, one.view) and same_bytes(one.own, one.view):
+                one.own.data = one.view
+            else:
+                theirs.append(one)
+        self._let_go(theirs)
+
+    def _let_go(self, theirs: list[BlockTensor]) -> None:
+        """Has no more to do with tensors that are the caller's, but that they are on the device."""
+        gone = {id(one.host) for one in theirs}
+        for one in theirs:
+            if one.own.untyped_storage().data_ptr() == one.view.untyped_storage().data_ptr():
+                # Of pages that leave.
+                one.own.data = one.own.data.clone()
+            _move(one)
+            self._newer.pop(id(one.host), None)
+        self._theirs += theirs
+        self._there -= sum(id(one.host) in gone for one in self._tensors[: self._there])
+        stay = [
+            (one, version)
+            for one, version in zip(self._tensors, self._versions, strict=True)
+            if id(one.host) not in gone
+        ]
+        self._arrange([one for one, _ in stay], [version for _, version in stay])
+
+
+def is_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both are the same memory, read in the same way."""
+    return _is_alike(one, other) and one.data_ptr() == other.data_ptr()
+
+
+def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.layout == torch.strided
+        and (one.dtype, one.device) == (other.dtype, other.device)
+        and (one.shape, one.stride()) == (other.shape, other.stride())
+    )
+
+
+def _move(theirs: BlockTensor) -> None:
+    """Has a tensor of the caller's on the device."""
+    if theirs.own.device != theirs.view.device:
+        theirs.own.data = theirs.own.data.to(theirs.view.device)
