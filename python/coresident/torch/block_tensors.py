@@ -8,8 +8,8 @@ Who owns what a tensor shows, its ``data``:
   written in host memory, where it can be found.
 - **Within a visit** it is the pages. What is written there is copied to host memory when the visit
   ends, and before the pages may leave.
-- **Whatever else it is, is the caller's**: ``tensor.data = other``, as ``module.to(...)`` does. That
-  is on the device for as long as it is there, is never pointed elsewhere, and is no longer streamed.
+- **Whatever else it is, is the caller's**: ``tensor.data = other``, as ``module.to(...)`` does.
+  That is brought to the device once, is never pointed elsewhere, and is no longer streamed.
 
 Host memory has what is right between visits, so that pages which were filled before it was written
 are written once more, at the next visit.
@@ -79,7 +79,10 @@ class BlockTensors:
         self._own = [one.own for one in tensors]
         self._views = [one.view for one in tensors]
         self._hosts = [one.host for one in tensors]
-        self._at_view, self._at_host = list(map(_WHERE, self._views)), list(map(_WHERE, self._hosts))
+        self._at_view, self._at_host = (
+            list(map(_WHERE, self._views)),
+            list(map(_WHERE, self._hosts)),
+        )
         self._ends = [one.end for one in tensors]
 
     def come(self) -> None:
@@ -107,11 +110,11 @@ class BlockTensors:
     def go(self, keep: int) -> None:
         """Points those to host memory that are not in the first pages, so many; within ``writable``
         all of them."""
+        if list(map(_WHERE, self._own[: self._there])) != self._at_view[: self._there]:
+            self._take_back()
         stays = 0 if self._writable else bisect.bisect_right(self._ends, keep)
         if stays >= self._there:
             return
-        if list(map(_WHERE, self._own[stays : self._there])) != self._at_view[stays : self._there]:
-            self._take_back(stays)
         self._keep(stays)
         there = slice(stays, self._there)
         for tensor, host in zip(self._own[there], self._hosts[there], strict=True):
@@ -166,16 +169,16 @@ class BlockTensors:
                     self._host_writes.note(one.host)
 
     def _is_compared(self) -> bool:
-        """Whether all is compared when a visit ends: what writes and is not counted by torch does so
-        from the first one on, or begins to at some time."""
+        """Whether all is compared when a visit ends: who writes what torch does not count mostly
+        does so from the first one on, or from some later one."""
         self._visits += 1
         return self._writes_uncounted or self._visits & (self._visits - 1) == 0
 
-    def _take_back(self, first: int) -> None:
+    def _take_back(self) -> None:
         """Points those to their pages again that a visit has replaced by the same bytes, as casts
         for the time of a call do; what else it has put there is the caller's."""
         theirs = []
-        for one in self._tensors[first : self._there]:
+        for one in self._tensors[: self._there]:
             if one.is_view() or one.is_host():
                 continue
             if _is_alike(one.own, one.view) and same_bytes(one.own, one.view):

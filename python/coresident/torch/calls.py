@@ -223,7 +223,9 @@ class Calls:
         if more is None:
             self._place.area.arena.evict(missing)
             more = self._budget.try_reserve(missing, purpose=self._purpose)
-        if more is None:
+        # What is live beyond what is reserved has its bytes, and would be waited for in vain.
+        missing -= max(0, self._meter.live - self.reserved)
+        if more is None and missing > 0:
             # Two who have each other's: there may be enough all the same, and the device tells.
             with suppress(DeadlockError):
                 more = self._budget.reserve(missing, purpose=self._purpose, **self._terms)

@@ -22,8 +22,8 @@ _Sum = tuple[torch.Tensor, torch.Tensor]
 
 
 class HostWrites:
-    """Looks for what was written in private maps of a file. A page that was written is no longer the
-    file's, which the system tells; of tensors in such pages sums are compared.
+    """Looks for what was written in private maps of a file. A page that was written is no longer
+    the file's, which the system tells; of tensors in such pages sums are compared.
 
     Args:
         tensors: Row-major tensors in host memory.
@@ -76,7 +76,9 @@ class HostWrites:
                 entries = np.frombuffer(read, np.uint64)
                 own = ((entries & _THERE) != 0) & ((entries & _OF_FILE) == 0)
                 if own.any():
-                    touched += [t for first, end, t in inside if own[first - start : end - start].any()]
+                    touched += [
+                        t for first, end, t in inside if own[first - start : end - start].any()
+                    ]
         finally:
             os.close(pagemap)
         return touched

@@ -133,7 +133,9 @@ class Residence:
 
         What torch has counted as written in the device's memory is named in a
         :class:`StrayWriteWarning`, and filled again; within ``writable`` all that differs is copied
-        to the replica's own host memory instead.
+        to the replica's own host memory instead. Of a model that is streamed, what was written in
+        host memory without being counted is not seen by its calls, and is named when the replica is
+        released; within ``writable`` it is seen.
         """
         if self._release() and (room := self._replica._model.room) is not None:
             room.used(self.device)
