@@ -450,6 +450,23 @@ class TestHostWrites:
         matrix.neg_()
         assert writes.look() == {id(matrix)}
 
+    def test_where_the_system_tells_nothing_everything_is_compared(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any) -> int:
+            raise PermissionError
+
+        one, other = self.mapped(tmp_path, 1 << 16).view(2, -1)
+        monkeypatch.setattr("os.open", refuse)
+        writes = HostWrites([one, other])
+        assert not writes.look()
+        other.numpy()[5] = 1
+        assert writes.look() == {id(other)}
+        monkeypatch.undo()
+        monkeypatch.setattr("os.pread", lambda *_: b"")
+        one.numpy()[5] = 1
+        assert writes.look() == {id(one)}
+
     @pytest.mark.parametrize("count", [1, 7, 4093 * 8, 4093 * 8 + 3])
     def test_sizes_may_be_odd(self, tmp_path: Path, count: int) -> None:
         one = self.mapped(tmp_path, count, torch.uint8)

@@ -20,14 +20,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from coresident.torch.host_writes import HostWrites, same_bytes
+from coresident.torch.host_writes import HostWrites, Sum, checksum, same_bytes
 
 _WHERE = torch.Tensor.data_ptr
-_IS_SET_TO = torch.Tensor.is_set_to
+_STRIDE = torch.Tensor.stride
+_KIND = attrgetter("dtype", "shape")
 _VERSION = attrgetter("_version")
 
 
@@ -71,6 +72,8 @@ class BlockTensors:
         # Of which host memory has what their pages were not filled with, by their ``id`` there.
         self._newer: dict[int, BlockTensor] = {}
         self._host_writes = HostWrites(one.host for one in ours) if writable else None
+        # Of what a visit has found in its pages, where that is compared when it ends.
+        self._found: dict[int, Sum] = {}
         self._visits = 0
         self._writes_uncounted = False
 
@@ -83,7 +86,13 @@ class BlockTensors:
             list(map(_WHERE, self._views)),
             list(map(_WHERE, self._hosts)),
         )
+        self._as_given = self._read(self._hosts)
         self._ends = [one.end for one in tensors]
+
+    @staticmethod
+    def _read(tensors: list[torch.Tensor]) -> list[Any]:
+        """How they read their memory."""
+        return list(zip(map(_STRIDE, tensors), map(_KIND, tensors), strict=True))
 
     def come(self) -> None:
         """Points all to their pages, with what was written in host memory."""
@@ -92,12 +101,10 @@ class BlockTensors:
         there = self._there
         if there == len(self._own):
             return
-        own, hosts = self._own[there:], self._hosts[there:]
-        if self._writable:
-            unmoved = all(map(_IS_SET_TO, own, hosts))
-        else:
-            unmoved = list(map(_WHERE, own)) == self._at_host[there:]
-        if not unmoved:
+        own = self._own[there:]
+        unmoved = list(map(_WHERE, own)) == self._at_host[there:]
+        # The same memory read otherwise is looked for where somebody has a right to that.
+        if not unmoved or (self._writable and self._read(own) != self._as_given[there:]):
             self._let_go([t for t in self._tensors[there:] if not t.is_host() and not t.is_view()])
             own = self._own[there:]
         self._look_for_writes(there)
@@ -106,6 +113,8 @@ class BlockTensors:
         self._there = len(self._own)
         if self._newer:
             self._renew(there)
+        if self._writable and self._is_compared():
+            self._found = {id(one.host): checksum(one.view) for one in self._tensors}
 
     def go(self, keep: int) -> None:
         """Points those to host memory that are not in the first pages, so many; within ``writable``
@@ -148,9 +157,9 @@ class BlockTensors:
 
     def _keep(self, first: int) -> None:
         """Copies what was written in pages to host memory."""
-        compared = self._writable and self._is_compared()
         versions = list(map(_VERSION, self._own[first : self._there]))
-        if not compared and versions == self._versions[first : self._there]:
+        found, self._found = self._found, {}
+        if not found and versions == self._versions[first : self._there]:
             return
         if versions and self._views[first].is_cuda:
             # Whoever takes pages away is on another stream than what has written there.
@@ -158,8 +167,10 @@ class BlockTensors:
         with torch.inference_mode(False), torch.no_grad():
             for at, version in enumerate(versions, first):
                 one, counted = self._tensors[at], version != self._versions[at]
-                if not counted and not (compared and not same_bytes(one.view, one.host)):
-                    continue
+                if not counted:
+                    before = found.get(id(one.host))
+                    if before is None or all(map(torch.equal, before, checksum(one.view))):
+                        continue
                 self._writes_uncounted |= not counted
                 one.host.copy_(one.view)
                 self._versions[at] = version
@@ -169,8 +180,8 @@ class BlockTensors:
                     self._host_writes.note(one.host)
 
     def _is_compared(self) -> bool:
-        """Whether all is compared when a visit ends: who writes what torch does not count mostly
-        does so from the first one on, or from some later one."""
+        """Whether a visit that begins is compared when it ends: who writes what is not counted
+        mostly does so from the first one on, or from some later one."""
         self._visits += 1
         return self._writes_uncounted or self._visits & (self._visits - 1) == 0
 

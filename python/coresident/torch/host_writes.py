@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,7 +17,7 @@ _NEAR = 16
 # Sums are of as many columns, which no row of a matrix has: what changes places is seen.
 _COLUMNS = 4093
 
-_Sum = tuple[torch.Tensor, torch.Tensor]
+Sum = tuple[torch.Tensor, torch.Tensor]
 
 
 class HostWrites:
@@ -31,7 +30,7 @@ class HostWrites:
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         # Of those that have pages of their own.
-        self._sums: dict[int, _Sum] = {}
+        self._sums: dict[int, Sum] = {}
         page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
         placed = []
         for tensor in tensors:
@@ -54,7 +53,7 @@ class HostWrites:
         not wait, but reads what was ever written."""
         written: set[int] = set()
         for tensor in self._touched():
-            before, now = self._sums.get(id(tensor)), _sum(tensor)
+            before, now = self._sums.get(id(tensor)), checksum(tensor)
             if before is None or not all(map(torch.equal, before, now)):
                 written.add(id(tensor))
                 self._sums[id(tensor)] = now
@@ -62,30 +61,36 @@ class HostWrites:
 
     def note(self, tensor: torch.Tensor) -> None:
         """Says that what is in a tensor now is known."""
-        self._sums[id(tensor)] = _sum(tensor)
+        self._sums[id(tensor)] = checksum(tensor)
 
     def _touched(self) -> Iterable[torch.Tensor]:
         """Those that have pages of their own."""
-        if sys.platform != "linux":
-            return [tensor for *_, inside in self._stretches for *_, tensor in inside]
         touched: list[torch.Tensor] = []
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+        except OSError:
+            # Where the system does not tell, all of them may.
+            return [tensor for *_, inside in self._stretches for *_, tensor in inside]
         try:
             for start, end, inside in self._stretches:
-                read = os.pread(pagemap, (end - start) * _ENTRY, start * _ENTRY)
-                entries = np.frombuffer(read, np.uint64)
+                count = end - start
+                entries = np.frombuffer(
+                    os.pread(pagemap, count * _ENTRY, start * _ENTRY), np.uint64
+                )
                 own = ((entries & _THERE) != 0) & ((entries & _OF_FILE) == 0)
-                if own.any():
+                if len(own) < count:
+                    touched += [tensor for *_, tensor in inside]
+                elif own.any():
                     touched += [
-                        t for first, end, t in inside if own[first - start : end - start].any()
+                        t for first, to, t in inside if own[first - start : to - start].any()
                     ]
         finally:
             os.close(pagemap)
         return touched
 
 
-def _sum(tensor: torch.Tensor) -> _Sum:
-    """What two tensors have in common that have the same bytes, and hardly ever others."""
+def checksum(tensor: torch.Tensor) -> Sum:
+    """What two row-major tensors of the same bytes have in common, and hardly ever others."""
     flat = _flat(tensor)
     whole = flat.numel() // (_COLUMNS * 8) * (_COLUMNS * 8)
     words = flat[:whole].view(torch.int64)

@@ -143,11 +143,14 @@ class Model:
         and of the blocks as much as there is room for, also while it runs. The rest comes while the
         block before it computes, and leaves after its call. A block that is called in another order
         than before has to be waited for. Outside its call a block's tensors are in host memory, but
-        for those that stay. Gradients cannot be computed through it. Where a call of the model
-        computes with them all the same, as by ``linear(x, block.weight)`` or a part of a block, the
-        block comes for that one operation, whose result is no view of them; leave it out of
-        ``blocks`` where that takes too long. What stays is given up when others need its room, so
-        that what was taken of it, as by ``state_dict()``, must not be touched after that even
+        for those that stay; buffers of 64 KiB or less, as the statistics of norms, are in no block.
+        What torch counts as written in the module is seen by the next call, as if all of it stayed;
+        a parameter whose ``.data`` was replaced, as by ``module.to()``, is on the device beside the
+        rest, and is not streamed any more. Gradients cannot be computed through it. Where a call of
+        the model computes with them all the same, as by ``linear(x, block.weight)`` or a part of a
+        block, the block comes for that one operation, whose result is no view of them; leave it out
+        of ``blocks`` where that takes too long. What stays is given up when others need its room,
+        so that what was taken of it, as by ``state_dict()``, must not be touched after that even
         within the block: clone it.
 
         Waits in line, for others to end theirs and for the copies.

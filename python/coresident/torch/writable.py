@@ -20,17 +20,21 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
     before the block, such as hooks, is gone too, and its parameters are other objects.
 
     Within :meth:`Replica.on` the device has pages for this replica alone, and what is written there
-    is copied to its host memory when that ends. Of a model that is streamed all tensors of blocks
-    are in host memory between the calls of their block, where whatever is written is found before
-    the next one, also through ``.data`` or numpy: by the system's table of pages, and by sums of
-    what was ever written. What a block's own call writes, such as a hook's, is kept if torch counts
-    it; otherwise its calls are compared with host memory at the first, second, fourth, eighth one
-    and so on, and at all of them from when something was found. Parameters whose ``.data`` is
-    replaced, as by ``module.to()``, stay what they were made, before, within and after ``on()``:
-    they are on the device beside the rest, and are not streamed any more. In host memory only the pages that are written are
-    copied, and given back in the end. On a device with memory of its own, but without pages, what
-    torch has counted as written is copied from the store again; writes through ``.data`` are not
-    counted there. Nobody else sees any of it.
+    is copied to its host memory when that ends.
+
+    Of a model that is streamed, all tensors of blocks are in host memory between the calls of their
+    block. Whatever is written there is found before the next call, also if it was through ``.data``
+    or numpy: by the system's table of pages, and by sums of what was ever written. What is written
+    in a block's own call, as by its hooks, is kept if torch counts it. What torch does not count
+    there is found in the first, second, fourth, eighth call and so on, and from then on in each.
+
+    Parameters whose ``.data`` is replaced, as by ``module.to()``, stay what they were made, before,
+    within and after ``on()``: they are on the device beside the rest, and are not streamed.
+
+    In host memory only the pages that are written are copied, and given back in the end. On a
+    device with memory of its own, but without pages, what torch has counted as written is copied
+    from the store again; writes through ``.data`` are not counted there. Nobody else sees any of
+    it.
 
     Args:
         replica: The replica.
