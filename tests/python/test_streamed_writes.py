@@ -311,6 +311,17 @@ def test_a_module_that_was_cast_stays_so(
             assert is_clean(house)
 
 
+def test_what_is_cast_and_has_no_room_is_told_and_not_waited_for() -> None:
+    with runtime(16) as house, torch.no_grad():
+        with house.load("layers", layers).on(house.devices[0], timeout=20) as module:
+            casts_for_each_call(module, 8)
+            module(x())
+            # The first call has made all of it, and a second one is thought to need as much.
+            with pytest.raises(co.DeviceMemoryError, match="working memory"):
+                module(x())
+        assert is_clean(house)
+
+
 def test_casts_for_the_time_of_a_call_do_not_end_the_streaming(small: co.Runtime) -> None:
     def made() -> Any:
         module = layers(16, 2)
