@@ -176,6 +176,31 @@ def test_what_a_block_writes_in_its_own_call_is_read_by_the_next_one(
             assert are_equal(outputs(module), expected)
 
 
+def test_a_visit_may_leave_views_of_its_pages_behind(house: co.Runtime) -> None:
+    def turn(layer: Any, *_: Any) -> None:
+        # The same memory, read otherwise: what is left of it must not leave with the pages.
+        layer.parts[1].weight.data = (
+            layer.parts[1].weight.data.flatten()[: SIDE * SIDE].view(SIDE, SIDE)
+        )
+
+    def back(layer: Any, *_: Any) -> None:
+        weight = layer.parts[1].weight
+        weight.data = torch.cat([weight.data, weight.data], dim=-1)
+
+    def outputs(module: Any) -> list[Any]:
+        handle = module.layers[5].register_forward_hook(turn)
+        first = [module(x())]
+        handle.remove()
+        module.layers[5].register_forward_pre_hook(back)
+        return [*first, module(x()), module.layers[5].parts[1].weight.data.clone()]
+
+    with torch.inference_mode():
+        expected = outputs(layers())
+        with house.load("layers", layers).replica(house.devices[0]) as replica:
+            with ct.writable(replica), replica.on() as module:
+                assert are_equal(outputs(module), expected)
+
+
 def test_a_hook_may_write_another_block(house: co.Runtime) -> None:
     def outputs(module: Any) -> list[Any]:
         def hook(*_: Any) -> None:

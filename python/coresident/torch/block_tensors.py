@@ -101,7 +101,7 @@ class BlockTensors:
         there = self._there
         if there == len(self._own):
             return
-        own = self._own[there:]
+        own = self._own[there:] if there else self._own
         unmoved = list(map(_WHERE, own)) == self._at_host[there:]
         # The same memory read otherwise is looked for where somebody has a right to that.
         if not unmoved or (self._writable and self._read(own) != self._as_given[there:]):
@@ -137,7 +137,7 @@ class BlockTensors:
 
     def _look_for_writes(self, first: int) -> None:
         """Finds what was written in host memory."""
-        versions = list(map(_VERSION, self._own[first:]))
+        versions = list(map(_VERSION, self._own[first:] if first else self._own))
         if versions != self._versions[first:]:
             known = zip(self._tensors[first:], versions, self._versions[first:], strict=True)
             self._newer.update((id(one.host), one) for one, now, before in known if now != before)
@@ -204,7 +204,8 @@ class BlockTensors:
         for one in theirs:
             if one.own.untyped_storage().data_ptr() == one.view.untyped_storage().data_ptr():
                 # Of pages that leave.
-                one.own.data = one.own.data.clone()
+                with torch.inference_mode(False):
+                    one.own.data = one.own.data.clone()
             _move(one)
             self._newer.pop(id(one.host), None)
         self._theirs += theirs
@@ -233,4 +234,5 @@ def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _move(theirs: BlockTensor) -> None:
     """Has a tensor of the caller's on the device."""
     if theirs.own.device != theirs.view.device:
-        theirs.own.data = theirs.own.data.to(theirs.view.device)
+        with torch.inference_mode(False):
+            theirs.own.data = theirs.own.data.to(theirs.view.device)
