@@ -60,7 +60,9 @@ class _Away:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             for tensor in tensors:
                 if type(tensor) in _HERE and (streamed := _STREAMED.get(id(tensor))) is not None:
-                    if streamed.computes(tensors):
+                    # What is written through an alias has to be seen, and a copy would not be.
+                    for_writing = streamed.writable and _is_alias(func)
+                    if not for_writing and streamed.computes(tensors):
                         # Others may be away, too.
                         return streamed.compute(tensor, lambda: func(*args, **kwargs))
                     break
@@ -74,6 +76,14 @@ def _is_told(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "") not in _VIEWS
     return name in _TOLD or (name == "type" and len(args) == 1 and not kwargs)
+
+
+@untraced
+def _is_alias(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+    return name == "detach"
 
 
 class _AwayTensor(_Away, torch.Tensor):

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from coresident.torch import away
 from coresident.torch.host_writes import HostWrites, Sum, checksum, same_bytes
+from coresident.torch.subclasses import is_plain
+from coresident.torch.untraced import untraced
 
 _WHERE = torch.Tensor.data_ptr
 _STRIDE = torch.Tensor.stride
@@ -41,10 +44,12 @@ class BlockTensor(NamedTuple):
     host: torch.Tensor
     end: int
 
+    @untraced
     def is_view(self) -> bool:
         """Whether it is in its pages."""
         return is_same_memory(self.own, self.view)
 
+    @untraced
     def is_host(self) -> bool:
         """Whether it is in host memory, where it was given to it."""
         return is_same_memory(self.own, self.host)
@@ -58,17 +63,24 @@ class BlockTensors:
         tensors: These, in the order of their pages.
         writable: Whether pages are filled from that host memory, and it is to have all that is
             written.
+
+    Attributes:
+        own: Those that come and go, at first.
     """
 
     def __init__(self, tensors: Iterable[BlockTensor], writable: bool) -> None:
         self._writable = writable
         everything = list(tensors)
-        # How many, the first ones, are on the device now.
-        self._there = 0
+        # How many, the first ones, are on the device now, and how many may be: more if an interrupt
+        # came between.
+        self._there = self._perhaps = 0
         # The caller's: its device is looked after, and nothing else.
         self._theirs = [one for one in everything if not one.is_host()]
         ours = [one for one in everything if one.is_host()]
         self._arrange(ours, [one.own._version for one in ours])
+        self.own = self._own
+        # Others answer for themselves what they are asked, and take longer.
+        self._is_plain = all(map(is_plain, self._own))
         # Of which host memory has what their pages were not filled with, by their ``id`` there.
         self._newer: dict[int, BlockTensor] = {}
         self._host_writes = HostWrites(one.host for one in ours) if writable else None
@@ -82,26 +94,44 @@ class BlockTensors:
         self._own = [one.own for one in tensors]
         self._views = [one.view for one in tensors]
         self._hosts = [one.host for one in tensors]
-        self._at_view, self._at_host = (
-            list(map(_WHERE, self._views)),
-            list(map(_WHERE, self._hosts)),
-        )
+        self._at_view = list(map(_WHERE, self._views))
+        self._at_host = list(map(_WHERE, self._hosts))
         self._as_given = self._read(self._hosts)
         self._ends = [one.end for one in tensors]
 
     @staticmethod
+    @untraced
     def _read(tensors: list[torch.Tensor]) -> list[Any]:
         """How they read their memory."""
         return list(zip(map(_STRIDE, tensors), map(_KIND, tensors), strict=True))
 
+    @untraced
     def come(self) -> None:
         """Points all to their pages, with what was written in host memory."""
+        if self._is_plain:
+            return self._come()
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._come()
+
+    @untraced
+    def go(self, keep: int) -> None:
+        """Points those to host memory that are not in the first pages, so many; within ``writable``
+        all of them."""
+        if self._is_plain:
+            return self._go(keep)
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._go(keep)
+
+    @untraced
+    def _come(self) -> None:
         for theirs in self._theirs:
             _move(theirs)
         there = self._there
         if there == len(self._own):
             return
         own = self._own[there:] if there else self._own
+        self._perhaps = len(self._own)
+        away.arrive(own)
         unmoved = list(map(_WHERE, own)) == self._at_host[there:]
         # The same memory read otherwise is looked for where somebody has a right to that.
         if not unmoved or (self._writable and self._read(own) != self._as_given[there:]):
@@ -116,25 +146,28 @@ class BlockTensors:
         if self._writable and self._is_compared():
             self._found = {id(one.host): checksum(one.view) for one in self._tensors}
 
-    def go(self, keep: int) -> None:
-        """Points those to host memory that are not in the first pages, so many; within ``writable``
-        all of them."""
-        if list(map(_WHERE, self._own[: self._there])) != self._at_view[: self._there]:
+    @untraced
+    def _go(self, keep: int) -> None:
+        if list(map(_WHERE, self._own[: self._perhaps])) != self._at_view[: self._perhaps]:
             self._take_back()
         stays = 0 if self._writable else bisect.bisect_right(self._ends, keep)
-        if stays >= self._there:
+        if stays >= self._perhaps:
             return
         self._keep(stays)
-        there = slice(stays, self._there)
-        for tensor, host in zip(self._own[there], self._hosts[there], strict=True):
+        self._there = min(self._there, stays)
+        own = self._own[stays : self._perhaps]
+        for tensor, host in zip(own, self._hosts[stays : self._perhaps], strict=True):
             tensor.data = host
-        self._there = stays
+        away.depart(own)
+        self._perhaps = stays
 
+    @untraced
     def keep_writes(self) -> None:
         """Copies what was written in pages to host memory, if that is meant."""
         if self._writable:
             self._keep(0)
 
+    @untraced
     def _look_for_writes(self, first: int) -> None:
         """Finds what was written in host memory."""
         versions = list(map(_VERSION, self._own[first:] if first else self._own))
@@ -146,6 +179,7 @@ class BlockTensors:
             some = [one for one in self._tensors[first:] if id(one.host) in written]
             self._newer.update((id(one.host), one) for one in some)
 
+    @untraced
     def _renew(self, first: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for one in self._tensors[first:]:
@@ -155,6 +189,7 @@ class BlockTensors:
             # From now on pages are filled with it; without that, with the weights, at each visit.
             self._newer.clear()
 
+    @untraced
     def _keep(self, first: int) -> None:
         """Copies what was written in pages to host memory."""
         versions = list(map(_VERSION, self._own[first : self._there]))
@@ -179,17 +214,19 @@ class BlockTensors:
                 else:
                     self._host_writes.note(one.host)
 
+    @untraced
     def _is_compared(self) -> bool:
         """Whether a visit that begins is compared when it ends: who writes what is not counted
         mostly does so from the first one on, or from some later one."""
         self._visits += 1
         return self._writes_uncounted or self._visits & (self._visits - 1) == 0
 
+    @untraced
     def _take_back(self) -> None:
         """Points those to their pages again that a visit has replaced by the same bytes, as casts
         for the time of a call do; what else it has put there is the caller's."""
         theirs = []
-        for one in self._tensors[: self._there]:
+        for one in self._tensors[: self._perhaps]:
             if one.is_view() or one.is_host():
                 continue
             if _is_alike(one.own, one.view) and same_bytes(one.own, one.view):
@@ -198,6 +235,7 @@ class BlockTensors:
                 theirs.append(one)
         self._let_go(theirs)
 
+    @untraced
     def _let_go(self, theirs: list[BlockTensor]) -> None:
         """Has no more to do with tensors that are the caller's, but that they are on the device."""
         gone = {id(one.host) for one in theirs}
@@ -210,6 +248,7 @@ class BlockTensors:
             self._newer.pop(id(one.host), None)
         self._theirs += theirs
         self._there -= sum(id(one.host) in gone for one in self._tensors[: self._there])
+        self._perhaps -= sum(id(one.host) in gone for one in self._tensors[: self._perhaps])
         stay = [
             (one, version)
             for one, version in zip(self._tensors, self._versions, strict=True)
@@ -218,11 +257,14 @@ class BlockTensors:
         self._arrange([one for one, _ in stay], [version for _, version in stay])
 
 
+@untraced
 def is_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are the same memory, read in the same way."""
-    return _is_alike(one, other) and one.data_ptr() == other.data_ptr()
+    with torch._C.DisableTorchFunctionSubclass():
+        return _is_alike(one, other) and one.data_ptr() == other.data_ptr()
 
 
+@untraced
 def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (
         one.layout == torch.strided
@@ -231,6 +273,7 @@ def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
+@untraced
 def _move(theirs: BlockTensor) -> None:
     """Has a tensor of the caller's on the device."""
     if theirs.own.device != theirs.view.device:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from coresident.torch.untraced import untraced
+
 # Of an entry of ``/proc/self/pagemap``: the page is in memory, or in swap; and it is the file's.
 _THERE = np.uint64(3 << 62)
 _OF_FILE = np.uint64(1 << 61)
@@ -48,6 +50,7 @@ class HostWrites:
                 self._stretches.append((first, end, [(first, end, tensor)]))
         self.look()
 
+    @untraced
     def look(self) -> set[int]:
         """The ``id`` of each tensor that was written since this was called before, or noted. Does
         not wait, but reads what was ever written."""
@@ -59,10 +62,12 @@ class HostWrites:
                 self._sums[id(tensor)] = now
         return written
 
+    @untraced
     def note(self, tensor: torch.Tensor) -> None:
         """Says that what is in a tensor now is known."""
         self._sums[id(tensor)] = checksum(tensor)
 
+    @untraced
     def _touched(self) -> Iterable[torch.Tensor]:
         """Those that have pages of their own."""
         touched: list[torch.Tensor] = []
@@ -89,6 +94,7 @@ class HostWrites:
         return touched
 
 
+@untraced
 def checksum(tensor: torch.Tensor) -> Sum:
     """What two row-major tensors of the same bytes have in common, and hardly ever others."""
     flat = _flat(tensor)
@@ -97,6 +103,7 @@ def checksum(tensor: torch.Tensor) -> Sum:
     return words.view(-1, _COLUMNS).sum(0), flat[whole:].clone()
 
 
+@untraced
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the bytes of two row-major tensors are the same, on whatever devices."""
     one, other = _flat(one).to(other.device), _flat(other)
@@ -107,6 +114,7 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool(torch.equal(one[whole:], other[whole:]))
 
 
+@untraced
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)

@@ -64,6 +64,7 @@ class Streamed:
         self._place = place
         self._device = device
         self._budget = budget
+        self.writable = writable
         self._terms = terms
         self._others = others
         self._lock = threading.RLock()

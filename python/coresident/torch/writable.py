@@ -27,6 +27,7 @@ def writable(replica: Replica) -> Iterator[torch.nn.Module]:
     or numpy: by the system's table of pages, and by sums of what was ever written. What is written
     in a block's own call, as by its hooks, is kept if torch counts it. What torch does not count
     there is found in the first, second, fourth, eighth call and so on, and from then on in each.
+    While other blocks are called, ``.data`` and ``detach()`` of its tensors are in host memory.
 
     Parameters whose ``.data`` is replaced, as by ``module.to()``, stay what they were made, before,
     within and after ``on()``: they are on the device beside the rest, and are not streamed.
