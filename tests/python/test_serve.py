@@ -446,6 +446,7 @@ def test_an_outcome_that_cannot_be_written_is_written_later_or_the_job_runs_agai
 
 
 # An offer that was on its way to a variable is found by the garbage collector, which says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_error_that_is_thrown_into_a_worker_costs_an_attempt_and_nothing_else(
     runtime: co.Runtime,
