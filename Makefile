@@ -50,8 +50,9 @@ test-models: ## The core's concurrency, every interleaving
 test-bindings: ## The bindings compile as a library and their documentation builds
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features python --document-private-items -q
 
-test-python: $(STAMPS)/test ## The package, as its users call it
-	$(BIN)/python -m pytest -q
+test-python: $(STAMPS)/test $(STAMPS)/quantisers ## The package, as its users call it
+	$(BIN)/python -m pytest -q --ignore tests/python/test_quantised.py
+	PYTHONPATH=$(VENV)/quantisers $(BIN)/python -m pytest -q tests/python/test_quantised.py
 	CORESIDENT_TEST_DEVICE=virtual $(BIN)/python -m pytest -q tests/gpu
 
 test-gpu: $(STAMPS)/test ## What only a machine with a CUDA GPU can show
@@ -83,6 +84,11 @@ docs: $(STAMPS)/module ## The reference, in docs/api
 	$(BIN)/pip install "pdoc>=15"
 	$(BIN)/pdoc coresident coresident._core coresident.errors -o docs/api
 	@echo "open docs/api/index.html"
+
+# Beside the environment and not in it: torch and diffusers warn wherever these are.
+$(STAMPS)/quantisers: | $(STAMPS)/test
+	$(BIN)/pip install --no-deps --target $(VENV)/quantisers "torchao>=0.15" "optimum-quanto>=0.2.7" ninja
+	@touch $@
 
 clean: ## Everything that was made
 	rm -rf $(VENV) target docs/api

@@ -162,7 +162,7 @@ def tower(layer: Callable[[], Any]) -> Any:
 
 
 def torchao(config: str) -> Any:
-    pytest.importorskip("torchao", reason="not in the test extra: diffusers warns wherever it is")
+    pytest.importorskip("torchao", reason="is in .venv/quantisers, which make test has on its path")
     from torchao import quantization
 
     module = tower(lambda: torch.nn.Linear(SIDE, SIDE))
@@ -171,7 +171,9 @@ def torchao(config: str) -> Any:
 
 
 def quanto(kind: str) -> Any:
-    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not in the test extra")
+    pytest.importorskip(
+        "optimum.quanto", reason="is in .venv/quantisers, which make test has on its path"
+    )
     from optimum import quanto
 
     module = tower(lambda: torch.nn.Linear(SIDE, SIDE))
@@ -532,7 +534,7 @@ def test_what_its_library_packs_in_another_way_is_refused_on_that_device() -> No
 def test_a_model_that_transformers_quantises_while_it_loads_it_is_what_it_is(
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("torchao", reason="not in the test extra: diffusers warns wherever it is")
+    pytest.importorskip("torchao", reason="is in .venv/quantisers, which make test has on its path")
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import CLIPTextModel, TorchAoConfig
 
