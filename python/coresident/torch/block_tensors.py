@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -32,7 +33,9 @@ from coresident.torch.untraced import untraced
 _WHERE = torch.Tensor.data_ptr
 _STRIDE = torch.Tensor.stride
 _KIND = attrgetter("dtype", "shape")
+_DTYPE = attrgetter("dtype")
 _VERSION = attrgetter("_version")
+_IS_SET_TO = torch.Tensor.is_set_to
 
 
 class BlockTensor(NamedTuple):
@@ -262,6 +265,18 @@ def is_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are the same memory, read in the same way."""
     with torch._C.DisableTorchFunctionSubclass():
         return _is_alike(one, other) and one.data_ptr() == other.data_ptr()
+
+
+def elsewhere(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> set[int]:
+    """Places of those that are not the same memory, read in the same way, as their others."""
+    with torch._C.DisableTorchFunctionSubclass():
+        # Mostly all are, of which it is told in one go.
+        with suppress(NotImplementedError, RuntimeError):
+            kinds, wanted = map(_DTYPE, tensors), map(_DTYPE, others)
+            if all(map(_IS_SET_TO, tensors, others)) and list(kinds) == list(wanted):
+                return set()
+        pairs = enumerate(zip(tensors, others, strict=True))
+        return {at for at, (one, other) in pairs if not is_same_memory(one, other)}
 
 
 @untraced

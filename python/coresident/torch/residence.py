@@ -14,7 +14,7 @@ import torch
 
 from coresident import _core
 from coresident.errors import CoresidentError, InvalidValueError, ReleasedError
-from coresident.torch.block_tensors import is_same_memory
+from coresident.torch.block_tensors import elsewhere, is_same_memory
 from coresident.torch.calls import Calls
 from coresident.torch.host_writes import same_bytes
 from coresident.torch.room import Place
@@ -202,8 +202,7 @@ class Residence:
         if self._place is None:
             return
         own, views, host = self._replica._made, self._place.views, self._replica._tensors.all
-        at_rest = map(is_same_memory, own, host)
-        self._theirs = {at for at, is_ours in enumerate(at_rest) if not is_ours}
+        self._theirs = elsewhere(own, host)
         if streaming is not None and self._plan is not None:
             self._streamed = self._plan.streamed(streaming, self._place, terms)
         later = set() if self._plan is None else self._plan.in_blocks

@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from coresident.errors import InvalidValueError
+from coresident.torch.host_writes import same_bytes
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _WITHOUT_TENSORS = (type, FunctionType, ModuleType, torch.nn.Module)
@@ -250,8 +251,7 @@ def _is_copy(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if other.is_meta:
         return True
-    mine, copied = (tensor.cpu().flatten().view(torch.uint8) for tensor in (one, other))
-    return bool(torch.equal(mine, copied))
+    return same_bytes(other, one)
 
 
 def say_where(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
