@@ -299,10 +299,12 @@ class Runtime:
             ForkedError: the runtime or the queue was made before a fork.
         """
         from coresident.serving._arguments import check_serving
+        from coresident.serving._group import WorkerGroup
         from coresident.serving.server import Server
 
         chosen = check_serving(self, handler, queue, devices, grad)
-        server = Server(self, handler, queue, devices=chosen, grad=grad, idle=idle)
+        group = WorkerGroup(self, handler, queue, devices=chosen, grad=grad, idle=idle)
+        server = Server(group)
         self._servers = [*(one for one in self._servers if not one.ended), server]
         return server
 

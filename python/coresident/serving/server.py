@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from coresident import _core
 from coresident.errors import DeadlockError, ForkedError, WaitTimeoutError
 from coresident.serving._arguments import Mode, check_grace, check_mode, check_timeout
-from coresident.serving._group import Handler, WorkerGroup
+from coresident.serving._group import WorkerGroup
 from coresident.serving._signals import signals
-from coresident.serving.idle import IdlePolicy
 from coresident.serving.job import ServedJob
-
-if TYPE_CHECKING:
-    from coresident.runtime import Runtime
 
 
 class Server:
@@ -39,22 +33,13 @@ class Server:
             the latest 100, in words. They are also logged, as ``coresident.serving``.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        handler: Handler,
-        queue: _core.JobQueue | None,
-        *,
-        devices: list[_core.Device],
-        grad: bool,
-        idle: IdlePolicy | Mapping[Any, IdlePolicy] | None,
-    ) -> None:
-        self._group = WorkerGroup(runtime, handler, queue, devices=devices, grad=grad, idle=idle)
-        self.queue = self._group.queue
-        self.pool = self._group.pool
-        self.runtime = runtime
-        self.errors = self._group.errors
-        self._group.start()
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+        self.queue = group.queue
+        self.pool = group.pool
+        self.runtime = group.runtime
+        self.errors = group.errors
+        group.start()
 
     # What users call
 
