@@ -16,6 +16,7 @@ for library in ("accelerate", "diffusers", "peft", "transformers"):
     pytest.importorskip(library, reason="comes with the test extra")
 
 import coresident.torch as ct  # noqa: E402
+import tiny_models  # noqa: E402
 from coresident.torch.host_writes import HostWrites, same_bytes  # noqa: E402
 from test_streaming import PAGE, SIDE, is_clean, layers, runtime, x  # noqa: E402
 
@@ -403,32 +404,12 @@ def test_channels_last_stays_and_so_does_what_is_turned() -> None:
 
 
 def test_layerwise_casting_of_diffusers_stays() -> None:
-    from diffusers import FluxTransformer2DModel
-
     def made() -> Any:
         torch.manual_seed(0)
-        return FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=4,
-            num_layers=2,
-            num_single_layers=6,
-            attention_head_dim=64,
-            num_attention_heads=4,
-            axes_dims_rope=(16, 24, 24),
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-        ).eval()
+        return tiny_models.flux()
 
     torch.manual_seed(1)
-    inputs = {
-        "hidden_states": torch.randn(1, 16, 4),
-        "encoder_hidden_states": torch.randn(1, 3, 16),
-        "pooled_projections": torch.randn(1, 16),
-        "timestep": torch.tensor([0.5]),
-        "img_ids": torch.zeros(16, 3),
-        "txt_ids": torch.zeros(3, 3),
-        "return_dict": False,
-    }
+    inputs = tiny_models.flux_inputs()
 
     def outputs(module: Any) -> list[Any]:
         module.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)

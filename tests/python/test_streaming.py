@@ -18,6 +18,7 @@ for library in ("accelerate", "diffusers", "peft", "transformers"):
     pytest.importorskip(library, reason="comes with the test extra")
 
 import coresident.torch as ct  # noqa: E402
+import tiny_models  # noqa: E402
 from coresident.trace import Recording  # noqa: E402
 
 PAGE = 2 << 20
@@ -366,31 +367,12 @@ def test_packed_weights_are_streamed_as_their_bytes(house: co.Runtime, dtype: An
 
 
 def test_a_lora_of_one_replica_is_streamed_with_it(tmp_path: Any) -> None:
-    from diffusers import FluxTransformer2DModel
     from peft import LoraConfig
 
     torch.manual_seed(0)
-    made = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=6,
-        attention_head_dim=64,
-        num_attention_heads=4,
-        axes_dims_rope=(16, 24, 24),
-        joint_attention_dim=16,
-        pooled_projection_dim=16,
-    ).eval()
+    made = tiny_models.flux()
     made.save_pretrained(tmp_path / "flux")
-    inputs = {
-        "hidden_states": torch.randn(1, 16, 4),
-        "encoder_hidden_states": torch.randn(1, 3, 16),
-        "pooled_projections": torch.randn(1, 16),
-        "timestep": torch.tensor([0.5]),
-        "img_ids": torch.zeros(16, 3),
-        "txt_ids": torch.zeros(3, 3),
-        "return_dict": False,
-    }
+    inputs = tiny_models.flux_inputs()
     made.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k"]), "some")
     lora = {
         name.replace(".some", ""): torch.randn_like(value)

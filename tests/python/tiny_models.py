@@ -100,3 +100,33 @@ def autoencoder(*channels: int, layers: int = 1) -> Any:
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
     ).eval()
+
+
+def flux() -> Any:
+    """Flux's transformer, of some megabytes."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        axes_dims_rope=(16, 24, 24),
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+    ).eval()
+
+
+def flux_inputs() -> dict[str, Any]:
+    """What :func:`flux` is called with."""
+    return {
+        "hidden_states": torch.randn(1, 16, 4),
+        "encoder_hidden_states": torch.randn(1, 3, 16),
+        "pooled_projections": torch.randn(1, 16),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(3, 3),
+        "return_dict": False,
+    }

@@ -454,9 +454,8 @@ fn a_device_that_is_fuller_than_known_loses_only_what_is_missing() {
     assert_eq!(there.area.residency(), left, "one page was missing");
 }
 
-#[test]
-fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
-    let house = house_with(8, None);
+/// A model of three pages that a stream uses until it is let through the gate.
+fn in_use_on_a_stream(house: &House) -> ((Model, Pins), Stream, Arc<Barrier>) {
     let model = house.model(1, &[6 * MIB]);
     let (stream, gate) = (house.device.stream(), Arc::new(Barrier::new(2)));
     let pins = model.fault_on(stream, &owner("main"));
@@ -464,7 +463,14 @@ fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
     house.device.launch(stream, move || {
         opened.wait();
     });
-    drop((pins, model));
+    ((model, pins), stream, gate)
+}
+
+#[test]
+fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
+    let house = house_with(8, None);
+    let (used, stream, gate) = in_use_on_a_stream(&house);
+    drop(used);
     assert_eq!(house.device.committed(), 3 * PAGE);
     gate.wait();
     house.device.pages.record(stream).unwrap().wait(None).unwrap();
@@ -475,15 +481,9 @@ fn what_a_stream_still_uses_when_its_area_goes_leaves_afterwards() {
 #[test]
 fn who_lets_go_of_an_arena_waits_for_no_stream() {
     let house = house_with(8, None);
-    let model = house.model(1, &[6 * MIB]);
-    let (stream, gate) = (house.device.stream(), Arc::new(Barrier::new(2)));
-    let pins = model.fault_on(stream, &owner("main"));
-    let opened = gate.clone();
-    house.device.launch(stream, move || {
-        opened.wait();
-    });
+    let (used, _, gate) = in_use_on_a_stream(&house);
     let House { device, budget, arena } = house;
-    drop((pins, model, arena));
+    drop((used, arena));
     assert_eq!((device.committed(), budget.used()), (3 * PAGE, 3 * PAGE));
     gate.wait();
     until(|| (device.committed(), budget.used()) == (0, 0));
